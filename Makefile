@@ -1,0 +1,50 @@
+# Every target that needs Python sets up .venv by itself; a stamp makes that free the second time.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest
+
+# pyright would otherwise ask the network whether there is a newer version
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env test test-all lint format demo figures clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## create .venv: pinned packages, and this one installed in place
+
+$(STAMP): requirements.txt pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to pytest
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(STAMP)  ## run all tests
+	$(PYTEST) $(ARGS)
+
+lint: $(STAMP)  ## check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(STAMP)  ## fix style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+demo: $(STAMP)  ## train a small language model with and without lookahead: table, figure, JSON
+	$(BIN)/python examples/lm.py --compare --out build/demo
+
+figures: $(STAMP)  ## draw the figures of the documentation
+	$(BIN)/python examples/figures.py --out build/figures
+
+clean:  ## remove .venv and everything that was built
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Lookahead optimizers at the price of the optimizer alone."""
+
+from . import schedules
+from .lookahead import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
+from .optimizer import Optimizer
+from .optimizers import SGD, AdamW
+from .probe import probe_lookahead
+from .wrap import Wrap
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "GPA",
+    "NAG",
+    "NALA",
+    "SGD",
+    "SNOO",
+    "AdamW",
+    "EMANesterov",
+    "LongHorizon",
+    "Lookahead",
+    "Optimizer",
+    "ScheduleFree",
+    "Wrap",
+    "probe_lookahead",
+    "schedules",
+]

@@ -1,0 +1,83 @@
+"""Which bucket each parameter lives in."""
+
+import warnings
+
+from .bucket import Bucket
+
+
+class Buckets:
+    """The buckets of an optimizer.
+
+    Args:
+        state: the optimizer's ``state``, where published buckets show their tensors.
+        key: state name -> its key in ``state[p]``.
+    """
+
+    def __init__(self, state, key):
+        self.state, self.key = state, key
+        self._homes = {}  # parameter -> (bucket, index)
+        self._warned_of_move = False
+
+    def find(self, params, newcomers, names, on_device=False):
+        """The buckets of some parameters of one group.
+
+        Args:
+            params: the parameters asked for.
+            newcomers: those to house together with any of ``params`` that has no bucket yet.
+            names: state that each of them needs.
+            on_device: keep the scalars of new buckets on the device.
+
+        Returns:
+            bucket -> indices of ``params`` in it. New buckets are not published.
+
+        Raises:
+            RuntimeError: a parameter changed shape, or is on the meta device.
+        """
+        self._leave_misfits(params)
+        homes = self._homes
+        if any(p not in homes for p in params):
+            homes = {**homes, **self._housed(newcomers, on_device)}
+        chosen = {}
+        for p in params:
+            bucket, i = homes[p]
+            chosen.setdefault(bucket, []).append(i)
+        for bucket in chosen:
+            bucket.allocate(names)
+            if bucket.published:
+                bucket.adopt()
+        return chosen
+
+    def publish(self, buckets):
+        """Show new buckets in ``optimizer.state`` and keep them."""
+        for bucket in buckets:
+            if not bucket.published:
+                bucket.publish()
+                self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
+
+    def _housed(self, params, on_device):
+        together = {}
+        for p in params:
+            if p not in self._homes:
+                if p.is_meta:
+                    raise RuntimeError(
+                        f"a parameter of shape {tuple(p.shape)} is on the meta device: materialise "
+                        "the model before the first step"
+                    )
+                together.setdefault((p.device, p.dtype), []).append(p)
+        buckets = [Bucket(same, self.state, self.key, on_device) for same in together.values()]
+        return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+
+    def _leave_misfits(self, params):
+        """Take apart the buckets of parameters that changed dtype or device; state is kept."""
+        for p in params:
+            bucket, i = self._homes.get(p, (None, 0))
+            if bucket is not None and not bucket.fits(i):
+                for other in bucket.params:
+                    del self._homes[other]
+                if not self._warned_of_move:
+                    self._warned_of_move = True
+                    warnings.warn(
+                        f"emanest: parameters moved from {bucket.param_dtype} on {bucket.device} "
+                        f"to {p.dtype} on {p.device}; their state follows them",
+                        stacklevel=2,
+                    )

@@ -1,0 +1,145 @@
+"""What goes into a state dict and how it comes back: exact, and all or nothing."""
+
+import warnings
+
+import torch
+
+from .groups import CLOCK, check_method, is_lookahead_entry, state_names
+from .lookahead import method_of
+from .options import check_group
+
+# stands in a state dict for a callable, which no checkpoint can hold
+CALLABLE = "callable: not saved"
+
+
+class _Raw:
+    """Hides state from torch's loader, which would cast it to the parameter's dtype."""
+
+    def __init__(self, entries):
+        self.entries = entries
+
+
+def plain(state_dict):
+    """Replace callables in the groups of a state dict."""
+    groups = [
+        {k: CALLABLE if callable(v) else v for k, v in group.items()}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def check_kind(state_dict):
+    """Raise TypeError or ValueError for what is not an optimizer's state dict."""
+    if not isinstance(state_dict, dict):
+        raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+    for key in ("param_groups", "state"):
+        if key not in state_dict:
+            raise ValueError(f"not an optimizer state dict: missing {key!r}")
+
+
+def prepare(optimizer, state_dict):
+    """Check a state dict against the optimizer and complete it; a load_state_dict pre-hook.
+
+    Returns:
+        A state dict whose groups are complete and whose state torch passes on untouched.
+
+    Raises:
+        ValueError: other groups, other shapes, or state of the base optimizer missing.
+    """
+    check_kind(state_dict)
+    live, saved = optimizer.param_groups, state_dict["param_groups"]
+    sizes = [[len(g["params"]) for g in groups] for groups in (live, saved)]
+    if len(live) != len(saved):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: "
+            f"{len(saved)}, the optimizer has {len(live)}"
+        )
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: sizes {sizes[1]}, the optimizer's are {sizes[0]}"
+        )
+    groups = [_merged(i, *pair) for i, pair in enumerate(zip(live, saved, strict=True))]
+    state, fresh = dict(state_dict["state"]), set()
+    for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
+        for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
+            if state.get(key):
+                where = f"parameter {j} of group {index}"
+                entries, missing = _checked_entries(optimizer, where, group, p, state[key])
+                state[key] = _Raw(entries)
+                fresh |= missing
+    if fresh:
+        warnings.warn(
+            f"emanest: the checkpoint has no lookahead state {sorted(fresh)}; it starts afresh",
+            stacklevel=4,
+        )
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _merged(index, live, saved):
+    """The saved group, completed from the live one."""
+    if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
+        raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
+    if saved.get("lookahead") is None:
+        # written without a lookahead, by us or by torch: this optimizer's starts
+        saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
+    else:
+        live = {
+            k: v for k, v in live.items() if not is_lookahead_entry(k) or saved.get(k) == CALLABLE
+        }
+    for key, value in saved.items():
+        if value == CALLABLE and not callable(live.get(key)):
+            raise ValueError(
+                f"{key} of group {index} was a callable when the checkpoint was written: give this "
+                "optimizer the same callable before loading"
+            )
+    saved = {k: live[k] if v == CALLABLE else v for k, v in saved.items()}
+    # where a step runs is a matter of this machine
+    here = {"backend": live["backend"]} if "backend" in live else {}
+    group = check_group({**live, **saved, **here})
+    check_method(group)
+    return group
+
+
+def _checked_entries(optimizer, where, group, p, entries):
+    """A parameter's saved state without empty entries, and the lookahead state that it lacks."""
+    entries = {k: v for k, v in entries.items() if v is not None}
+    method = method_of(group)
+    own = {optimizer._key(name) for name in (method.state if method else ())}
+    names = {optimizer._key(name) for name in state_names(optimizer.bases, group)}
+    entries.setdefault(optimizer._key("lookahead"), 0.0)
+    uncounted = optimizer._uncounted(group)
+    if uncounted is not None:
+        entries.setdefault(optimizer._key("step"), uncounted)
+    missing = (names | {optimizer._key("step")}) - own - entries.keys()
+    if missing:
+        raise ValueError(
+            f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
+            "written by another optimizer?"
+        )
+    for key in names & entries.keys():
+        if entries[key].shape != p.shape:
+            raise ValueError(
+                f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
+                f"parameter has {tuple(p.shape)}"
+            )
+    return entries, own - entries.keys()
+
+
+def unpacked(entries):
+    """A parameter's state as ``prepare`` packed it, copied; other state as it is."""
+    if not isinstance(entries, _Raw):
+        return entries
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.entries.items()}
+
+
+def adopt(optimizer):
+    """Move loaded or unpickled state into buckets of its own; complete groups of older versions."""
+    for group in optimizer.param_groups:
+        for key, value in optimizer.defaults.items():
+            if not is_lookahead_entry(key):
+                group.setdefault(key, value)
+    for p, entries in optimizer.state.items():
+        optimizer.state[p] = unpacked(entries)
+    for group in optimizer.param_groups:
+        optimizer.housed(group)

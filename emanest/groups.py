@@ -1,0 +1,130 @@
+"""Parameter groups: checked when they are added, read at every step."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from . import backends, rules
+from .lookahead import group_entries, method_of
+from .options import check_group, check_parameter
+
+# entries that all groups of an optimizer share
+CLOCK = ("lookahead_t", "train_mode")
+
+
+def is_lookahead_entry(key):
+    """Whether a group's entry belongs to its lookahead method."""
+    return key == "lookahead" or key.startswith("lookahead_")
+
+
+def completed(index, group, optimizer):
+    """A complete, checked copy of a group that is about to be added.
+
+    Raises:
+        TypeError, ValueError: an option or a parameter is not valid; the message names the group.
+    """
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict, got {type(group).__name__}")
+    if "params" not in group:
+        raise ValueError(f"group {index} has no 'params'")
+    # a late group joins the clock and the mode of the others
+    shared = {k: g[k] for g in optimizer.param_groups[:1] for k in CLOCK}
+    group = check_group(completed_entries(group, {**optimizer.defaults, **shared}))
+    if isinstance(group["lr"], torch.Tensor):
+        # torch shares one tensor among groups, and a scheduler then scales it once per group
+        group["lr"] = group["lr"].clone()
+    check_method(group)
+    return group
+
+
+def completed_entries(group, defaults):
+    """A group completed from defaults; its ``lookahead`` may still be a method."""
+    group = dict(group)
+    if "lookahead" in group and not isinstance(group["lookahead"], str):
+        # another method than the default one, none of whose settings apply
+        defaults = {k: v for k, v in defaults.items() if k in CLOCK or not is_lookahead_entry(k)}
+        group = {**group_entries(group.pop("lookahead")), **group}
+    return {**defaults, **group}
+
+
+def check_method(group):
+    """The group's lookahead method, or None, checked against the group's other options.
+
+    Raises:
+        ValueError: a setting is out of range, or contradicts the base's options.
+    """
+    method = method_of(group)
+    if method is not None:
+        method.check_base(group)
+        if group.get("capturable") and not method.capturable:
+            raise ValueError(
+                f"capturable=True does not work with {type(method).__name__}: its syncs, or its "
+                "callable step size, are decided on the host"
+            )
+    return method
+
+
+def check_params_of(index, group):
+    """Check the parameters of a group that torch has accepted, and drop repetitions."""
+    # torch only warns of a repeated parameter, and then updates it twice
+    group["params"] = list(dict.fromkeys(group["params"]))
+    for j, p in enumerate(group["params"]):
+        check_parameter(f"parameter {j} of group {index}", p)
+        if group.get("backend") is not None:
+            backends.pick(p.device.type, group["backend"])
+
+
+def state_names(bases, group):
+    """Names of all state that a group's parameters need."""
+    method = method_of(group)
+    base = rules.BASES[bases[group["base"]].rule(group)].state if bases else ()
+    return (*base, *(method.state if method else ()))
+
+
+class Clock(NamedTuple):
+    """A group in time: when and how fast its step is, and what to remember of it."""
+
+    t: Any
+    lr: Any
+    memory: dict[str, Any]  # of the lookahead method, this step included
+
+    def after(self):
+        """The group's entries once the step has happened."""
+        memory = {f"lookahead_{name}": value for name, value in self.memory.items()}
+        return {"lookahead_t": self.t + 1, **memory}
+
+
+def clock_of(group, method):
+    """The group's clock at the start of a step."""
+    on_device = group.get("capturable", False)
+    if on_device:
+        _move_clock(group, method)
+    t, lr = group["lookahead_t"], _number(group["lr"], on_device)
+    if method is None:
+        return Clock(t, lr, {})
+    memory = {name: group[f"lookahead_{name}"] for name in method.memory}
+    initial_lr = _number(group.get("initial_lr", 0.0), on_device)
+    return Clock(t, lr, method.remember(t, lr, initial_lr, memory))
+
+
+def _number(value, on_device):
+    # a tensor lr is read on the host, as torch does, unless the host must not wait
+    return value if on_device or not isinstance(value, torch.Tensor) else value.item()
+
+
+def _move_clock(group, method):
+    """Keep what a captured step advances in 0-d tensors on the device."""
+    device = group["params"][0].device
+    names = ("lookahead_t", *(f"lookahead_{name}" for name in (method.memory if method else ())))
+    for name in names:
+        group[name] = torch.as_tensor(group[name], dtype=torch.float64, device=device)
+
+
+def store(group, entries):
+    """Write entries into a group; tensors keep their identity, for CUDA graphs."""
+    for key, value in entries.items():
+        held = group.get(key)
+        if isinstance(held, torch.Tensor):
+            held.copy_(torch.as_tensor(value))
+        else:
+            group[key] = value

@@ -1,0 +1,67 @@
+"""The lookahead methods, and how a parameter group holds one.
+
+A method is a small frozen dataclass. A group holds its name (``lookahead``) and its settings as
+plain numbers (``lookahead_stepsize``, ``lookahead_decay``, ...), where they can be overridden per
+group and where ``state_dict`` saves them; the dataclass is their template and their validator.
+"""
+
+import functools
+from dataclasses import fields
+
+from ..options import choice
+from .along import NAG, EMANesterov
+from .between import GPA, ScheduleFree
+from .method import At, Method, Plan
+from .slow import NALA, SNOO, LongHorizon, Lookahead
+
+__all__ = [
+    "GPA",
+    "METHODS",
+    "NAG",
+    "NALA",
+    "SNOO",
+    "At",
+    "EMANesterov",
+    "LongHorizon",
+    "Lookahead",
+    "Method",
+    "Plan",
+    "ScheduleFree",
+    "group_entries",
+    "method_of",
+]
+
+METHODS = {
+    method.name: method
+    for method in (EMANesterov, NAG, Lookahead, LongHorizon, SNOO, GPA, ScheduleFree, NALA)
+}
+
+
+def group_entries(method):
+    """The entries that a method (or None) puts into a parameter group.
+
+    Raises:
+        TypeError: neither a method nor None.
+    """
+    if method is None:
+        return {"lookahead": None}
+    if not isinstance(method, Method):
+        names = ", ".join(m.__name__ for m in METHODS.values())
+        raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
+    memory = {f"lookahead_{name}": value for name, value in method.memory.items()}
+    return {"lookahead": method.name, **method.settings(), **memory}
+
+
+def method_of(group):
+    """The method that a group's entries describe, validated; None without one."""
+    name = group.get("lookahead")
+    if name is None:
+        return None
+    cls = METHODS[choice("lookahead", name, METHODS)]
+    return _build(cls, *(group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)))
+
+
+# typed: 1, 1.0 and True are equal but not equally valid
+@functools.lru_cache(maxsize=1024, typed=True)
+def _build(cls, *values):
+    return cls(*values)

@@ -1,0 +1,120 @@
+"""Methods that look ahead along a direction m: ``y = x + lookahead * m``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .. import schedules
+from ..options import choice, count, flag, real
+from .method import Method, Plan
+
+
+@dataclass(frozen=True)
+class EMANesterov(Method):
+    """Look ahead along an exponential moving average of past updates.
+
+        delta = x' - x
+        m = decay * m + (1 - decay) * delta
+        y' = x' + b * m              b = stepsize * lr / (largest lr so far)
+
+    Averages run from the first step; b is 0 outside ``warmup <= t < rest``. Slow directions see
+    their step size multiplied by 1 / (1 - b): compare with a sweep of the learning rate.
+    Memory: one extra state value per parameter (``exp_avg_update``).
+
+    Args:
+        stepsize: the paper's beta, in (-(1 + decay) / (1 - decay), 1); 0.5 is a good start. Or a
+            callable of the step index t, which then gives b itself (``follow_lr`` has no effect);
+            a callable is not saved by ``state_dict``.
+        decay: the paper's gamma, in [0, 1); 0.99 up to a few 100M parameters, 0.995 beyond.
+        warmup: first step (counted from 0) whose gradient is taken ahead; about 30 % of the run.
+        rest: first step whose gradient is taken at x again, an absolute index; None is never.
+        follow_lr: make b proportional to the group's learning rate of the step before.
+        init: ``"zero"``, ``"copy"`` (m starts at the first update) or ``"debias"``.
+
+    Raises:
+        ValueError: a setting is out of range, or the window [warmup, rest) is empty.
+
+    Source: EMA-Nesterov, arXiv:2605.25395, algorithm 1. The authors' wrapper reads the learning
+    rate one scheduler tick later; ``schedules.proportional`` reproduces that.
+    """
+
+    name: ClassVar[str] = "ema_nesterov"
+    state: ClassVar[tuple[str, ...]] = ("exp_avg_update",)
+    points: ClassVar[tuple[str, str | None]] = ("x_along", "y_along")
+    memory: ClassVar[dict[str, float]] = {"peak": 0.0}
+
+    stepsize: float | Callable[[int], float] = 0.5
+    decay: float = 0.99
+    warmup: int = 0
+    rest: int | None = None
+    follow_lr: bool = True
+    init: str = "zero"
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(decay=real("decay", self.decay, 0, 1, "[)"))
+        if not callable(self.stepsize):
+            self._set(stepsize=self._check_stepsize("stepsize", self.stepsize))
+        self._set(warmup=count("warmup", self.warmup, 0))
+        if self.rest is not None and count("rest", self.rest, 0) <= self.warmup:
+            raise ValueError(
+                f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
+                "(rest is an absolute step index, None means never)"
+            )
+        flag("follow_lr", self.follow_lr)
+        choice("init", self.init, schedules.INITS)
+
+    def _check_stepsize(self, name, value):
+        return real(name, value, -(1 + self.decay) / (1 - self.decay), 1, "()")
+
+    @property
+    def capturable(self):
+        """A callable of t cannot be evaluated on a device."""
+        return not callable(self.stepsize)
+
+    def remember(self, t, lr, initial_lr, memory):
+        """Keep the largest learning rate so far."""
+        peak = schedules.largest(memory["peak"], initial_lr)
+        return {"peak": schedules.largest(peak, lr)}
+
+    def plan(self, at, memory):
+        """Advance the average and step ahead for step t + 1."""
+        weight = schedules.INITS[self.init](self.decay, at.step)
+        ahead = schedules.window(at.t + 1, self.warmup, self.rest) * self._size(at, memory)
+        return Plan("ema_nesterov", (weight, at.lookahead, ahead), ahead)
+
+    def _size(self, at, memory):
+        if callable(self.stepsize):
+            return self._check_stepsize(f"stepsize({at.t + 1})", self.stepsize(at.t + 1))
+        return self.stepsize * (schedules.ratio(at.lr, memory["peak"]) if self.follow_lr else 1.0)
+
+
+@dataclass(frozen=True)
+class NAG(Method):
+    """Nesterov's accelerated gradient around any base optimizer, in the canonical form.
+
+        x' = y + u
+        y' = x' + momentum * (x' - x)
+
+    Safe under learning-rate schedules, where PyTorch's ``SGD(nesterov=True)`` rescales the carried
+    velocity. Memory: one extra state value per parameter (``velocity``).
+
+    Args:
+        momentum: in (-1, 1).
+
+    Source: Nesterov 1983; Sutskever et al. 2013, whose v is ``velocity``.
+    """
+
+    name: ClassVar[str] = "nag"
+    state: ClassVar[tuple[str, ...]] = ("velocity",)
+    points: ClassVar[tuple[str, str | None]] = ("x_along", "y_along")
+
+    momentum: float
+
+    def __post_init__(self):
+        """Check the range."""
+        self._set(momentum=real("momentum", self.momentum, -1, 1, "()"))
+
+    def plan(self, at, memory):
+        """Step ahead along the last displacement."""
+        return Plan("nag", (at.lookahead, self.momentum), self.momentum)

@@ -1,0 +1,104 @@
+"""Methods that take gradients between an average x and the base optimizer's own iterate z."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .. import schedules
+from ..options import real
+from .method import Method, Plan
+
+
+@dataclass(frozen=True)
+class GPA(Method):
+    """Generalized primal averaging: a smooth DiLoCo.
+
+        y = mu_y * x + (1 - mu_y) * z
+        z = (1 - lr * weight_decay) * z + u
+        x = mu_x * x + (1 - mu_x) * z
+
+    The base's weight decay acts on z, decoupled, and is switched off at y (under ``Wrap`` the
+    inner optimizer's decay acts at y). mu_x = 0 is the base optimizer. Memory: one extra state
+    value per parameter (``z``; x is implicit).
+
+    Args:
+        mu_x: weight of x in its own average, in [0, 1); about 0.9 ** (1 / H) replaces DiLoCo with H
+            inner steps.
+        mu_y: weight of x at the gradient point, in (0, 1].
+
+    Source: Defazio et al. 2025, arXiv:2512.17131.
+    """
+
+    name: ClassVar[str] = "gpa"
+    state: ClassVar[tuple[str, ...]] = ("z",)
+    points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
+
+    mu_x: float = 0.9967
+    mu_y: float = 0.7
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(mu_x=real("mu_x", self.mu_x, 0, 1, "[)"))
+        self._set(mu_y=real("mu_y", self.mu_y, 0, 1, "(]"))
+
+    def plan(self, at, memory):
+        """Average, with the decay moved from y to z."""
+        weight = 1.0 - self.mu_x
+        numbers = (weight, weight - self.mu_x * self.mu_y, at.lr * at.weight_decay)
+        return Plan("gpa", numbers, 1.0 / self.mu_y - 1.0, options={"weight_decay": 0.0})
+
+
+@dataclass(frozen=True)
+class ScheduleFree(Method):
+    """Replace the learning-rate schedule by averaging.
+
+        y = (1 - momentum) * z + momentum * x
+        z = z + u
+        x = x + c * (z - x)          c = w / (sum of all w),  w = (t + 1) ** r * peak ** power
+
+    peak is the largest learning rate so far. The momentum here replaces the base's: it needs
+    ``betas=(0, beta2)`` or ``momentum=0``. The base's weight decay acts at y. For a warm-up use a
+    scheduler (``LinearLR``). Memory: one extra state value per parameter (``z``; x is implicit).
+
+    Args:
+        momentum: weight of x at the gradient point, in (0, 1].
+        r: power of the step index in the weights, at least 0.
+        weight_lr_power: power of the peak learning rate in the weights, at least 0.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
+    """
+
+    name: ClassVar[str] = "schedule_free"
+    state: ClassVar[tuple[str, ...]] = ("z",)
+    points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
+    memory: ClassVar[dict[str, float]] = {"peak": 0.0, "weight": 0.0, "weight_sum": 0.0}
+
+    momentum: float = 0.9
+    r: float = 0.0
+    weight_lr_power: float = 2.0
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(momentum=real("momentum", self.momentum, 0, 1, "(]"))
+        self._set(r=real("r", self.r, 0))
+        self._set(weight_lr_power=real("weight_lr_power", self.weight_lr_power, 0))
+
+    def check_base(self, group):
+        """The base must not have a momentum of its own."""
+        beta1, momentum = group.get("betas", (0.0,))[0], group.get("momentum", 0.0)
+        if beta1 != 0 or momentum != 0:
+            raise ValueError(
+                "ScheduleFree replaces the base's momentum: pass betas=(0, beta2) or momentum=0, "
+                f"got {f'betas[0]={beta1}' if beta1 != 0 else f'momentum={momentum}'}"
+            )
+
+    def remember(self, t, lr, initial_lr, memory):
+        """Add this step's weight."""
+        peak = schedules.largest(memory["peak"], lr)
+        weight = (t + 1) ** self.r * peak**self.weight_lr_power
+        return {"peak": peak, "weight": weight, "weight_sum": memory["weight_sum"] + weight}
+
+    def plan(self, at, memory):
+        """Average with the weight of this step."""
+        total = memory["weight_sum"]
+        c = memory["weight"] / (total + (total == 0))
+        return Plan("gpa", (c, c - (1.0 - c) * self.momentum, 0.0), 1.0 / self.momentum - 1.0)

@@ -1,0 +1,65 @@
+"""What a lookahead method is: settings, the state it keeps, and what it does at each step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+
+class At(NamedTuple):
+    """Where a parameter stands when a step begins; numbers, or 0-d tensors on its device."""
+
+    t: Any  # steps of the optimizer so far: windows and syncs follow it
+    step: Any  # base updates of this parameter so far
+    lookahead: Any  # how far the parameter is ahead now; 0: it holds x
+    lr: Any
+    weight_decay: Any
+
+
+class Plan(NamedTuple):
+    """What one step does to a parameter."""
+
+    rule: str = "none"  # a row of rules.LOOKAHEADS
+    numbers: tuple = ()
+    lookahead: Any = 0.0  # how far the parameter is ahead after the step
+    options: Mapping = MappingProxyType({})  # options of the base that this step overrides
+    base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
+
+
+@dataclass(frozen=True)
+class Method:
+    """A lookahead method.
+
+    ``remember`` and ``plan`` are pure. Methods without syncs write them without a branch on an
+    argument, so that they also work on 0-d tensors (a step captured in a CUDA graph).
+    """
+
+    name: ClassVar[str]
+    state: ClassVar[tuple[str, ...]]
+    points: ClassVar[tuple[str, str | None]]  # rows of rules.POINTS: x from y; y from x, if known
+    memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
+    syncs: ClassVar[bool] = False  # acts at some steps only
+
+    @property
+    def capturable(self):
+        """Whether ``plan`` can be evaluated on a device."""
+        return not self.syncs
+
+    def settings(self):
+        """The settings as the plain entries of a parameter group."""
+        return {f"lookahead_{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    def _set(self, **checked):
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def check_base(self, group):
+        """Raise ValueError for options of the base that the method cannot work with."""
+
+    def remember(self, t, lr, initial_lr, memory):
+        """The memory, brought up to step t; initial_lr is a scheduler's, 0 without one."""
+        return memory
+
+    def plan(self, at: At, memory: dict) -> Plan:
+        """What step ``at.t`` does; ``memory`` includes that step."""
+        raise NotImplementedError

@@ -1,0 +1,224 @@
+"""Checks of everything that a user passes in: one function per kind, one table per option."""
+
+import math
+import numbers
+
+import torch
+
+
+def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):
+    """Return ``value`` as a float inside the given range.
+
+    Args:
+        name: what the message calls it.
+        value: a real number of any kind (Python, numpy, Decimal, Fraction), not a bool.
+        low, high: the range; infinite values are always refused.
+        bounds: which ends belong to the range, as in ``"[)"``.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN, infinite or out of range.
+    """
+    # Decimal registers as a Number but not as a Real; tensors as neither
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Number)
+        or isinstance(value, complex)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    number = float(value)  # pyright: ignore[reportArgumentType]
+    above = number >= low if bounds[0] == "[" else number > low
+    below = number <= high if bounds[1] == "]" else number < high
+    if not (above and below and math.isfinite(number)):
+        raise ValueError(f"{name} must be {_range(low, high, bounds)}, got {number}")
+    return number
+
+
+def _range(low, high, bounds):
+    if math.isinf(low) and math.isinf(high):
+        return "finite"
+    if math.isinf(high):
+        return f"a finite number {'at least' if bounds[0] == '[' else 'above'} {low:g}"
+    return f"in {bounds[0]}{low:g}, {high:g}{bounds[1]}"
+
+
+def count(name, value, low=1):
+    """Return ``value`` as an int of at least ``low``; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return int(value)
+
+
+def flag(name, value):
+    """Return a bool; TypeError for anything else."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def optional_flag(name, value):
+    """Return a bool or None; TypeError for anything else."""
+    return value if value is None else flag(name, value)
+
+
+def choice(name, value, choices):
+    """Return ``value`` if it is one of ``choices``; ValueError that lists them otherwise."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}")
+    return value
+
+
+def learning_rate(name, value):
+    """Return the learning rate as a float, or as the 1-element tensor that it is.
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+        ValueError: negative, NaN, infinite, or a tensor with several elements.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        # a value on a device is not read here: that would wait for the device
+        if value.device.type == "cpu":
+            learning_rate(name, value.item())
+        return value
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Number)
+        or isinstance(value, complex)
+    ):
+        raise TypeError(
+            f"{name} must be a float or 1-element tensor, got {value!r} ({type(value).__name__})"
+        )
+    number = float(value)  # pyright: ignore[reportArgumentType]
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"Invalid learning rate: {number} ({name} must be finite and at least 0)")
+    return number
+
+
+def betas(name, value):
+    """Return Adam's two coefficients as floats in [0, 1)."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
+    checked = []
+    for i, beta in enumerate(value):
+        try:
+            checked.append(real(f"{name}[{i}]", beta, 0, 1, "[)"))
+        except ValueError as error:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta} ({error})") from None
+    return tuple(checked)
+
+
+def _at_least_zero(torch_words):
+    def check(name, value):
+        try:
+            return real(name, value, 0)
+        except ValueError as error:
+            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
+
+    return check
+
+
+def _nonfinite(name, value):
+    return choice(name, value, ("propagate", "skip", "raise"))
+
+
+def _not_differentiable(name, value):
+    if flag(name, value):
+        raise ValueError(f"{name}=True is not supported: the step is not recorded by autograd")
+    return value
+
+
+# option -> check(name, value) -> value; options without a row are kept as they are, as in torch
+CHECKS = {
+    "lr": learning_rate,
+    "betas": betas,
+    "eps": _at_least_zero("epsilon"),
+    "weight_decay": _at_least_zero("weight_decay"),
+    "momentum": _at_least_zero("momentum"),
+    "dampening": real,
+    "nesterov": flag,
+    "amsgrad": flag,
+    "maximize": flag,
+    "capturable": flag,
+    "differentiable": _not_differentiable,
+    "foreach": optional_flag,
+    "fused": optional_flag,
+    "nonfinite": _nonfinite,
+}
+
+# (condition on a whole group, error): combinations that no single option shows
+CONFLICTS = (
+    (
+        lambda group: group.get("fused") and group.get("differentiable"),
+        RuntimeError("`fused` does not support `differentiable`"),
+    ),
+    (
+        lambda group: group.get("fused") and group.get("foreach"),
+        RuntimeError("`fused` and `foreach` cannot be `True` together."),
+    ),
+    (
+        lambda group: group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0),
+        ValueError("Nesterov momentum requires a momentum and zero dampening"),
+    ),
+)
+
+
+def check_group(group):
+    """Return the checked options of a group; unknown keys are kept.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
+            contradicts another; the message names it.
+    """
+    for contradicts, error in CONFLICTS:
+        if contradicts(group):
+            raise error
+    return {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+
+
+def check_params(params):
+    """Return ``params`` as a list, refusing what is not an iterable of tensors or groups.
+
+    Raises:
+        TypeError: None, a module, a lone tensor, a dict.
+        ValueError: empty.
+    """
+    if params is None:
+        raise TypeError("params must be an iterable of tensors or of groups (dicts), got None")
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            "params must be an iterable of tensors: pass model.parameters(), not the module"
+        )
+    if isinstance(params, dict):
+        raise TypeError("params must be an iterable of groups: wrap the group (a dict) in a list")
+    if isinstance(params, torch.Tensor):
+        raise TypeError(
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, "
+            f"but got {torch.typename(params)}"
+        )
+    params = list(params)
+    if not params:
+        raise ValueError(
+            "optimizer got an empty parameter list (did you already consume model.parameters()?)"
+        )
+    return params
+
+
+def check_parameter(name, p):
+    """Refuse a tensor that cannot be a parameter, by the name that it goes by.
+
+    Raises:
+        TypeError: an integer tensor.
+        ValueError: a tensor that overlaps itself (an expanded one).
+    """
+    if not (p.is_floating_point() or p.is_complex()):
+        raise TypeError(
+            f"{name} has dtype {p.dtype}: only floating and complex parameters can be optimized; "
+            "leave frozen quantised weights out"
+        )
+    # a stride of 0 over more than one element: several elements share one address
+    if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(f"{name} overlaps itself in memory (an expanded tensor): clone it first")

@@ -1,0 +1,249 @@
+"""Every formula of the library, once.
+
+Letters, here and everywhere:
+
+    y  gradient point: what the parameters hold while training
+    x  iterate: what is evaluated and saved        z  a base optimizer's own iterate
+    g  gradient at y        u  base update, to be added: it holds -lr and the weight decay
+    w  y + u, the point that the base optimizer reached
+    m  average of the iterate's displacements x' - x
+
+One step is a base rule followed by a lookahead rule:
+
+    base       (y, g, state, numbers) -> (u, state)        gradient -> update
+    lookahead  (w, u, state, numbers) -> (y, state)        update -> next gradient point
+
+A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and
+``.sqrt()``, so the same text runs on floats, on torch tensors, and inside a Triton kernel through
+``triton.jit``. State comes and goes as a tuple. This module imports nothing; the tables at its end
+name each rule's state and numbers, in the order in which the rule unpacks them.
+"""
+
+# ---- base rules ---------------------------------------------------------------------------------
+
+
+def sgd(y, g, state, numbers):
+    """Gradient descent; ``weight_decay`` is an L2 penalty, added to the gradient."""
+    lr, weight_decay = numbers
+    return -lr * (g + weight_decay * y), state
+
+
+def momentum(y, g, state, numbers):
+    """SGD with a momentum buffer (heavy ball)."""
+    (momentum_buffer,) = state
+    lr, weight_decay, momentum, weight = numbers
+    momentum_buffer = momentum * momentum_buffer + weight * (g + weight_decay * y)
+    return -lr * momentum_buffer, (momentum_buffer,)
+
+
+def nesterov(y, g, state, numbers):
+    """SGD with Nesterov momentum in PyTorch's form: the buffer, then one step beyond it."""
+    (momentum_buffer,) = state
+    lr, weight_decay, momentum, weight = numbers
+    g = g + weight_decay * y
+    momentum_buffer = momentum * momentum_buffer + weight * g
+    return -lr * (g + momentum * momentum_buffer), (momentum_buffer,)
+
+
+def adamw(y, g, state, numbers):
+    """AdamW; ``decay`` is lr * weight_decay, ``scale`` undoes the bias of the second moment."""
+    exp_avg, exp_avg_sq = state
+    step_size, decay, weight1, weight2, scale, eps = numbers
+    exp_avg = exp_avg + weight1 * (g - exp_avg)
+    exp_avg_sq = exp_avg_sq + weight2 * (g * g - exp_avg_sq)
+    u = -step_size * exp_avg / (exp_avg_sq.sqrt() * scale + eps) - decay * y
+    return u, (exp_avg, exp_avg_sq)
+
+
+def amsgrad(y, g, state, numbers):
+    """AdamW that divides by the largest second moment so far."""
+    exp_avg, exp_avg_sq, max_exp_avg_sq = state
+    step_size, decay, weight1, weight2, scale, eps = numbers
+    exp_avg = exp_avg + weight1 * (g - exp_avg)
+    exp_avg_sq = exp_avg_sq + weight2 * (g * g - exp_avg_sq)
+    # a selection, not b + (a > b) * (a - b), which would round
+    grown = exp_avg_sq > max_exp_avg_sq
+    max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq
+    u = -step_size * exp_avg / (max_exp_avg_sq.sqrt() * scale + eps) - decay * y
+    return u, (exp_avg, exp_avg_sq, max_exp_avg_sq)
+
+
+def direction(y, g, state, numbers):
+    """Step along a direction that was computed elsewhere; the decay is decoupled."""
+    step_size, decay = numbers
+    return -step_size * g - decay * y, state
+
+
+# ---- lookahead rules ----------------------------------------------------------------------------
+
+
+def none(w, u, state, numbers):
+    """No lookahead: the next gradient is taken where the base optimizer arrived."""
+    return w, state
+
+
+def ema_nesterov(w, u, state, numbers):
+    """Look ahead along the average of past displacements (EMA-Nesterov).
+
+    No copy of the previous iterate is needed: ``x' - x = (y + u) - (y - lookahead * m)``.
+    """
+    (exp_avg_update,) = state
+    weight, lookahead, next_lookahead = numbers
+    delta = lookahead * exp_avg_update + u
+    exp_avg_update = exp_avg_update + weight * (delta - exp_avg_update)
+    return w + next_lookahead * exp_avg_update, (exp_avg_update,)
+
+
+def nag(w, u, state, numbers):
+    """Look ahead along the last displacement (Nesterov's accelerated gradient, canonical form)."""
+    (velocity,) = state
+    lookahead, next_lookahead = numbers
+    velocity = lookahead * velocity + u
+    return w + next_lookahead * velocity, (velocity,)
+
+
+def lookahead(w, u, state, numbers):
+    """Pull the slow weights x towards the fast ones and restart from there (Lookahead)."""
+    (x,) = state
+    (alpha,) = numbers
+    # from the nearer end, as torch.lerp does: exact at alpha = 0 and at alpha = 1
+    near = (alpha < 0.5) * 1.0
+    x = near * x + (1.0 - near) * w + (alpha - (1.0 - near)) * (w - x)
+    return x, (x,)
+
+
+def long_horizon(w, u, state, numbers):
+    """Look ahead along the displacement since the last sync (long-horizon lookahead)."""
+    (x,) = state
+    (stepsize,) = numbers
+    return w + stepsize * (w - x), (w,)
+
+
+def snoo(w, u, state, numbers):
+    """One Nesterov SGD step of the slow weights on the displacement since the last sync (SNOO)."""
+    x, outer_momentum_buffer = state
+    outer_lr, outer_momentum = numbers
+    delta = w - x
+    outer_momentum_buffer = outer_momentum * outer_momentum_buffer + delta
+    x = x + outer_lr * (delta + outer_momentum * outer_momentum_buffer)
+    return x, (x, outer_momentum_buffer)
+
+
+def gpa(w, u, state, numbers):
+    """Average z into x and take gradients between the two (GPA; Schedule-Free).
+
+    ``weight`` is 1 - mu_x, ``gain`` is weight - mu_x * mu_y, ``decay`` shrinks z. x is implicit:
+    ``x = y - lookahead * (z - y)`` with lookahead = 1 / mu_y - 1.
+    """
+    (z,) = state
+    weight, gain, decay = numbers
+    shrinkage = decay * z
+    w = w - shrinkage
+    u = u - shrinkage
+    return w + weight * (z - w) + gain * u, (z + u,)
+
+
+def extrapolate(w, u, state, numbers):
+    """Move to the point whose gradient NALA takes next; the slow weights x stay."""
+    (x,) = state
+    (mu,) = numbers
+    return w + mu * (w - x), (x,)
+
+
+def anchor(w, u, state, numbers):
+    """Make the point just reached the slow weights (the end of NALA's outer step)."""
+    return w, (w,)
+
+
+def step(base, look, y, g, base_state, look_state, base_numbers, look_numbers):
+    """One whole optimizer step: gradient -> base update -> lookahead."""
+    u, base_state = base(y, g, base_state, base_numbers)
+    y, look_state = look(y + u, u, look_state, look_numbers)
+    return y, base_state, look_state
+
+
+# ---- between x and y: (point, state, numbers) -> point ------------------------------------------
+
+
+def x_along(y, state, numbers):
+    """Take back the lookahead along m."""
+    (m,) = state
+    (lookahead,) = numbers
+    return y - lookahead * m
+
+
+def y_along(x, state, numbers):
+    """Look ahead along m."""
+    (m,) = state
+    (lookahead,) = numbers
+    return x + lookahead * m
+
+
+def x_slow(y, state, numbers):
+    """Read the slow weights."""
+    (x,) = state
+    return x
+
+
+def x_between(y, state, numbers):
+    """Extrapolate from z through y to x."""
+    (z,) = state
+    (lookahead,) = numbers
+    return y - lookahead * (z - y)
+
+
+def y_between(x, state, numbers):
+    """Interpolate between x and z."""
+    (z,) = state
+    (lookahead,) = numbers
+    return x + lookahead / (1.0 + lookahead) * (z - x)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+class Rule:
+    """A rule with the names of its state and of its numbers, in order."""
+
+    def __init__(self, function, state=(), numbers=()):
+        self.function, self.state, self.numbers = function, state, numbers
+
+
+_SGD = ("lr", "weight_decay")
+_MOMENTUM = (*_SGD, "momentum", "weight")
+_ADAM = ("step_size", "decay", "weight1", "weight2", "scale", "eps")
+
+BASES = {
+    "sgd": Rule(sgd, (), _SGD),
+    "momentum": Rule(momentum, ("momentum_buffer",), _MOMENTUM),
+    "nesterov": Rule(nesterov, ("momentum_buffer",), _MOMENTUM),
+    "adamw": Rule(adamw, ("exp_avg", "exp_avg_sq"), _ADAM),
+    "amsgrad": Rule(amsgrad, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), _ADAM),
+    "direction": Rule(direction, (), ("step_size", "decay")),
+}
+
+LOOKAHEADS = {
+    "none": Rule(none),
+    "ema_nesterov": Rule(
+        ema_nesterov, ("exp_avg_update",), ("weight", "lookahead", "next_lookahead")
+    ),
+    "nag": Rule(nag, ("velocity",), ("lookahead", "next_lookahead")),
+    "lookahead": Rule(lookahead, ("x",), ("alpha",)),
+    "long_horizon": Rule(long_horizon, ("x",), ("stepsize",)),
+    "snoo": Rule(snoo, ("x", "outer_momentum_buffer"), ("outer_lr", "outer_momentum")),
+    "gpa": Rule(gpa, ("z",), ("weight", "gain", "decay")),
+    "extrapolate": Rule(extrapolate, ("x",), ("mu",)),
+    "anchor": Rule(anchor, ("x",)),
+}
+
+# how x is read from y, and y from x where that is possible; the state is the method's first
+POINTS = {
+    "x_along": Rule(x_along, ("m",), ("lookahead",)),
+    "y_along": Rule(y_along, ("m",), ("lookahead",)),
+    "x_slow": Rule(x_slow, ("x",), ("lookahead",)),
+    "x_between": Rule(x_between, ("z",), ("lookahead",)),
+    "y_between": Rule(y_between, ("z",), ("lookahead",)),
+}
+
+# state that holds a position: it starts as a copy of the parameter, all other state at zero
+POSITIONS = frozenset({"x", "z"})

@@ -1,0 +1,59 @@
+"""How far to look ahead at each step: numbers in, numbers out.
+
+Everything here works on Python numbers and on 0-d tensors alike (no branch on an argument), so
+that a step captured in a CUDA graph can evaluate it on the device.
+"""
+
+import math
+
+
+def window(t, warmup, rest):
+    """1 for ``warmup <= t < rest``, else 0; steps are counted from 0, ``rest=None`` is never."""
+    return (t >= warmup) * (t < (math.inf if rest is None else rest))
+
+
+def largest(a, b):
+    """The larger of two finite numbers, bit for bit."""
+    return (a > b) * a + (a <= b) * b
+
+
+def ratio(lr, peak):
+    """``lr / peak``, and 1 where both are 0 (a warm-up that starts from 0)."""
+    idle = peak == 0
+    return (lr + idle) / (peak + idle)
+
+
+def zero(decay, step):
+    """Weight of the newest update in an average that starts at zero."""
+    return 1.0 - decay
+
+
+def copy(decay, step):
+    """As ``zero``, but the average starts at the first update."""
+    return (step == 0) * 1.0 + (step != 0) * (1.0 - decay)
+
+
+def debias(decay, step):
+    """Weight that makes the average the bias-corrected one, ``m / (1 - decay ** steps)``."""
+    return (1.0 - decay) / (1.0 - decay ** (step + 1))
+
+
+INITS = {"zero": zero, "copy": copy, "debias": debias}
+
+
+def proportional(stepsize, lr_lambda, peak=1.0):
+    """A step size that follows a learning-rate schedule known in advance.
+
+    Pass the function given to ``LambdaLR``: the step size used at step t then follows the learning
+    rate of step t itself, as in the authors' wrapper. The default of ``EMANesterov`` follows that
+    of step t - 1, because a fused step fixes the step size one scheduler tick earlier.
+
+    Args:
+        stepsize: the step size at the peak.
+        lr_lambda: factor of the learning rate at step t, counted from 0.
+        peak: the largest value of ``lr_lambda``, above 0.
+
+    Returns:
+        A callable of t for ``EMANesterov(stepsize=...)``.
+    """
+    return lambda t: stepsize * ratio(lr_lambda(t), peak)

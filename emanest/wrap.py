@@ -1,0 +1,268 @@
+"""A lookahead around any torch optimizer."""
+
+import inspect
+from collections.abc import MutableMapping
+
+import torch
+
+from . import backends, checkpoint
+from .bucket import real_view
+from .buckets import Buckets
+from .groups import CLOCK, completed_entries, is_lookahead_entry
+from .lookahead import group_entries
+from .optimizer import Optimizer
+from .rules import LOOKAHEADS
+
+
+class Wrap(Optimizer):
+    """Put a lookahead around an optimizer, or around several that share a model.
+
+        y = snapshot                        u = w - snapshot, w = the parameter after inner.step()
+        y = lookahead rule of (w, u)        see the methods
+
+    The wrapper and the inner optimizers share their parameter groups and state: schedulers may act
+    on either, and one ``state_dict()`` holds everything. Weight decay of an inner optimizer acts at
+    y, with every method. Memory: the method's state plus one snapshot of the parameters, which is
+    not saved (between steps it is the parameter itself).
+
+    Args:
+        optimizer: a ``torch.optim.Optimizer``, or a list of them over different parameters. Step
+            the wrapper, not the inner optimizers.
+        lookahead: a method, as in ``AdamW``; groups may override it (``lookahead_*`` entries).
+
+    Raises:
+        TypeError: not an optimizer, or one that cannot be wrapped: it needs a closure or two
+            gradients per step, has modes of its own, or takes sparse gradients only.
+        ValueError: already wrapped, or a parameter that belongs to two of the optimizers.
+    """
+
+    dense_only = False
+    optimizers: list[torch.optim.Optimizer]
+
+    def __init__(self, optimizer, lookahead):
+        """See the class."""
+        inner = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+        if not inner:
+            raise ValueError("optimizer must be an optimizer or a list of them, got an empty list")
+        for each in inner:
+            _check_inner(each)
+        params = [p for each in inner for group in each.param_groups for p in group["params"]]
+        if len(params) != len(set(params)):
+            raise ValueError("some parameters belong to more than one of the optimizers")
+        entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
+        self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+        self._warned_capturable_if_run_uncaptured = True
+
+    def __getstate__(self):
+        """Everything is in the inner optimizers."""
+        return {"defaults": self.defaults, "optimizers": self.optimizers}
+
+    def __setstate__(self, state):
+        """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers."""
+        loaded = {k: state.pop(k) for k in ("state", "param_groups") if k in state}
+        torch.optim.Optimizer.__setstate__(self, state)
+        if loaded:
+            self._load_inner(**loaded)
+        self._buckets = Buckets(self.state, self._key)
+        checkpoint.adopt(self)
+
+    @property
+    def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner optimizers' groups themselves; a group added to one of them joins here."""
+        groups = [group for inner in self.optimizers for group in inner.param_groups]
+        for group in groups:
+            if "lookahead_t" not in group:
+                entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
+                shared = {k: groups[0][k] for k in CLOCK if k in groups[0]}
+                group.update(completed_entries(group, {**entries, **shared}))
+        return groups
+
+    @property
+    def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner optimizers' state, as one mapping."""
+        return _States(self.optimizers)
+
+    @property
+    def _step_supports_amp_scaling(self):
+        return all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers)
+
+    def _key(self, name):
+        # names of the inner optimizer's state must stay free
+        return name if name == "lookahead" else f"lookahead_{name}"
+
+    def add_param_group(self, param_group):
+        """Add a group to the inner optimizer.
+
+        Raises:
+            ValueError: there are several: add it to the one that shall step it.
+        """
+        if len(self.optimizers) != 1:
+            raise ValueError(
+                f"Wrap holds {len(self.optimizers)} optimizers: call add_param_group on the one "
+                "that shall step the group"
+            )
+        self.optimizers[0].add_param_group(param_group)
+
+    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
+        args, kwargs = (closure,), {}
+        for hook in list(self._optimizer_step_pre_hooks.values()):
+            args, kwargs = hook(self, args, kwargs) or (args, kwargs)
+        loss = super().step(*args, **kwargs)
+        for hook in list(self._optimizer_step_post_hooks.values()):
+            hook(self, args, kwargs)
+        return loss
+
+    # torch would wrap this method too, and run global hooks once more than there are steps
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
+
+    def _step(self):
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            super()._step()
+
+    def _newcomers(self, group):
+        # the inner optimizer initialises a parameter's state at its first gradient, not before
+        return [p for p in group["params"] if p.grad is not None]
+
+    def _weight_decay(self, group):
+        # it is inside u already
+        return 0.0
+
+    def _base(self, group, plan, lr, step):
+        return None
+
+    def _uncounted(self, group):
+        # a checkpoint of the inner optimizer alone: the lookahead begins now
+        return 0.0
+
+    def _run(self, launches):
+        raw = [launch for launch in launches if launch.base is not None]
+        followed = [launch for launch in launches if launch.base is None]
+        for bucket, indices, *_ in followed:
+            bucket.take_snapshots(indices)
+        self._step_inner([bucket.params[i] for bucket, indices, *_ in raw for i in indices])
+        self._buckets.publish({launch.bucket: None for launch in launches})
+        for bucket, indices, group, plan, _ in followed:
+            backends.pick(bucket.device.type, group.get("backend")).follow_(
+                plan.rule,
+                [real_view(bucket.params[i]) for i in indices],
+                [real_view(bucket.snapshots[i]) for i in indices],
+                bucket.tensors(LOOKAHEADS[plan.rule].state, indices),
+                plan.numbers,
+                bucket.dtype,
+            )
+        for launch in raw:
+            self._run_base(launch)
+
+    def _gradient_scale(self, group):
+        grad_scale = getattr(self, "grad_scale", None)
+        scale = super()._gradient_scale(group)
+        return scale if grad_scale is None else scale / grad_scale.item()
+
+    def _step_inner(self, excluded):
+        """Step the inner optimizers, without those parameters whose gradient is not for them."""
+        excluded = set(excluded)
+        kept = {p: p.grad for p in excluded}
+        for p in excluded:
+            p.grad = None
+        amp = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
+        try:
+            for inner in self.optimizers:
+                params = [p for group in inner.param_groups for p in group["params"]]
+                # a step in which all its gradients are excluded does not happen for it
+                if excluded.isdisjoint(params) or any(p.grad is not None for p in params):
+                    vars(inner).update(amp)
+                    inner.step()
+        finally:
+            for inner in self.optimizers:
+                for name in amp:
+                    vars(inner).pop(name, None)
+            for p, grad in kept.items():
+                p.grad = grad
+
+    def _load_inner(self, state, param_groups):
+        remaining = iter(param_groups)
+        for inner in self.optimizers:
+            groups, packed, ours, start = [], {}, {}, 0
+            for _ in inner.param_groups:
+                group = next(remaining)
+                indices = range(start, start := start + len(group["params"]))
+                groups.append({**group, "params": list(indices)})
+                for i, p in zip(indices, group["params"], strict=True):
+                    entries = checkpoint.unpacked(state.get(p, {}))
+                    ours[p] = {k: v for k, v in entries.items() if _is_ours(k)}
+                    packed[i] = {k: v for k, v in entries.items() if not _is_ours(k)}
+            packed = {i: entries for i, entries in packed.items() if entries}
+            inner.load_state_dict({"state": packed, "param_groups": groups})
+            for p, entries in ours.items():
+                if entries:
+                    inner.state[p].update(entries)
+
+
+def _is_ours(key):
+    return is_lookahead_entry(key) or key == "train_mode"
+
+
+class _States(MutableMapping):
+    """The states of several optimizers as one mapping, parameter -> its state."""
+
+    def __init__(self, optimizers):
+        self._optimizers = optimizers
+        self._owners = {}
+
+    def _owner(self, p):
+        if p not in self._owners:
+            self._owners = {
+                q: o for o in self._optimizers for group in o.param_groups for q in group["params"]
+            }
+        return self._owners[p]
+
+    def __getitem__(self, p):
+        return self._owner(p).state[p]
+
+    def __setitem__(self, p, entries):
+        self._owner(p).state[p] = entries
+
+    def __delitem__(self, p):
+        del self._owner(p).state[p]
+
+    def __contains__(self, p):
+        return any(p in o.state for o in self._optimizers)
+
+    def get(self, p, default=None):
+        # a defaultdict's own get, unlike its [], creates nothing
+        return self._owner(p).state.get(p, default) if p in self else default
+
+    def __iter__(self):
+        return (p for o in self._optimizers for p in o.state)
+
+    def __len__(self):
+        return sum(len(o.state) for o in self._optimizers)
+
+
+def _needs_closure(optimizer):
+    parameters = inspect.signature(type(optimizer).step).parameters
+    return any(p.name == "closure" and p.default is p.empty for p in parameters.values())
+
+
+_REFUSED = (
+    (lambda o: isinstance(o, Optimizer), "is ours: give it lookahead=... instead"),
+    (lambda o: hasattr(o, "train") and hasattr(o, "eval"), "has train and eval modes of its own"),
+    (_needs_closure, "evaluates the loss itself, several times per step"),
+    (lambda o: hasattr(o, "first_step"), "takes two gradients per step"),
+    (lambda o: isinstance(o, torch.optim.SparseAdam), "takes sparse gradients only"),
+)
+
+
+def _check_inner(optimizer):
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer must be a torch.optim.Optimizer or a list of them, got "
+            f"{type(optimizer).__name__}"
+        )
+    for matches, reason in _REFUSED:
+        if matches(optimizer):
+            raise TypeError(f"{type(optimizer).__name__} cannot be wrapped: it {reason}")
+    if any("lookahead_t" in group for group in optimizer.param_groups):
+        raise ValueError(f"this {type(optimizer).__name__} is wrapped already")

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as ``emanest.kernels``; the package works without them."""

@@ -1,0 +1,34 @@
+import os
+
+import hypothesis
+import pytest
+import torch
+import torch.utils.deterministic
+
+# read when CUDA starts: deterministic matrix products need it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# what CI has; the products in the tests are large enough to gain from the second
+torch.set_num_threads(2)
+
+# no deadline: a first example may compile. derandomize: every run tests the same examples
+hypothesis.settings.register_profile("emanest", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("emanest")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a GPU")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """Seed torch, and let ``torch.empty`` hold NaN so that memory nobody wrote cannot pass."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

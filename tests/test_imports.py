@@ -1,0 +1,147 @@
+"""Imports go one way: every module of the package is held to the table below."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# module -> modules of the package that it may import, anywhere in its text
+IMPORTS = {
+    "rules": set(),
+    "schedules": set(),
+    "options": set(),
+    "bases": set(),
+    "backends": set(),
+    "eager": {"rules"},
+    "kernels": {"rules"},
+    "lookahead": {"options", "rules", "schedules"},
+    "bucket": {"rules"},
+    "buckets": {"bucket"},
+    "gradients": {"options"},
+    "groups": {"backends", "lookahead", "options", "rules"},
+    "checkpoint": {"groups", "lookahead", "options", "rules"},
+    "points": {"backends", "bucket", "lookahead", "rules"},
+    "analysis": {"bases", "lookahead", "options", "rules"},
+    "optimizer": {
+        *("backends", "bases", "bucket", "buckets", "checkpoint", "gradients", "groups"),
+        *("lookahead", "options", "points", "rules"),
+    },
+    "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
+    "wrap": {"bucket", "lookahead", "optimizer", "options", "rules"},
+    "probe": {"bucket", "lookahead", "optimizer", "options", "rules"},
+    "__init__": {"lookahead", "optimizers", "probe", "schedules", "wrap"},
+}
+
+# module -> modules from outside that it may import; the rest have PLAIN
+PLAIN = {"torch", *sys.stdlib_module_names}
+OUTSIDE = {
+    "rules": set(),
+    "schedules": set(sys.stdlib_module_names),
+    "backends": set(sys.stdlib_module_names),
+    "kernels": {"triton", *PLAIN},
+}
+
+
+def files():
+    """Path of each module of the package, by its dotted name below ``emanest``."""
+    found = {}
+    for folder, prefix in ((ROOT / "emanest", ()), (ROOT / "kernels", ("kernels",))):
+        for path in folder.rglob("*.py"):
+            parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
+            name = ".".join(parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+FILES = files()
+
+
+def row(module):
+    """The name under which the tables know a module: its first part."""
+    return module.partition(".")[0]
+
+
+def imported(module, text):
+    """Absolute dotted names that the text of a module imports."""
+    package = ["emanest", *module.split(".")]
+    if FILES.get(module, Path(module)).name != "__init__.py":
+        package = package[:-1]
+    elif module == "__init__":
+        package = ["emanest"]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *filter(None, [node.module])])
+            # in "from emanest import rules" the name may be a module, elsewhere it cannot matter
+            names = (f"{base}.{alias.name}" for alias in node.names)
+            yield from names if base == "emanest" else [base]
+
+
+def split(module, text):
+    """What a module imports: rows of the package, and top-level names from outside."""
+    inside, outside = set(), set()
+    for name in imported(module, text):
+        top, _, below = name.partition(".")
+        if top != "emanest":
+            outside.add(top)
+        else:
+            inside.add(row(below) if row(below) in IMPORTS or below in FILES else "__init__")
+    return inside - {row(module)}, outside - {"__future__"}
+
+
+def test_table_and_modules_are_the_same():
+    assert {row(module) for module in FILES} == set(IMPORTS)
+    assert set(OUTSIDE) <= set(IMPORTS)
+
+
+def test_table_goes_one_way():
+    graphlib.TopologicalSorter(IMPORTS).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_are_in_the_table(module):
+    inside, outside = split(module, FILES[module].read_text())
+    assert inside <= IMPORTS.get(row(module), set())
+    assert outside <= OUTSIDE.get(row(module), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "expected"),
+    [
+        ("eager", "from . import rules", ({"rules"}, set())),
+        ("eager", "from .rules import sgd", ({"rules"}, set())),
+        ("eager", "from emanest import rules", ({"rules"}, set())),
+        ("eager", "from emanest.rules import sgd", ({"rules"}, set())),
+        ("eager", "import emanest.rules as r", ({"rules"}, set())),
+        ("eager", "from emanest import AdamW", ({"__init__"}, set())),
+        ("eager", "import emanest", ({"__init__"}, set())),
+        ("eager", "def f():\n    from emanest import rules, wrap", ({"rules", "wrap"}, set())),
+        ("__init__", "from .rules import sgd", ({"rules"}, set())),
+        ("kernels", "from .. import rules\nfrom . import launch", ({"rules"}, set())),
+        ("kernels.launch", "from ..rules import sgd\nimport triton", ({"rules"}, {"triton"})),
+        ("wrap", "import tests.textbook, torch.nn as nn", (set(), {"tests", "torch"})),
+        ("wrap", "from __future__ import annotations\nfrom math import pi", (set(), {"math"})),
+    ],
+)
+def test_every_spelling_of_an_import_is_seen(module, text, expected):
+    assert split(module, text) == expected
+
+
+def test_importing_emanest_loads_only_torch_and_the_standard_library():
+    """Whatever torch brings along by itself (numpy, where installed) is torch's own affair."""
+    code = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import emanest
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(*(new - set(sys.stdlib_module_names) - {"torch", "emanest"}))
+    """
+    command = [sys.executable, "-W", "error", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
