@@ -201,6 +201,11 @@ def real_view(tensor):
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def dense_strides(p):
+    """The dense strides nearest to a tensor's own: those, if it has no gaps."""
+    return torch.empty_like(p, device="meta").stride()
+
+
 def _views(params, dtype):
     """One zeroed buffer, and a view of it for each parameter with the parameter's layout."""
     step = math.ceil(_ALIGNMENT / dtype.itemsize)
@@ -209,9 +214,7 @@ def _views(params, dtype):
         offsets.append(total)
         total += math.ceil(p.numel() / step) * step
     flat = torch.zeros(total, dtype=dtype, device=params[0].device)
-    # empty_like knows the dense strides nearest to any layout
-    strides = [torch.empty_like(p, device="meta").stride() for p in params]
     return [
-        flat.as_strided(p.shape, stride, offset)
-        for p, stride, offset in zip(params, strides, offsets, strict=True)
+        flat.as_strided(p.shape, dense_strides(p), offset)
+        for p, offset in zip(params, offsets, strict=True)
     ]

@@ -1,8 +1,9 @@
 """Which bucket each parameter lives in."""
 
+import itertools
 import warnings
 
-from .bucket import Bucket
+from .bucket import Bucket, dense_strides
 
 
 class Buckets:
@@ -31,7 +32,8 @@ class Buckets:
             bucket -> indices of ``params`` in it. New buckets are not published.
 
         Raises:
-            RuntimeError: a parameter changed shape, or is on the meta device.
+            RuntimeError: a parameter changed shape, is on the meta device, or is a DTensor.
+            ValueError: two parameters share memory.
         """
         self._leave_misfits(params)
         homes = self._homes
@@ -55,15 +57,13 @@ class Buckets:
                 self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
 
     def _housed(self, params, on_device):
+        newcomers = [p for p in params if p not in self._homes]
+        for p in newcomers:
+            _check_memory(p)
+        _check_overlap([*self._homes, *newcomers])
         together = {}
-        for p in params:
-            if p not in self._homes:
-                if p.is_meta:
-                    raise RuntimeError(
-                        f"a parameter of shape {tuple(p.shape)} is on the meta device: materialise "
-                        "the model before the first step"
-                    )
-                together.setdefault((p.device, p.dtype), []).append(p)
+        for p in newcomers:
+            together.setdefault((p.device, p.dtype), []).append(p)
         buckets = [Bucket(same, self.state, self.key, on_device) for same in together.values()]
         return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
 
@@ -81,3 +81,31 @@ class Buckets:
                         f"to {p.dtype} on {p.device}; their state follows them",
                         stacklevel=2,
                     )
+
+
+def _check_memory(p):
+    shape = tuple(p.shape)
+    if p.is_meta:
+        raise RuntimeError(
+            f"a parameter of shape {shape} is on the meta device: materialise the model before the "
+            "first step"
+        )
+    if hasattr(p, "device_mesh"):
+        raise RuntimeError(f"a parameter of shape {shape} is a DTensor: not supported yet")
+
+
+def _check_overlap(params):
+    """Refuse two parameters that share memory: each would be stepped on top of the other."""
+    # only a dense tensor is known to fill the span of addresses between its ends
+    dense = [p for p in params if p.numel() and dense_strides(p) == p.stride()]
+    spans = sorted(
+        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.itemsize, i)
+        for i, p in enumerate(dense)
+    )
+    for (device, _, end, i), (other_device, start, _, j) in itertools.pairwise(spans):
+        if device == other_device and start < end:
+            shapes = tuple(dense[i].shape), tuple(dense[j].shape)
+            raise ValueError(
+                f"parameters of shapes {shapes[0]} and {shapes[1]} share memory: pass one of them, "
+                "or clone() the other"
+            )

@@ -6,7 +6,7 @@ import torch
 
 from . import backends, rules
 from .lookahead import group_entries, method_of
-from .options import check_group, check_parameter
+from .options import check_group, check_parameter, warn_of_typos
 
 # entries that all groups of an optimizer share
 CLOCK = ("lookahead_t", "train_mode")
@@ -29,7 +29,10 @@ def completed(index, group, optimizer):
         raise ValueError(f"group {index} has no 'params'")
     # a late group joins the clock and the mode of the others
     shared = {k: g[k] for g in optimizer.param_groups[:1] for k in CLOCK}
-    group = check_group(completed_entries(group, {**optimizer.defaults, **shared}))
+    complete = completed_entries(group, {**optimizer.defaults, **shared})
+    known = {"params", "param_names", *optimizer.defaults, *group_entries(method_of(complete))}
+    warn_of_typos(f"group {index}", group, known)
+    group = check_group(complete)
     if isinstance(group["lr"], torch.Tensor):
         # torch shares one tensor among groups, and a scheduler then scales it once per group
         group["lr"] = group["lr"].clone()

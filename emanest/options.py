@@ -1,7 +1,9 @@
 """Checks of everything that a user passes in: one function per kind, one table per option."""
 
+import difflib
 import math
 import numbers
+import warnings
 
 import torch
 
@@ -177,6 +179,17 @@ def check_group(group):
         if contradicts(group):
             raise error
     return {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+
+
+def warn_of_typos(name, keys, known):
+    """Warn of a key that is no option but nearly one; other unknown keys are the user's own."""
+    for key in sorted(set(keys) - set(known), key=str):
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+        if near:
+            warnings.warn(
+                f"emanest: {name} has the unknown key {key!r}; did you mean {near[0]!r}?",
+                stacklevel=5,
+            )
 
 
 def check_params(params):
