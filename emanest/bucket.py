@@ -35,8 +35,9 @@ class Bucket:
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.on_device = on_device
         self.published = False
-        # version counters after our own last write; None: not known
-        self.versions: list[int | None] = [None] * len(params)
+        # version counters when we last read or wrote the parameters; None: not known
+        found = [self.key("lookahead") in state.get(p, ()) for p in params]
+        self.versions = [None if f else p._version for f, p in zip(found, params, strict=True)]
         self.shapes = [p.shape for p in params]
         # y before a step that another optimizer takes
         self.snapshots: list[torch.Tensor | None] = [None] * len(params)
@@ -45,12 +46,19 @@ class Bucket:
         # lookahead in float64: the recurrence of a float64 parameter must see the exact number
         self.steps = self._scalars("step", torch.float32, device)
         self.lookaheads = self._scalars("lookahead", torch.float64, device)
+        if on_device and any(found) and not self._uniform():
+            raise RuntimeError(
+                "capturable=True needs parameters that were stepped equally often; these were not"
+            )
 
     def _scalars(self, name, dtype, device):
         vector = torch.zeros(len(self.params), dtype=dtype, device=device)
         self.views[name] = list(vector.unbind())
         self._copy_existing(name)
         return vector
+
+    def _uniform(self):
+        return all(bool((v == v[0]).all()) for v in (self.steps, self.lookaheads))
 
     def allocate(self, names):
         """Allocate the named state where it is missing: positions as copies, the rest as zeros."""
@@ -116,6 +124,8 @@ class Bucket:
         With the scalars on the device their values are not read: the one entry holds 0-d tensors,
         and all parameters must be stepped together.
         """
+        if not indices:
+            return {}
         if self.on_device:
             if len(indices) != len(self.params):
                 missing = sorted(set(range(len(self.params))) - set(indices))

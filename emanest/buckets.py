@@ -24,22 +24,22 @@ class Buckets:
 
         Args:
             params: the parameters asked for.
-            newcomers: those to house together with any of ``params`` that has no bucket yet.
+            newcomers: those to house, ``params`` among them, if they are not yet.
             names: state that each of them needs.
             on_device: keep the scalars of new buckets on the device.
 
         Returns:
-            bucket -> indices of ``params`` in it. New buckets are not published.
+            bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
 
         Raises:
             RuntimeError: a parameter changed shape, is on the meta device, or is a DTensor.
             ValueError: two parameters share memory.
         """
         self._leave_misfits(params)
-        homes = self._homes
-        if any(p not in homes for p in params):
-            homes = {**homes, **self._housed(newcomers, on_device)}
-        chosen = {}
+        homes, chosen = self._homes, {}
+        if any(p not in homes for p in newcomers):
+            new = self._housed(newcomers, on_device)
+            homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
         for p in params:
             bucket, i = homes[p]
             chosen.setdefault(bucket, []).append(i)

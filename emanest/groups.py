@@ -112,7 +112,9 @@ def clock_of(group, method):
 
 def _number(value, on_device):
     # a tensor lr is read on the host, as torch does, unless the host must not wait
-    return value if on_device or not isinstance(value, torch.Tensor) else value.item()
+    if isinstance(value, torch.Tensor):
+        return value if on_device else value.item()
+    return float(value)
 
 
 def _move_clock(group, method):
