@@ -191,6 +191,10 @@ class Bucket:
         """Forget the y that was kept."""
         self.state[self.params[i]].pop(self.key("y"), None)
 
+    def emptied(self, i):
+        """Whether someone removed a parameter's state, to start afresh."""
+        return self.key("lookahead") not in self.state.get(self.params[i], ())
+
     def fits(self, i):
         """Whether a parameter still has the device and dtype that its state was made for.
 

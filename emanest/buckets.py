@@ -33,7 +33,6 @@ class Buckets:
 
         Raises:
             RuntimeError: a parameter changed shape, is on the meta device, or is a DTensor.
-            ValueError: two parameters share memory.
         """
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
@@ -60,7 +59,6 @@ class Buckets:
         newcomers = [p for p in params if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
-        _check_overlap([*self._homes, *newcomers])
         together = {}
         for p in newcomers:
             together.setdefault((p.device, p.dtype), []).append(p)
@@ -68,13 +66,19 @@ class Buckets:
         return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
 
     def _leave_misfits(self, params):
-        """Take apart the buckets of parameters that changed dtype or device; state is kept."""
+        """Take apart the buckets of parameters that moved, or whose state the user removed.
+
+        State that is still there will be copied into new buckets, the rest starts afresh.
+        """
         for p in params:
             bucket, i = self._homes.get(p, (None, 0))
-            if bucket is not None and not bucket.fits(i):
+            if bucket is None:
+                continue
+            fits = bucket.fits(i)
+            if not fits or bucket.emptied(i):
                 for other in bucket.params:
                     del self._homes[other]
-                if not self._warned_of_move:
+                if not fits and not self._warned_of_move:
                     self._warned_of_move = True
                     warnings.warn(
                         f"emanest: parameters moved from {bucket.param_dtype} on {bucket.device} "
@@ -94,8 +98,8 @@ def _check_memory(p):
         raise RuntimeError(f"a parameter of shape {shape} is a DTensor: not supported yet")
 
 
-def _check_overlap(params):
-    """Refuse two parameters that share memory: each would be stepped on top of the other."""
+def check_overlap(params):
+    """Raise ValueError if two parameters share memory: the one would be stepped on the other."""
     # only a dense tensor is known to fill the span of addresses between its ends
     dense = [p for p in params if p.numel() and dense_strides(p) == p.stride()]
     spans = sorted(

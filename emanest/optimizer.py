@@ -8,7 +8,7 @@ import torch
 from . import backends, checkpoint, points
 from .bases import Base
 from .bucket import Bucket, real_view
-from .buckets import Buckets
+from .buckets import Buckets, check_overlap
 from .gradients import all_finite, with_gradients
 from .groups import (
     check_method,
@@ -124,6 +124,8 @@ class Optimizer(torch.optim.Optimizer):
             self._find(group, params, self._newcomers(group))
             for group, params in zip(self.param_groups, found, strict=True)
         ]
+        if not all(bucket.published for buckets in chosen for bucket in buckets):
+            check_overlap([p for group in self.param_groups for p in group["params"]])
         points.follow_edits(self, chosen)
         launches, clocks = self._plan(chosen)
         self._run(launches)
@@ -136,6 +138,9 @@ class Optimizer(torch.optim.Optimizer):
             points.to_x(self)
 
     def _find(self, group, params, newcomers):
+        if self._buckets.state is not self.state:
+            # the user replaced it, to start afresh
+            self._buckets = Buckets(self.state, self._key)
         names = state_names(self.bases, group)
         return self._buckets.find(params, newcomers, names, group.get("capturable", False))
 

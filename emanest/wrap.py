@@ -61,6 +61,7 @@ class Wrap(Optimizer):
         """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers."""
         loaded = {k: state.pop(k) for k in ("state", "param_groups") if k in state}
         torch.optim.Optimizer.__setstate__(self, state)
+        self._state = _States(self.optimizers)
         if loaded:
             self._load_inner(**loaded)
         self._buckets = Buckets(self.state, self._key)
@@ -69,7 +70,10 @@ class Wrap(Optimizer):
     @property
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' groups themselves; a group added to one of them joins here."""
-        groups = [group for inner in self.optimizers for group in inner.param_groups]
+        first, *others = self.optimizers
+        groups = first.param_groups
+        if others:
+            groups = [group for inner in self.optimizers for group in inner.param_groups]
         for group in groups:
             if "lookahead_t" not in group:
                 entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
@@ -80,7 +84,7 @@ class Wrap(Optimizer):
     @property
     def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' state, as one mapping."""
-        return _States(self.optimizers)
+        return self._state
 
     @property
     def _step_supports_amp_scaling(self):
