@@ -260,6 +260,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: not a state dict, other groups or shapes, state missing.
         """
+        checkpoint.check_kind(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
             super().load_state_dict(state_dict)
