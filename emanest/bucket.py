@@ -39,8 +39,9 @@ class Bucket:
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
         self.versions = [None if f else p._version for f, p in zip(found, params, strict=True)]
         self.shapes = [p.shape for p in params]
-        # y before a step that another optimizer takes
+        # y before a step that another optimizer takes, and the version counters they belong to
         self.snapshots: list[torch.Tensor | None] = [None] * len(params)
+        self.snapshot_versions: list[int | None] = [None] * len(params)
         self.views = {}
         device = self.device if on_device else "cpu"
         # lookahead in float64: the recurrence of a float64 parameter must see the exact number
@@ -155,8 +156,13 @@ class Bucket:
         for i in indices:
             if self.snapshots[i] is None:
                 self.snapshots[i] = self.params[i].detach().clone()
-            elif self.versions[i] != self.params[i]._version:
+            elif self.snapshot_versions[i] != self.params[i]._version:
                 self.snapshots[i].copy_(self.params[i])
+
+    def snapshots_taken(self, indices):
+        """Record that the snapshots equal the parameters."""
+        for i in indices:
+            self.snapshot_versions[i] = self.params[i]._version
 
     def record(self, indices):
         """Remember the parameters as we left them."""
@@ -170,7 +176,7 @@ class Bucket:
     def forget(self, indices):
         """Make parameters count as edited."""
         for i in indices:
-            self.versions[i] = _EDITED
+            self.versions[i] = self.snapshot_versions[i] = _EDITED
 
     def ahead(self, indices):
         """Group parameters by how far they are ahead; reads scalars that are on a device."""

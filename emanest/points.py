@@ -15,6 +15,8 @@ from .rules import POSITIONS
 
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
+    for _, method, bucket, indices in _stateful(optimizer):
+        _restart(optimizer, method, bucket, indices)
     ahead = [
         (group, method, bucket, same, b)
         for group, method, bucket, indices in _stateful(optimizer)
@@ -52,14 +54,19 @@ def follow_edits(optimizer, chosen):
     for group, buckets in zip(optimizer.param_groups, chosen, strict=True):
         method = method_of(group)
         for bucket, indices in buckets.items():
-            edited = bucket.edited(indices)
-            if method is not None and edited and _positions(method):
-                _anchor(method, bucket, edited)
-                _warn_once(
-                    optimizer,
-                    f"{len(edited)} parameters were written since the last step; "
-                    f"{type(method).__name__} restarts from their new values",
-                )
+            if method is not None:
+                _restart(optimizer, method, bucket, indices)
+
+
+def _restart(optimizer, method, bucket, indices):
+    edited = bucket.edited(indices)
+    if edited and _positions(method):
+        _anchor(method, bucket, edited)
+        _warn_once(
+            optimizer,
+            f"{len(edited)} parameters were written since the last step; "
+            f"{type(method).__name__} restarts from their new values",
+        )
 
 
 def mark_edited(optimizer):

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import MutableMapping
+from typing import Any
 
 import torch
 
 from . import backends, checkpoint
 from .bucket import real_view
 from .buckets import Buckets
-from .groups import CLOCK, completed_entries, is_lookahead_entry
+from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .rules import LOOKAHEADS
@@ -98,21 +99,25 @@ class Wrap(Optimizer):
         """Add a group to the inner optimizer.
 
         Raises:
-            ValueError: there are several: add it to the one that shall step it.
+            TypeError, ValueError: there are several (add it to the one that shall step it), or the
+                group is not valid; nothing is added.
         """
         if len(self.optimizers) != 1:
             raise ValueError(
                 f"Wrap holds {len(self.optimizers)} optimizers: call add_param_group on the one "
                 "that shall step the group"
             )
+        if isinstance(param_group, dict):
+            check_method(completed_entries(param_group, self.defaults))
         self.optimizers[0].add_param_group(param_group)
 
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
-        args, kwargs = (closure,), {}
+        args: Any = (self,) if closure is None else (self, closure)
+        kwargs: Any = {}
         for hook in list(self._optimizer_step_pre_hooks.values()):
             args, kwargs = hook(self, args, kwargs) or (args, kwargs)
-        loss = super().step(*args, **kwargs)
+        loss = Optimizer.step(*args, **kwargs)
         for hook in list(self._optimizer_step_post_hooks.values()):
             hook(self, args, kwargs)
         return loss
@@ -156,6 +161,7 @@ class Wrap(Optimizer):
                 plan.numbers,
                 bucket.dtype,
             )
+            bucket.snapshots_taken(indices)
         for launch in raw:
             self._run_base(launch)
 
