@@ -133,12 +133,16 @@ def unpacked(entries):
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.entries.items()}
 
 
-def adopt(optimizer):
-    """Move loaded or unpickled state into buckets of its own; complete groups of older versions."""
+def complete(optimizer):
+    """Give groups that an older version pickled the options that it did not know."""
     for group in optimizer.param_groups:
         for key, value in optimizer.defaults.items():
             if not is_lookahead_entry(key):
                 group.setdefault(key, value)
+
+
+def adopt(optimizer):
+    """Move loaded or unpickled state into buckets of its own."""
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     for group in optimizer.param_groups:

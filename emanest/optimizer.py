@@ -63,6 +63,7 @@ class Optimizer(torch.optim.Optimizer):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
         super().__setstate__(state)
         self._buckets = Buckets(self.state, self._key)
+        checkpoint.complete(self)
         checkpoint.adopt(self)
 
     def _key(self, name):

@@ -204,6 +204,10 @@ class Wrap(Optimizer):
                     ours[p] = {k: v for k, v in entries.items() if _is_ours(k)}
                     packed[i] = {k: v for k, v in entries.items() if not _is_ours(k)}
             packed = {i: entries for i, entries in packed.items() if entries}
+            # entries that belong to no parameter go where such an entry is, or to the only optimizer
+            alone = len(self.optimizers) == 1
+            others = {k: v for k, v in state.items() if not isinstance(k, torch.Tensor)}
+            packed |= {k: v for k, v in others.items() if alone or k in inner.state}
             inner.load_state_dict({"state": packed, "param_groups": groups})
             for p, entries in ours.items():
                 if entries:
@@ -226,6 +230,9 @@ class _States(MutableMapping):
             self._owners = {
                 q: o for o in self._optimizers for group in o.param_groups for q in group["params"]
             }
+        if p not in self._owners:
+            # an entry of an inner optimizer that belongs to no parameter
+            return next((o for o in self._optimizers if p in o.state), self._optimizers[0])
         return self._owners[p]
 
     def __getitem__(self, p):
@@ -242,7 +249,7 @@ class _States(MutableMapping):
 
     def get(self, p, default=None):
         # a defaultdict's own get, unlike its [], creates nothing
-        return self._owner(p).state.get(p, default) if p in self else default
+        return self._owner(p).state.get(p, default)
 
     def __iter__(self):
         return (p for o in self._optimizers for p in o.state)
