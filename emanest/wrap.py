@@ -204,7 +204,7 @@ class Wrap(Optimizer):
                     ours[p] = {k: v for k, v in entries.items() if _is_ours(k)}
                     packed[i] = {k: v for k, v in entries.items() if not _is_ours(k)}
             packed = {i: entries for i, entries in packed.items() if entries}
-            # entries that belong to no parameter go where such an entry is, or to the only optimizer
+            # entries that belong to no parameter go where such an entry is, or where all goes
             alone = len(self.optimizers) == 1
             others = {k: v for k, v in state.items() if not isinstance(k, torch.Tensor)}
             packed |= {k: v for k, v in others.items() if alone or k in inner.state}
