@@ -1,4 +1,4 @@
-"""Lookahead optimizers at the price of the optimizer alone."""
+"""Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
 from . import schedules
 from .lookahead import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
