@@ -134,7 +134,7 @@ class Bucket:
                     "capturable=True needs a gradient for every parameter at every step; parameter "
                     f"of shape {tuple(self.params[missing[0]].shape)} has none"
                 )
-            return {(self.steps[0], self.lookaheads[0]): indices}
+            return {(self.steps[0].double(), self.lookaheads[0]): indices}
         steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
         groups = {}
         for i in indices:

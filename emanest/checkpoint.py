@@ -6,7 +6,7 @@ import torch
 
 from .groups import CLOCK, check_method, is_lookahead_entry, state_names
 from .lookahead import method_of
-from .options import check_group
+from .options import check_group, choice, flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
 CALLABLE = "callable: not saved"
@@ -35,6 +35,15 @@ def check_kind(state_dict):
     for key in ("param_groups", "state"):
         if key not in state_dict:
             raise ValueError(f"not an optimizer state dict: missing {key!r}")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, (list, tuple)) or not isinstance(state, dict):
+        raise TypeError(
+            "not an optimizer state dict: param_groups must be a list and state a dict, got "
+            f"{type(groups).__name__} and {type(state).__name__}"
+        )
+    for i, group in enumerate(groups):
+        if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
+            raise TypeError(f"group {i} of the state dict must be a dict with a list of params")
 
 
 def prepare(optimizer, state_dict):
@@ -59,12 +68,14 @@ def prepare(optimizer, state_dict):
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: sizes {sizes[1]}, the optimizer's are {sizes[0]}"
         )
-    groups = [_merged(i, *pair) for i, pair in enumerate(zip(live, saved, strict=True))]
+    groups = [_merged(optimizer, i, *pair) for i, pair in enumerate(zip(live, saved, strict=True))]
     state, fresh = dict(state_dict["state"]), set()
     for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
         for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
+            where = f"parameter {j} of group {index}"
+            if not isinstance(state.get(key, {}), dict):
+                raise TypeError(f"state of {where} must be a dict, got {state[key]!r}")
             if state.get(key):
-                where = f"parameter {j} of group {index}"
                 entries, missing = _checked_entries(optimizer, where, group, p, state[key])
                 state[key] = _Raw(entries)
                 fresh |= missing
@@ -76,7 +87,7 @@ def prepare(optimizer, state_dict):
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def _merged(index, live, saved):
+def _merged(optimizer, index, live, saved):
     """The saved group, completed from the live one."""
     if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
         raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
@@ -97,7 +108,16 @@ def _merged(index, live, saved):
     # where a step runs is a matter of this machine
     here = {"backend": live["backend"]} if "backend" in live else {}
     group = check_group({**live, **saved, **here})
-    check_method(group)
+    method = check_method(group)
+    if optimizer.bases:
+        choice("base", group["base"], optimizer.bases)
+    flag("train_mode", group["train_mode"])
+    for name in ("t", *(method.memory if method else ())):
+        key = f"lookahead_{name}"
+        if key not in group:
+            raise ValueError(f"group {index} of the checkpoint has no {key!r}")
+        value = group[key]
+        real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
     return group
 
 
@@ -117,7 +137,14 @@ def _checked_entries(optimizer, where, group, p, entries):
             f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
             "written by another optimizer?"
         )
-    for key in names & entries.keys():
+    for key in (optimizer._key("step"), optimizer._key("lookahead")):
+        value = entries[key]
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        real(f"{key!r} of {where}", value)
+    for key in (names | {optimizer._key("y")}) & entries.keys():
+        if not isinstance(entries[key], torch.Tensor):
+            raise TypeError(f"{key!r} of {where} must be a tensor, got {entries[key]!r}")
         if entries[key].shape != p.shape:
             raise ValueError(
                 f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
@@ -146,4 +173,8 @@ def adopt(optimizer):
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     for group in optimizer.param_groups:
-        optimizer.housed(group)
+        method = method_of(group)
+        keys = {optimizer._key(name) for name in (method.state if method else ())}
+        # positions that are missing start where the parameters are at the first step, not now
+        if all(keys <= optimizer.state[p].keys() for p in group["params"] if p in optimizer.state):
+            optimizer.housed(group)

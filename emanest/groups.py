@@ -113,7 +113,7 @@ def clock_of(group, method):
 def _number(value, on_device):
     # a tensor lr is read on the host, as torch does, unless the host must not wait
     if isinstance(value, torch.Tensor):
-        return value if on_device else value.item()
+        return value.double() if on_device else value.item()
     return float(value)
 
 

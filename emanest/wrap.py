@@ -64,7 +64,14 @@ class Wrap(Optimizer):
         torch.optim.Optimizer.__setstate__(self, state)
         self._state = _States(self.optimizers)
         if loaded:
-            self._load_inner(**loaded)
+            before = [dict(vars(inner)) for inner in self.optimizers]
+            try:
+                self._load_inner(**loaded)
+            except BaseException:
+                # one of several refused: none has changed
+                for inner, attributes in zip(self.optimizers, before, strict=True):
+                    vars(inner).update(attributes)
+                raise
         self._buckets = Buckets(self.state, self._key)
         checkpoint.adopt(self)
 
@@ -77,9 +84,7 @@ class Wrap(Optimizer):
             groups = [group for inner in self.optimizers for group in inner.param_groups]
         for group in groups:
             if "lookahead_t" not in group:
-                entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
-                shared = {k: groups[0][k] for k in CLOCK if k in groups[0]}
-                group.update(completed_entries(group, {**entries, **shared}))
+                group.update(self._completed(group))
         return groups
 
     @property
@@ -107,9 +112,16 @@ class Wrap(Optimizer):
                 f"Wrap holds {len(self.optimizers)} optimizers: call add_param_group on the one "
                 "that shall step the group"
             )
-        if isinstance(param_group, dict):
-            check_method(completed_entries(param_group, self.defaults))
-        self.optimizers[0].add_param_group(param_group)
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        complete = self._completed(param_group)
+        check_method({**self.optimizers[0].defaults, **complete})
+        self.optimizers[0].add_param_group(complete)
+
+    def _completed(self, group):
+        entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
+        shared = {k: g[k] for g in self.optimizers[0].param_groups[:1] for k in CLOCK if k in g}
+        return completed_entries(group, {**entries, **shared})
 
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""

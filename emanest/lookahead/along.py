@@ -29,7 +29,8 @@ class EMANesterov(Method):
         warmup: first step (counted from 0) whose gradient is taken ahead; about 30 % of the run.
         rest: first step whose gradient is taken at x again, an absolute index; None is never.
         follow_lr: make b proportional to the group's learning rate of the step before.
-        init: ``"zero"``, ``"copy"`` (m starts at the first update) or ``"debias"``.
+        init: ``"zero"``, ``"copy"`` (m starts at the first update) or ``"debias"``, by the number
+            of updates that the parameter has had, those before the lookahead was added included.
 
     Raises:
         ValueError: a setting is out of range, or the window [warmup, rest) is empty.
