@@ -127,12 +127,6 @@ def _nonfinite(name, value):
     return choice(name, value, ("propagate", "skip", "raise"))
 
 
-def _not_differentiable(name, value):
-    if flag(name, value):
-        raise ValueError(f"{name}=True is not supported: the step is not recorded by autograd")
-    return value
-
-
 # option -> check(name, value) -> value; options without a row are kept as they are, as in torch
 CHECKS = {
     "lr": learning_rate,
@@ -145,25 +139,33 @@ CHECKS = {
     "amsgrad": flag,
     "maximize": flag,
     "capturable": flag,
-    "differentiable": _not_differentiable,
+    "differentiable": flag,
     "foreach": optional_flag,
     "fused": optional_flag,
     "nonfinite": _nonfinite,
 }
 
-# (condition on a whole group, error): combinations that no single option shows
+# (condition on a whole group, error, message): what no single option shows
 CONFLICTS = (
     (
         lambda group: group.get("fused") and group.get("differentiable"),
-        RuntimeError("`fused` does not support `differentiable`"),
+        RuntimeError,
+        "`fused` does not support `differentiable`",
     ),
     (
         lambda group: group.get("fused") and group.get("foreach"),
-        RuntimeError("`fused` and `foreach` cannot be `True` together."),
+        RuntimeError,
+        "`fused` and `foreach` cannot be `True` together.",
     ),
     (
         lambda group: group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0),
-        ValueError("Nesterov momentum requires a momentum and zero dampening"),
+        ValueError,
+        "Nesterov momentum requires a momentum and zero dampening",
+    ),
+    (
+        lambda group: group.get("differentiable"),
+        ValueError,
+        "differentiable=True is not supported: the step is not recorded by autograd",
     ),
 )
 
@@ -175,10 +177,11 @@ def check_group(group):
         TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
             contradicts another; the message names it.
     """
-    for contradicts, error in CONFLICTS:
+    group = {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+    for contradicts, error, message in CONFLICTS:
         if contradicts(group):
-            raise error
-    return {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+            raise error(message)
+    return group
 
 
 def warn_of_typos(name, keys, known):

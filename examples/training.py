@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from corpus import sample
 
-EVALUATIONS = 20
+EVALUATIONS = 16
 # validation windows do not depend on the seed, so that losses of different seeds compare
 VALIDATION_SEED = 20_260
 VALIDATION_BATCHES, VALIDATION_BATCH = 8, 64
@@ -72,9 +72,11 @@ class Run:
     def evaluate(self, batches):
         """Record the validation loss at y, where gradients are taken, and at x, the iterate."""
         self.steps.append(len(self.train))
-        self.at_y.append(self._validation_loss(batches))
         with self.optimizer.at_iterate():
             self.at_x.append(self._validation_loss(batches))
+        # without a lookahead y is x
+        at_y = self._validation_loss(batches) if self.lookahead else self.at_x[-1]
+        self.at_y.append(at_y)
 
     @torch.no_grad()
     def _validation_loss(self, batches):
@@ -108,7 +110,7 @@ def lr_factor(step, steps, decays=True):
 
 
 def train(runs, text, *, steps, batch, context, seed, device):
-    """Train ``runs`` in turn on each batch, for ``steps`` steps; evaluate 20 times on the way."""
+    """Train ``runs`` in turn on each batch, for ``steps`` steps; evaluate 16 times on the way."""
     batches = torch.Generator().manual_seed(seed)
     fixed = torch.Generator().manual_seed(VALIDATION_SEED)
     validation = [

@@ -1,0 +1,149 @@
+"""Parameter groups: added late, edited during training, given defaults, tied."""
+
+import pytest
+import torch
+from torch import nn
+
+import helpers
+from emanest import SNOO, EMANesterov
+from helpers import LR, METHODS, content, differing, params_of, run, values
+
+BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
+
+each_method = pytest.mark.parametrize("method", METHODS)
+each_base = pytest.mark.parametrize("base", BASES)
+textbook_bases = pytest.mark.parametrize("base", ["adamw", "wrap"])
+
+
+def make(base, method, dtype=torch.float32, steps=0):
+    optimizer = BASES[base](helpers.parameters(dtype), METHODS[method])
+    run(optimizer, range(steps))
+    return optimizer
+
+
+# entries of a late group, and the method that they make
+LATE = {
+    "same": ({}, None),
+    "other": ({"lookahead": SNOO(2, 0.7, 0.5), "lookahead_lr": 0.6}, SNOO(2, 0.6, 0.5)),
+    "none": ({"lookahead": None}, None),
+}
+
+
+@each_method
+@textbook_bases
+@pytest.mark.parametrize(
+    ("late", "mode", "kind"),
+    [(0, "train", "same"), (0, "eval", "same"), *((4, "eval", kind) for kind in LATE)],
+)
+def test_a_late_group_joins_the_clock_and_the_mode(method, base, late, mode, kind):
+    *old, new = helpers.parameters(torch.float64)
+    optimizer = BASES[base](old, METHODS[method])
+    known = [helpers.textbook_adamw(method, old)]
+
+    def go(steps):
+        for t in steps:
+            for group, expected in zip(optimizer.param_groups, known, strict=True):
+                expected.step(helpers.gradients(expected.y, t), LR)
+                helpers.set_gradients(group["params"], t)
+            optimizer.step()
+
+    go(range(late))
+    getattr(optimizer, mode)()
+    entries, other = LATE[kind]
+    optimizer.add_param_group({"params": [new], **entries})
+    form = METHODS[method] if kind == "same" else other
+    known.append(helpers.published(form, [new], helpers.textbook_adamw(method, [new]).base))
+    known[1].t = late
+    assert [group["train_mode"] for group in optimizer.param_groups] == [mode == "train"] * 2
+    optimizer.train()
+    go(range(late, 9))
+    for mode, point in (("train", "y"), ("eval", "x")):
+        getattr(optimizer, mode)()
+        expected = [tensor for each in known for tensor in getattr(each, point)]
+        torch.testing.assert_close(values(optimizer), expected, rtol=0, atol=1e-12)
+
+
+BAD_METHODS = [{"lookahead_decay": 2.0}, {"lookahead": 3}, {"lookahead": "lookahed"}]
+BAD_OPTIONS = [{"lr": -1.0}, {"betas": 0.9}, {"params": [torch.zeros(3, dtype=torch.int64)]}]
+
+
+@pytest.mark.parametrize(
+    ("base", "entries"),
+    [
+        *(("adamw", entries) for entries in BAD_METHODS + BAD_OPTIONS),
+        # the options of an inner optimizer are its own affair
+        *(("wrap", entries) for entries in BAD_METHODS),
+    ],
+)
+def test_a_bad_group_is_not_added(base, entries):
+    optimizer = make(base, "ema", steps=2)
+    before = content(optimizer)
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **entries})
+    assert differing(content(optimizer), before) == []
+    run(optimizer, [2])
+    assert differing(content(optimizer), content(make(base, "ema", steps=3))) == []
+
+
+# method -> (entry of the group, new value, attribute of the textbook form)
+EDITS = {
+    "ema": ("lookahead_stepsize", 0.2, "stepsize"),
+    "ema window": ("lookahead_stepsize", 0.3, "stepsize"),
+    "nag": ("lookahead_momentum", 0.3, "momentum"),
+    "lookahead": ("lookahead_alpha", 0.9, "alpha"),
+    "long horizon": ("lookahead_every", 2, "every"),
+    "snoo": ("lookahead_lr", 0.4, "outer_lr"),
+    "gpa": ("lookahead_mu_x", 0.5, "mu_x"),
+    "nala": ("lookahead_mu", 0.3, "mu"),
+}
+
+
+@pytest.mark.parametrize("method", EDITS)
+@textbook_bases
+def test_settings_may_change_during_training(method, base):
+    entry, value, attribute = EDITS[method]
+    optimizer = BASES[base](helpers.parameters(torch.float64), METHODS[method])
+    expected = helpers.textbook_adamw(method, params_of(optimizer))
+    for t in range(12):
+        if t == 4:
+            optimizer.param_groups[0][entry] = value
+            setattr(expected, attribute, value)
+        expected.step(helpers.gradients(expected.y, t), LR)
+        run(optimizer, [t])
+        torch.testing.assert_close(values(optimizer), expected.y, rtol=0, atol=1e-12)
+
+
+@each_base
+def test_a_bad_setting_is_an_error_at_the_step_and_changes_nothing(base):
+    optimizer = make(base, "ema", steps=2)
+    good = optimizer.param_groups[0]["lookahead_stepsize"]
+    optimizer.param_groups[0]["lookahead_stepsize"] = 1.5
+    before = content(optimizer)
+    with pytest.raises(ValueError, match=r"stepsize must be in \(-19, 1\), got 1.5"):
+        run(optimizer, [2])
+    assert differing(content(optimizer), before) == []
+    optimizer.param_groups[0]["lookahead_stepsize"] = good
+    run(optimizer, [2])
+    assert differing(content(optimizer), content(make(base, "ema", steps=3))) == []
+
+
+@pytest.mark.parametrize("base", ["adamw", "sgd"])
+def test_late_groups_take_the_defaults_as_they_are_then(base):
+    a, b, c = helpers.parameters()
+    optimizer = BASES[base]([a], EMANesterov(0.5, 0.9))
+    optimizer.defaults.update(lr=0.25, lookahead_stepsize=0.125)
+    optimizer.add_param_group({"params": [b]})
+    optimizer.add_param_group({"params": [c], "lr": 0.75})
+    assert [g["lr"] for g in optimizer.param_groups] == [LR, 0.25, 0.75]
+    assert [g["lookahead_stepsize"] for g in optimizer.param_groups] == [0.5, 0.125, 0.125]
+
+
+@each_base
+def test_tied_weights_are_stepped_once(base):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    weight = nn.Parameter(model[0].weight.detach().clone())
+    tied, once = (BASES[base](p, METHODS["ema"]) for p in (model.parameters(), [weight]))
+    for optimizer in (tied, once):
+        run(optimizer, range(4))
+    assert differing(content(tied), content(once)) == []
