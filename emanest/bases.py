@@ -41,7 +41,8 @@ def _sgd_numbers(group, lr, step):
     if group["momentum"] == 0:
         return lr, group["weight_decay"]
     # the buffer starts at the first gradient, undamped, as in torch
-    weight = 1 - group["dampening"] * (step > 0)
+    later = (step > 0) + 0 * step  # of a condition on a tensor, torch would make a float32
+    weight = 1 - group["dampening"] * later
     return lr, group["weight_decay"], group["momentum"], weight
 
 

@@ -173,6 +173,10 @@ class Bucket:
         """Those parameters that something else wrote since the last ``record``."""
         return [i for i in indices if self.versions[i] not in (None, self.params[i]._version)]
 
+    def unedited(self):
+        """Those parameters that are known to be as we left them."""
+        return [i for i, p in enumerate(self.params) if self.versions[i] == p._version]
+
     def forget(self, indices):
         """Make parameters count as edited."""
         for i in indices:

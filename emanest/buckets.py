@@ -1,5 +1,6 @@
 """Which bucket each parameter lives in."""
 
+import contextlib
 import itertools
 import warnings
 
@@ -47,6 +48,20 @@ class Buckets:
             if bucket.published:
                 bucket.adopt()
         return chosen
+
+    @contextlib.contextmanager
+    def own_writes(self, new=()):
+        """What is written in a ``with`` block does not count as an edit, in ``new`` buckets either.
+
+        Parameters that are views of one tensor share a version counter: writing to one of them
+        seems to write to all.
+        """
+        clean = {}
+        for bucket in {bucket for bucket, _ in self._homes.values()} | set(new):
+            clean[bucket] = bucket.unedited()
+        yield
+        for bucket, indices in clean.items():
+            bucket.record(indices)
 
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""

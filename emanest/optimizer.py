@@ -129,7 +129,8 @@ class Optimizer(torch.optim.Optimizer):
             check_overlap([p for group in self.param_groups for p in group["params"]])
         points.follow_edits(self, chosen)
         launches, clocks = self._plan(chosen)
-        self._run(launches)
+        with self._buckets.own_writes(bucket for buckets in chosen for bucket in buckets):
+            self._run(launches)
         for bucket, indices, _, plan, _ in launches:
             bucket.advance(indices, plan.base is None, plan.lookahead)
             bucket.record(indices)
@@ -144,6 +145,10 @@ class Optimizer(torch.optim.Optimizer):
             self._buckets = Buckets(self.state, self._key)
         names = state_names(self.bases, group)
         return self._buckets.find(params, newcomers, names, group.get("capturable", False))
+
+    def own_writes(self):
+        """What is written to parameters in a ``with`` block does not count as an edit."""
+        return self._buckets.own_writes()
 
     def _newcomers(self, group):
         """The parameters whose state is allocated together at the first step."""

@@ -34,8 +34,9 @@ def to_x(optimizer):
 
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
-    for group, method, bucket, indices in _stateful(optimizer):
-        edited = set(bucket.edited(indices))
+    # all edits are looked up before the first write, which may touch shared version counters
+    found = [(*each, set(each[2].edited(each[3]))) for each in _stateful(optimizer)]
+    for group, method, bucket, indices, edited in found:
         for b, same in bucket.ahead(indices).items():
             ours = [i for i in same if i not in edited]
             lost = [i for i in ours if not _restore(bucket, i)] if b != 0 else []

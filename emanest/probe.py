@@ -54,14 +54,15 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
         )
     stepsizes = [real("stepsizes", b) for b in stepsizes]
     losses = []
-    try:
-        for b in stepsizes:
+    with optimizer.own_writes():
+        try:
+            for b in stepsizes:
+                for each in moving:
+                    each.go(b)
+                losses.append(float(loss_fn()))
+        finally:
             for each in moving:
-                each.go(b)
-            losses.append(float(loss_fn()))
-    finally:
-        for each in moving:
-            each.restore()
+                each.restore()
     return losses
 
 
@@ -77,12 +78,11 @@ class _Moving:
         self.group, self.bucket, self.indices, self.here = group, bucket, indices, here
         self.params = [bucket.params[i] for i in indices]
         self.kept = [p.clone() for p in self.params]
-        self.unedited = [i for i in indices if bucket.versions[i] == bucket.params[i]._version]
 
     def go(self, b):
         bucket, method = self.bucket, method_of(self.group)
         assert method is not None
-        self._put_back()
+        self.restore()
         backends.pick(bucket.device.type, self.group.get("backend")).move_(
             _ALONG,
             [real_view(p) for p in self.params],
@@ -92,9 +92,5 @@ class _Moving:
         )
 
     def restore(self):
-        self._put_back()
-        self.bucket.record(self.unedited)
-
-    def _put_back(self):
         for p, kept in zip(self.params, self.kept, strict=True):
             p.copy_(kept)

@@ -49,6 +49,9 @@ def adamw(y, g, state, numbers):
     """AdamW; ``decay`` is lr * weight_decay, ``scale`` undoes the bias of the second moment."""
     exp_avg, exp_avg_sq = state
     step_size, decay, weight1, weight2, scale, eps = numbers
+    # a weight of 1 forgets exactly: m + (g - m) rounds, which g may be too small to bear
+    exp_avg = (weight1 < 1.0) * exp_avg
+    exp_avg_sq = (weight2 < 1.0) * exp_avg_sq
     exp_avg = exp_avg + weight1 * (g - exp_avg)
     exp_avg_sq = exp_avg_sq + weight2 * (g * g - exp_avg_sq)
     u = -step_size * exp_avg / (exp_avg_sq.sqrt() * scale + eps) - decay * y
@@ -59,6 +62,8 @@ def amsgrad(y, g, state, numbers):
     """AdamW that divides by the largest second moment so far."""
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
     step_size, decay, weight1, weight2, scale, eps = numbers
+    exp_avg = (weight1 < 1.0) * exp_avg
+    exp_avg_sq = (weight2 < 1.0) * exp_avg_sq
     exp_avg = exp_avg + weight1 * (g - exp_avg)
     exp_avg_sq = exp_avg_sq + weight2 * (g * g - exp_avg_sq)
     # a selection, not b + (a > b) * (a - b), which would round

@@ -9,12 +9,14 @@ import math
 
 def window(t, warmup, rest):
     """1 for ``warmup <= t < rest``, else 0; steps are counted from 0, ``rest=None`` is never."""
-    return (t >= warmup) * (t < (math.inf if rest is None else rest))
+    # 0 * t: of a condition on a tensor, torch would make a float32
+    return (t >= warmup) * (t < (math.inf if rest is None else rest)) + 0 * t
 
 
 def largest(a, b):
     """The larger of two finite numbers, bit for bit."""
-    return (a > b) * a + (a <= b) * b
+    larger = (a > b) + 0 * a + 0 * b
+    return larger * a + (1 - larger) * b
 
 
 def ratio(lr, peak):
@@ -30,7 +32,8 @@ def zero(decay, step):
 
 def copy(decay, step):
     """As ``zero``, but the average starts at the first update."""
-    return (step == 0) * 1.0 + (step != 0) * (1.0 - decay)
+    first = (step == 0) + 0 * step
+    return first + (1 - first) * (1.0 - decay)
 
 
 def debias(decay, step):

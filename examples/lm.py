@@ -6,23 +6,19 @@
     python examples/lm.py --lookahead snoo --corpus ~/notes
 
 Writes ``lm.md`` (table), ``lm.png`` (curves) and ``lm.json`` (everything) into ``--out``. Losses
-are nats per byte. A repeated run gives the same losses on a CPU with the same number of threads;
-on a GPU, sums whose order varies may change the last digits.
+are nats per byte. A repeated run gives the same losses on a CPU with the same ``--threads``; on a
+GPU, sums whose order varies may change the last digits.
 """
 
 import argparse
 import dataclasses
 import math
-import os
 import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 
-# read when torch loads. threads that spin while they wait save a third on an idle machine, but take
-# several times as long when others work on it
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 import corpus
@@ -111,7 +107,7 @@ LOOKAHEADS = {
 
 
 def one(args):
-    """One run: (base, method, lr)."""
+    """One run."""
     return [(args.base, args.lookahead, args.lr)]
 
 
@@ -178,33 +174,30 @@ def device(name):
 def parse(argv):
     """The settings of a command line; exits with status 2 on one that cannot run."""
     count = number(int, 1, "a whole number of at least 1")
+    steps = number(int, 2, "a whole number of at least 2")
+    seed = number(int, 0, "a whole number below 2**63", most=2**63 - 1)
+    positive = number(float, sys.float_info.min, "a positive number")
     parser = Parser(prog="lm.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--base", choices=BASES, default="adamw")
-    parser.add_argument("--lookahead", choices=LOOKAHEADS, default="ema-nesterov")
     plan = parser.add_mutually_exclusive_group()
     for name, function in (("--compare", compare), ("--sweep-lr", sweep)):
-        plan.add_argument(
-            name,
-            dest="plan",
-            action="store_const",
-            const=function,
-            default=one,
-            help=function.__doc__,
-        )
-    parser.add_argument("--corpus", help="folder of text (default: Python's standard library)")
-    parser.add_argument(
-        "--steps", type=number(int, 2, "a whole number of at least 2"), default=2000
-    )
-    parser.add_argument(
-        "--lr", type=number(float, 1e-12, "a positive number"), help="default: the base's best here"
-    )
-    parser.add_argument(
-        "--seed", type=number(int, 0, "a whole number below 2**63", most=2**63 - 1), default=0
-    )
-    parser.add_argument("--device", type=device, default="cpu")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/lm"))
-    for name, default in (("layers", 2), ("width", 64), ("context", 48), ("batch", 16)):
-        parser.add_argument(f"--{name}", type=count, default=default, help="default: %(default)s")
+        keep = {"dest": "plan", "action": "store_const", "const": function, "default": one}
+        plan.add_argument(name, **keep, help=function.__doc__)
+    given = " (default: %(default)s)"
+    add = parser.add_argument
+    add("--base", choices=BASES, default="adamw", help="base optimizer" + given)
+    add("--lookahead", choices=LOOKAHEADS, default="ema-nesterov", help="method" + given)
+    add("--lr", type=positive, help="peak learning rate (default: the best of a sweep, by base)")
+    add("--steps", type=steps, default=2000, help="optimizer steps" + given)
+    add("--corpus", help="folder of text files (default: Python's standard library)")
+    add("--seed", type=seed, default=0, help="of initial weights and batches" + given)
+    add("--device", type=device, default="cpu", help="any torch device" + given)
+    # a second thread saves a quarter on idle cores and loses more than that on busy ones
+    add("--threads", type=count, default=1, help="one suits a model this small" + given)
+    add("--layers", type=count, default=2, help="of the model" + given)
+    add("--width", type=count, default=64, help=f"of the model, a multiple of {HEADS}" + given)
+    add("--context", type=count, default=48, help="bytes the model sees" + given)
+    add("--batch", type=count, default=16, help="windows per step" + given)
+    add("--out", type=pathlib.Path, default="build/lm", help="folder to write into" + given)
     args = parser.parse_args(argv)
     args.lr = args.lr or BASES[args.base].lr
     if args.width % HEADS:
@@ -227,6 +220,7 @@ def parse(argv):
 def main(argv=None):
     """Run the command line ``argv``; returns the exit status."""
     args = parse(argv)
+    torch.set_num_threads(args.threads)
     runs = [make_run(args, *row) for row in args.plan(args)]
     print(lm_report.heading(args, runs), flush=True)
     begin = time.perf_counter()

@@ -29,7 +29,7 @@ def heading(args, runs):
         f"{text.files[1]} files, {len(text.validation) / 1e6:.2f} MB to validate on\n"
         f"{parameters:,} parameters ({args.layers} layers, width {args.width}); {args.steps} steps "
         f"of {args.batch} x {args.context} bytes; seed {args.seed}; {args.device}, "
-        f"{torch.get_num_threads()} threads"
+        f"{args.threads} thread{'s' * (args.threads > 1)}"
     )
 
 
@@ -54,8 +54,8 @@ def table(args, runs):
     return "\n".join(
         [
             args.plan.__doc__,
-            f"Validation loss in nats per byte after {args.steps} steps, from the same weights on "
-            "the same batches, one seed.",
+            f"Validation loss in nats per byte after {args.steps} steps; one seed, the same first "
+            "weights and batches for every run.",
             "Times are medians. Bytes are those of the optimizer's state.",
             "",
             *lines,
@@ -106,11 +106,7 @@ def record(args, runs, seconds):
             "torch": torch.__version__,
             "emanest": emanest.__version__,
         },
-        "host": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        "host": {"platform": platform.platform(), "cpus": os.cpu_count()},
         "seconds": seconds,
         "runs": [
             {

@@ -32,9 +32,12 @@ IMPORTS = {
         *("lookahead", "options", "points", "rules"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
-    "wrap": {"bucket", "lookahead", "optimizer", "options", "rules"},
-    "probe": {"bucket", "lookahead", "optimizer", "options", "rules"},
-    "__init__": {"lookahead", "optimizers", "probe", "schedules", "wrap"},
+    "wrap": {
+        *("backends", "bucket", "buckets", "checkpoint", "groups", "lookahead", "optimizer"),
+        "rules",
+    },
+    "probe": {"backends", "bucket", "lookahead", "optimizer", "options"},
+    "__init__": {"lookahead", "optimizer", "optimizers", "probe", "schedules", "wrap"},
 }
 
 # module -> modules from outside that it may import; the rest have PLAIN

@@ -21,6 +21,15 @@ from transformer import make_model
 TINY = ["--layers", "1", "--width", "16", "--context", "8", "--batch", "4"]
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """One, as ``lm.main`` sets it for its process; put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def texts():
     words = ["def", "return", "self", "for", "in", "if", "None", "True", "x", "y", "z", "m", "u"]
@@ -213,6 +222,7 @@ def test_every_method_trains_on_every_base(folder, tmp_path, monkeypatch):
         (["--lr", "nan"], ["--lr", "nan", "positive"]),
         (["--width", "18"], ["--width", "18", "multiple of 4"]),
         (["--seed", "-3"], ["--seed", "-3"]),
+        (["--threads", "0"], ["--threads", "0", "at least 1"]),
         (["--out", "FILE"], ["--out", "name a folder"]),
     ],
 )

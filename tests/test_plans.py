@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from emanest import GPA, NAG, SNOO, EMANesterov, LongHorizon, ScheduleFree, lookahead
+from helpers import BASES, on
 
 # settings without a default
 REQUIRED = {NAG: {"momentum": 0.9}, LongHorizon: {"every": 5}, SNOO: {"every": 5}}
@@ -58,3 +59,15 @@ def test_plans_are_the_same_on_tensors(method):
 def test_plans_never_read_a_tensor(method):
     """Not even for a branch: a tensor without data has no answer."""
     planned(method, lambda value: torch.tensor(value, dtype=torch.float64, device="meta"))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_numbers_of_the_base_are_the_same_on_tensors(base):
+    """To 1e-15, as above; a first step may differ from the others."""
+    optimizer = on(base, None)
+    (group,) = optimizer.param_groups
+    for step in range(14):
+        lr, numbers = 0.1 * (step % 4), optimizer.bases[group["base"]].numbers
+        tensors = numbers(group, *(torch.tensor(v, dtype=torch.float64) for v in (lr, step)))
+        expected = numbers(group, lr, float(step))
+        assert [float(value) for value in tensors] == pytest.approx(expected, rel=1e-15, abs=0)
