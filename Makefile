@@ -5,7 +5,8 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYTEST := $(BIN)/python -m pytest
+# two processes: most of the time goes into small tensors, which more threads do not speed up
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # pyright would otherwise ask the network whether there is a newer version
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1

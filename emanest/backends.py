@@ -25,15 +25,15 @@ def pick(device_type, choice=None):
 
     Args:
         device_type: ``tensor.device.type``.
-        choice: a name in ``BACKENDS``; None asks the environment variable ``EMANEST_BACKEND``, then
-            takes the first back end that serves the device and loads, with one warning for each
-            that does not load.
+        choice: a name in ``BACKENDS``; None takes the first back end that serves the device and
+            loads, with one warning for each that does not load. The environment variable
+            ``EMANEST_BACKEND`` overrides it.
 
     Raises:
         ValueError: the named back end does not exist.
         RuntimeError: the named back end does not serve the device or does not load.
     """
-    choice = choice or os.environ.get("EMANEST_BACKEND") or None
+    choice = os.environ.get("EMANEST_BACKEND") or choice
     if choice is None:
         return _automatic(device_type)
     check(choice)

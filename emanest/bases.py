@@ -43,7 +43,7 @@ def _sgd_numbers(group, lr, step):
     # the buffer starts at the first gradient, undamped, as in torch
     later = (step > 0) + 0 * step  # of a condition on a tensor, torch would make a float32
     weight = 1 - group["dampening"] * later
-    return lr, group["weight_decay"], group["momentum"], weight
+    return lr, group["weight_decay"], 1 - group["momentum"], weight
 
 
 ADAMW = Base(_adamw_rule, _adamw_numbers)

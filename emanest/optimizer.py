@@ -1,6 +1,7 @@
 """The optimizer: from gradients to launches, and what must be remembered afterwards."""
 
 import contextlib
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class Launch(NamedTuple):
     group: dict[str, Any]
     plan: Plan
     base: tuple[str, tuple] | None  # a row of rules.BASES and its numbers; None: not ours
+    backend: ModuleType
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -131,7 +133,7 @@ class Optimizer(torch.optim.Optimizer):
         launches, clocks = self._plan(chosen)
         with self._buckets.own_writes(bucket for buckets in chosen for bucket in buckets):
             self._run(launches)
-        for bucket, indices, _, plan, _ in launches:
+        for bucket, indices, _, plan, *_ in launches:
             bucket.advance(indices, plan.base is None, plan.lookahead)
             bucket.record(indices)
         for group, clock in zip(self.param_groups, clocks, strict=True):
@@ -169,11 +171,12 @@ class Optimizer(torch.optim.Optimizer):
             method = check_method(group)
             clock = clock_of(group, method)
             for bucket, indices in buckets.items():
+                backend = backends.pick(bucket.device.type, group.get("backend"))
                 for (step, ahead), same in bucket.by_scalars(indices).items():
                     at = At(clock.t, step, ahead, clock.lr, self._weight_decay(group))
                     plan = method.plan(at, clock.memory) if method else Plan()
                     base = plan.base or self._base(group, plan, clock.lr, step)
-                    launches.append(Launch(bucket, same, group, plan, base))
+                    launches.append(Launch(bucket, same, group, plan, base, backend))
             clocks.append(clock)
         return launches, clocks
 
@@ -195,9 +198,9 @@ class Optimizer(torch.optim.Optimizer):
             self._run_base(launch)
 
     def _run_base(self, launch):
-        bucket, indices, group, plan, (base, numbers) = launch
+        bucket, indices, group, plan, (base, numbers), backend = launch
         params = [bucket.params[i] for i in indices]
-        backends.pick(bucket.device.type, group.get("backend")).step_(
+        backend.step_(
             base,
             plan.rule,
             [real_view(p) for p in params],

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import backends, checkpoint
+from . import checkpoint
 from .bucket import real_view
 from .buckets import Buckets
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
@@ -164,8 +164,8 @@ class Wrap(Optimizer):
             bucket.take_snapshots(indices)
         self._step_inner([bucket.params[i] for bucket, indices, *_ in raw for i in indices])
         self._buckets.publish({launch.bucket: None for launch in launches})
-        for bucket, indices, group, plan, _ in followed:
-            backends.pick(bucket.device.type, group.get("backend")).follow_(
+        for bucket, indices, _, plan, _, backend in followed:
+            backend.follow_(
                 plan.rule,
                 [real_view(bucket.params[i]) for i in indices],
                 [real_view(bucket.snapshots[i]) for i in indices],

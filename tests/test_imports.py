@@ -33,7 +33,7 @@ IMPORTS = {
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "wrap": {
-        *("backends", "bucket", "buckets", "checkpoint", "groups", "lookahead", "optimizer"),
+        *("bucket", "buckets", "checkpoint", "groups", "lookahead", "optimizer"),
         "rules",
     },
     "probe": {"backends", "bucket", "lookahead", "optimizer", "options"},

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NUMBERS = {
     "lr": 0.3,
     "weight_decay": 0.2,
-    "momentum": 0.8,
+    "friction": 0.2,
     "weight": 0.7,
     "step_size": 0.3,
     "decay": 0.05,
