@@ -6,7 +6,7 @@ import torch
 
 from .groups import CLOCK, check_method, is_lookahead_entry, state_names
 from .lookahead import method_of
-from .options import check_group, choice, flag, real
+from .options import choice, flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
 CALLABLE = "callable: not saved"
@@ -107,7 +107,7 @@ def _merged(optimizer, index, live, saved):
     saved = {k: live[k] if v == CALLABLE else v for k, v in saved.items()}
     # where a step runs is a matter of this machine
     here = {"backend": live["backend"]} if "backend" in live else {}
-    group = check_group({**live, **saved, **here})
+    group = optimizer._checked({**live, **saved, **here})
     method = check_method(group)
     if optimizer.bases:
         choice("base", group["base"], optimizer.bases)

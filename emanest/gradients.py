@@ -36,6 +36,11 @@ def with_gradients(optimizer):
     return [[p for p in g["params"] if p.grad is not None] for g in optimizer.param_groups]
 
 
+def dense(gradient):
+    """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
 def all_finite(optimizer, found):
     """Whether the step goes ahead under the groups' ``nonfinite`` policies.
 

@@ -10,7 +10,7 @@ from . import backends, checkpoint, points
 from .bases import Base
 from .bucket import Bucket, real_view
 from .buckets import Buckets, check_overlap
-from .gradients import all_finite, with_gradients
+from .gradients import all_finite, dense, with_gradients
 from .groups import (
     check_method,
     check_params_of,
@@ -71,6 +71,10 @@ class Optimizer(torch.optim.Optimizer):
     def _key(self, name):
         """The key of a state name in ``state[p]``."""
         return name
+
+    def _checked(self, group):
+        """A group's options, checked."""
+        return check_group(group)
 
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
@@ -204,7 +208,7 @@ class Optimizer(torch.optim.Optimizer):
             base,
             plan.rule,
             [real_view(p) for p in params],
-            [real_view(p.grad) for p in params],
+            [real_view(dense(p.grad)) for p in params],
             bucket.tensors(BASES[base].state, indices),
             bucket.tensors(LOOKAHEADS[plan.rule].state, indices),
             numbers,

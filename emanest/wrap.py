@@ -12,6 +12,7 @@ from .buckets import Buckets
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
 from .lookahead import group_entries
 from .optimizer import Optimizer
+from .options import check_parameter, learning_rate, warn_of_typos
 from .rules import LOOKAHEADS
 
 
@@ -51,6 +52,12 @@ class Wrap(Optimizer):
         if len(params) != len(set(params)):
             raise ValueError("some parameters belong to more than one of the optimizers")
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
+        for i, group in enumerate(g for each in inner for g in each.param_groups):
+            complete = completed_entries(group, entries)
+            known = {"params", *inner[0].defaults, *group_entries(check_method(complete))}
+            warn_of_typos(f"group {i}", group, known)
+            for j, p in enumerate(group["params"]):
+                check_parameter(f"parameter {j} of group {i}", p)
         self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
         self._warned_capturable_if_run_uncaptured = True
 
@@ -138,9 +145,18 @@ class Wrap(Optimizer):
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
 
     def _step(self):
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
+        # GradScaler sets an int where there was no gradient at all
+        if float(getattr(self, "found_inf", None) or 0):
+            for inner in self.optimizers:
+                # what a scheduler of theirs looks at before it warns of a missing step
+                vars(inner)["_opt_called"] = True
+        else:
             super()._step()
+
+    def _checked(self, group):
+        # the other options of an inner optimizer are its own affair
+        learning_rate("lr", group["lr"])
+        return group
 
     def _newcomers(self, group):
         # the inner optimizer initialises a parameter's state at its first gradient, not before
@@ -180,7 +196,7 @@ class Wrap(Optimizer):
     def _gradient_scale(self, group):
         grad_scale = getattr(self, "grad_scale", None)
         scale = super()._gradient_scale(group)
-        return scale if grad_scale is None else scale / grad_scale.item()
+        return scale if grad_scale is None else scale / float(grad_scale)
 
     def _step_inner(self, excluded):
         """Step the inner optimizers, without those parameters whose gradient is not for them."""

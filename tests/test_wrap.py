@@ -87,6 +87,15 @@ WITHOUT_PAIRS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors here are tiny: threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def inner_of(name, method):
     return (STILL if isinstance(method, ScheduleFree) else INNERS)[name]
 

@@ -1,4 +1,4 @@
-"""``Wrap`` in a training loop: mixed precision, what the inner optimizer sees, state, memory."""
+"""``Wrap`` in a training loop: what the inner optimizer sees, checkpoints, groups, memory."""
 
 import copy
 import gc
@@ -28,75 +28,13 @@ def adamw(params, method=None, **options):
     return optim.AdamW(params, lr=LR, betas=(beta1, 0.99), **options)
 
 
-# ---- mixed precision ----------------------------------------------------------------------------
-
-# name -> whether each of the inner optimizers is fused; a fused one unscales by itself
-FUSED = {"fused": [True], "plain": [False], "both": [True, True], "mixed": [True, False]}
-
-
-def mixed_precision(name, method):
-    params = parameters()
-    count = len(FUSED[name])
-    shares = [params[i::count] for i in range(count)]
-    inner = [adamw(share, method, fused=f) for share, f in zip(shares, FUSED[name], strict=True)]
-    return Wrap(inner, method)
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_amp_support_is_claimed_if_all_have_it(name):
-    assert mixed_precision(name, METHODS["ema"])._step_supports_amp_scaling == all(FUSED[name])
-
-
-@each_method
-@pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize("unscale", [False, True], ids=["", "unscale first"])
-def test_scaled_gradients_change_nothing(name, method, unscale):
-    """Scales are powers of two, so bit for bit; steps that overflowed have not been."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
-    scaler.scale(torch.ones(()))
-    scaled, plain = (mixed_precision(name, METHODS[method]) for _ in range(2))
-    for t in range(12):
-        for overflow in (True, False):
-            set_gradients(params_of(scaled), t)
-            for p in params_of(scaled):
-                p.grad *= scaler.get_scale()
-            if overflow:
-                params_of(scaled)[-1].grad[2] = -torch.inf
-            before = content(scaled)
-            if unscale:
-                scaler.unscale_(scaled)
-            scaler.step(scaled)
-            scaler.update()
-            if overflow:
-                assert differing(content(scaled), before) == []
-        run(plain, [t])
-        assert differing(content(scaled), content(plain)) == []
-    assert not [o for o in (scaled, *scaled.optimizers) if hasattr(o, "found_inf")]
-
-
-def test_a_scaled_step_without_gradients_changes_nothing():
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(torch.ones(()))
-    optimizer = mixed_precision("fused", METHODS["ema"])
-    run(optimizer, range(3))
-    before = content(optimizer)
-    optimizer.zero_grad()
-    scaler.step(optimizer)
-    assert differing(content(optimizer), before) == []
-
-
-@pytest.mark.parametrize("on", ["wrapper", "inner"])
-def test_schedulers_are_not_alarmed_by_an_overflow(on):
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
-    scaler.scale(torch.ones(()))
-    optimizer = mixed_precision("fused", METHODS["ema"])
-    stepped = optimizer if on == "wrapper" else optimizer.optimizers[0]
-    scheduler = optim.lr_scheduler.StepLR(stepped, 1)
-    set_gradients(params_of(optimizer), 0)
-    params_of(optimizer)[0].grad[0] = torch.inf
-    scaler.step(optimizer)
-    scheduler.step()  # a warning is an error here
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(LR / 10)
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors here are tiny: threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # ---- what the inner optimizer sees --------------------------------------------------------------
@@ -139,11 +77,9 @@ def test_nala_takes_the_raw_step_alone():
         grads = [p.grad for p in params_of(optimizer)]
         optimizer.step()
         assert all(p.grad is g for p, g in zip(params_of(optimizer), grads, strict=True))
-    assert called[0] == [t for t in range(12) if t % 4 != 3]
-    # at 7 torch is asked for a step without a gradient, which does nothing
-    assert called[1] == [t for t in range(12) if t % 4 != 3 and t != 8] or called[1] == [
-        t for t in range(12) if t not in (3, 8, 11)
-    ]
+    assert called[0] == [t for t in range(12) if t not in (3, 7, 11)]
+    # at 7 without a gradient, which does nothing
+    assert called[1] == [t for t in range(12) if t not in (3, 8, 11)]
     counts = [int(optimizer.state[p]["step"]) for p in params_of(optimizer)]
     assert counts == [9, 8]
 
@@ -189,14 +125,15 @@ def test_writes_through_data_are_seen_after_resync(method):
 
 # ---- state --------------------------------------------------------------------------------------
 
-SHAMPOO = {"lr": LR, "preconditioning_compute_steps": 3}
-THIRD_PARTY = {
+# what torch and other packages keep beside plain moments
+UNUSUAL = {
     "ADOPT": lambda params: other.ADOPT(params, lr=LR),
+    "Muon": lambda params: optim.Muon(params[:1], lr=LR),
     "NorMuon": lambda params: other.NorMuon([{"params": params[:1], "use_muon": True}], lr=LR),
     "Prodigy": other.Prodigy,
     "SOAP": lambda params: other.SOAP(params, lr=LR, precondition_frequency=3),
     "SPAM": lambda params: other.SPAM(params, lr=LR, update_proj_gap=4),
-    "Shampoo": lambda params: other.Shampoo(params, **SHAMPOO),
+    "Shampoo": lambda params: other.Shampoo(params, lr=LR, preconditioning_compute_steps=3),
 }
 
 
@@ -208,9 +145,9 @@ def reread(state_dict):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("inner", THIRD_PARTY)
-def test_third_party_optimizers_resume_exactly(inner, mode):
-    first, second = (Wrap(THIRD_PARTY[inner](parameters()), METHODS["ema"]) for _ in range(2))
+@pytest.mark.parametrize("inner", UNUSUAL)
+def test_any_inner_optimizer_resumes_exactly(inner, mode):
+    first, second = (Wrap(UNUSUAL[inner](parameters()), METHODS["ema"]) for _ in range(2))
     run(first, range(7))
     getattr(first, mode)()
     with torch.no_grad():
