@@ -1,7 +1,5 @@
 """A lookahead around any torch optimizer."""
 
-import inspect
-from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from . import checkpoint
 from .bucket import real_view
 from .buckets import Buckets
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
+from .inner import States, check_inner
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import check_parameter, learning_rate, warn_of_typos
@@ -47,15 +46,14 @@ class Wrap(Optimizer):
         if not inner:
             raise ValueError("optimizer must be an optimizer or a list of them, got an empty list")
         for each in inner:
-            _check_inner(each)
+            check_inner(each)
         params = [p for each in inner for group in each.param_groups for p in group["params"]]
         if len(params) != len(set(params)):
             raise ValueError("some parameters belong to more than one of the optimizers")
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
-        for i, group in enumerate(g for each in inner for g in each.param_groups):
-            complete = completed_entries(group, entries)
-            known = {"params", *inner[0].defaults, *group_entries(check_method(complete))}
-            warn_of_typos(f"group {i}", group, known)
+        for i, group in enumerate(group for each in inner for group in each.param_groups):
+            method = check_method(completed_entries(group, entries))
+            warn_of_typos(f"group {i}", group, group_entries(method))
             for j, p in enumerate(group["params"]):
                 check_parameter(f"parameter {j} of group {i}", p)
         self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
@@ -69,7 +67,7 @@ class Wrap(Optimizer):
         """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers."""
         loaded = {k: state.pop(k) for k in ("state", "param_groups") if k in state}
         torch.optim.Optimizer.__setstate__(self, state)
-        self._state = _States(self.optimizers)
+        self._state = States(self.optimizers)
         if loaded:
             before = [dict(vars(inner)) for inner in self.optimizers]
             try:
@@ -244,70 +242,3 @@ class Wrap(Optimizer):
 
 def _is_ours(key):
     return is_lookahead_entry(key) or key == "train_mode"
-
-
-class _States(MutableMapping):
-    """The states of several optimizers as one mapping, parameter -> its state."""
-
-    def __init__(self, optimizers):
-        self._optimizers = optimizers
-        self._owners = {}
-
-    def _owner(self, p):
-        if p not in self._owners:
-            self._owners = {
-                q: o for o in self._optimizers for group in o.param_groups for q in group["params"]
-            }
-        if p not in self._owners:
-            # an entry of an inner optimizer that belongs to no parameter
-            return next((o for o in self._optimizers if p in o.state), self._optimizers[0])
-        return self._owners[p]
-
-    def __getitem__(self, p):
-        return self._owner(p).state[p]
-
-    def __setitem__(self, p, entries):
-        self._owner(p).state[p] = entries
-
-    def __delitem__(self, p):
-        del self._owner(p).state[p]
-
-    def __contains__(self, p):
-        return any(p in o.state for o in self._optimizers)
-
-    def get(self, p, default=None):
-        # a defaultdict's own get, unlike its [], creates nothing
-        return self._owner(p).state.get(p, default)
-
-    def __iter__(self):
-        return (p for o in self._optimizers for p in o.state)
-
-    def __len__(self):
-        return sum(len(o.state) for o in self._optimizers)
-
-
-def _needs_closure(optimizer):
-    parameters = inspect.signature(type(optimizer).step).parameters
-    return any(p.name == "closure" and p.default is p.empty for p in parameters.values())
-
-
-_REFUSED = (
-    (lambda o: isinstance(o, Optimizer), "is ours: give it lookahead=... instead"),
-    (lambda o: hasattr(o, "train") and hasattr(o, "eval"), "has train and eval modes of its own"),
-    (_needs_closure, "evaluates the loss itself, several times per step"),
-    (lambda o: hasattr(o, "first_step"), "takes two gradients per step"),
-    (lambda o: isinstance(o, torch.optim.SparseAdam), "takes sparse gradients only"),
-)
-
-
-def _check_inner(optimizer):
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            "optimizer must be a torch.optim.Optimizer or a list of them, got "
-            f"{type(optimizer).__name__}"
-        )
-    for matches, reason in _REFUSED:
-        if matches(optimizer):
-            raise TypeError(f"{type(optimizer).__name__} cannot be wrapped: it {reason}")
-    if any("lookahead_t" in group for group in optimizer.param_groups):
-        raise ValueError(f"this {type(optimizer).__name__} is wrapped already")

@@ -32,9 +32,10 @@ IMPORTS = {
         *("lookahead", "options", "points", "rules"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
+    "inner": set(),
     "wrap": {
-        *("bucket", "buckets", "checkpoint", "groups", "lookahead", "optimizer"),
-        "rules",
+        *("bucket", "buckets", "checkpoint", "groups", "inner", "lookahead", "optimizer"),
+        *("options", "rules"),
     },
     "probe": {"backends", "bucket", "lookahead", "optimizer", "options"},
     "__init__": {"lookahead", "optimizer", "optimizers", "probe", "schedules", "wrap"},

@@ -1,0 +1,79 @@
+"""The optimizers inside a ``Wrap``: which can be there, and their state as one mapping."""
+
+import inspect
+from collections.abc import MutableMapping
+
+import torch
+
+
+class States(MutableMapping):
+    """The states of several optimizers as one mapping, parameter -> its state."""
+
+    def __init__(self, optimizers):
+        self._optimizers = optimizers
+        self._owners = {}
+
+    def _owner(self, p):
+        if p not in self._owners:
+            self._owners = {
+                q: o for o in self._optimizers for group in o.param_groups for q in group["params"]
+            }
+        if p not in self._owners:
+            # an entry of an inner optimizer that belongs to no parameter
+            return next((o for o in self._optimizers if p in o.state), self._optimizers[0])
+        return self._owners[p]
+
+    def __getitem__(self, p):
+        return self._owner(p).state[p]
+
+    def __setitem__(self, p, entries):
+        self._owner(p).state[p] = entries
+
+    def __delitem__(self, p):
+        del self._owner(p).state[p]
+
+    def __contains__(self, p):
+        return any(p in o.state for o in self._optimizers)
+
+    def get(self, p, default=None):
+        """A parameter's state; unlike ``[]`` this creates nothing."""
+        return self._owner(p).state.get(p, default)
+
+    def __iter__(self):
+        return (p for o in self._optimizers for p in o.state)
+
+    def __len__(self):
+        return sum(len(o.state) for o in self._optimizers)
+
+
+def _needs_closure(optimizer):
+    parameters = inspect.signature(type(optimizer).step).parameters
+    return any(p.name == "closure" and p.default is p.empty for p in parameters.values())
+
+
+_REFUSED = (
+    (lambda o: hasattr(o, "at_iterate"), "is ours: give it lookahead=... instead"),
+    (lambda o: hasattr(o, "train") and hasattr(o, "eval"), "has train and eval modes of its own"),
+    (_needs_closure, "evaluates the loss itself, several times per step"),
+    (lambda o: hasattr(o, "first_step"), "takes two gradients per step"),
+    (lambda o: isinstance(o, torch.optim.SparseAdam), "takes sparse gradients only"),
+)
+
+
+def check_inner(optimizer):
+    """Refuse what cannot be wrapped.
+
+    Raises:
+        TypeError: not an optimizer, or one that steps in another way than from gradients once.
+        ValueError: wrapped already.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer must be a torch.optim.Optimizer or a list of them, got "
+            f"{type(optimizer).__name__}"
+        )
+    for matches, reason in _REFUSED:
+        if matches(optimizer):
+            raise TypeError(f"{type(optimizer).__name__} cannot be wrapped: it {reason}")
+    if any("lookahead_t" in group for group in optimizer.param_groups):
+        raise ValueError(f"this {type(optimizer).__name__} is wrapped already")
