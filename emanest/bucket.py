@@ -8,6 +8,8 @@ from .rules import POSITIONS
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
 _ALIGNMENT = 16
+# sets of parameters whose memos are kept
+_MEMOS = 8
 # no version counter has this value
 _EDITED = -1
 
@@ -43,6 +45,7 @@ class Bucket:
         self.snapshots: list[torch.Tensor | None] = [None] * len(params)
         self.snapshot_versions: list[int | None] = [None] * len(params)
         self.views = {}
+        self._memos = {}
         device = self.device if on_device else "cpu"
         # lookahead in float64: the recurrence of a float64 parameter must see the exact number
         self.steps = self._scalars("step", torch.float32, device)
@@ -114,10 +117,26 @@ class Bucket:
         else:
             views[i] = found
 
-    def tensors(self, names, indices):
-        """For each parameter the tuple of its named state, complex as pairs of reals."""
-        columns = [self.views[name] for name in names]
-        return [tuple(real_view(column[i]) for column in columns) for i in indices]
+    def columns(self, names, indices):
+        """For each name the state of some parameters, complex as pairs of reals."""
+        return [self._reals([self.views[name][i] for i in indices]) for name in names]
+
+    def points(self, indices):
+        """Some parameters, complex as pairs of reals."""
+        return self._reals([self.params[i] for i in indices])
+
+    def _reals(self, tensors):
+        return [real_view(t) for t in tensors] if self.param_dtype.is_complex else tensors
+
+    def memo(self, indices):
+        """What back ends keep about a set of parameters that is stepped together."""
+        key = tuple(indices)
+        if key not in self._memos:
+            # parameters that fall out of step make new sets; a few recur
+            if len(self._memos) >= _MEMOS:
+                self._memos.clear()
+            self._memos[key] = {}
+        return self._memos[key]
 
     def by_scalars(self, indices):
         """Group parameters by (step, lookahead): normally one entry.

@@ -1,7 +1,8 @@
 """The reference back end: the rules on torch tensors, on any device.
 
-Every back end is a module with these three functions. Tensors of one call share a device and a
-dtype; ``dtype`` is the dtype of the arithmetic. State is one tuple of tensors per parameter.
+Every back end is a module with these four functions. Tensors of one call share a device, and
+parameters a dtype; ``dtype`` is the dtype of the arithmetic. State comes as columns: for each name
+that the rule unpacks, a list with one tensor per parameter.
 """
 
 import torch
@@ -9,67 +10,84 @@ import torch
 from .rules import BASES, LOOKAHEADS, POINTS, step
 
 
-def step_(base, look, ys, gs, base_state, look_state, base_numbers, look_numbers, scale, dtype):
+def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
     """Advance parameters by one step, in place.
 
     Args:
         base, look: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
         ys: parameters, each at its gradient point; any shape, any real floating dtype.
         gs: gradients, shaped as ``ys``; any real floating dtype.
-        base_state, look_state: for each parameter, the tensors that the rule unpacks.
-        base_numbers, look_numbers: the numbers that the rules unpack; floats or 0-d tensors.
-        scale: factor of the gradients (-1 to maximize).
+        base_state, look_state: columns of tensors, in the order in which the rules unpack them.
+        numbers: a factor of the gradients (-1 to maximize), then the base's numbers, then the
+            lookahead's: floats, or one vector on the device.
         dtype: float32 or float64.
+        skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
+        memo: a dict that the caller keeps with these tensors, for what a back end derives from
+            them; None: nothing is kept.
     """
-    base, look = BASES[base].function, LOOKAHEADS[look].function
-    base_numbers, look_numbers = _scalars(base_numbers, dtype), _scalars(look_numbers, dtype)
-    for y, g, old_base, old_look in zip(ys, gs, base_state, look_state, strict=True):
+    base, look = BASES[base], LOOKAHEADS[look]
+    scale, *numbers = _scalars(numbers, dtype)
+    base_numbers, look_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
+    states = zip(_rows(base_state, ys), _rows(look_state, ys), strict=True)
+    for y, g, (old_base, old_look) in zip(ys, gs, states, strict=True):
         g = g.to(dtype) * scale
         new_y, new_base, new_look = step(
-            base, look, y.to(dtype), g, old_base, old_look, base_numbers, look_numbers
+            *(base.function, look.function, y.to(dtype), g, old_base, old_look),
+            *(base_numbers, look_numbers),
         )
-        _write(y, new_y, (*old_base, *old_look), (*new_base, *new_look))
+        _write((*old_base, *old_look, y), (*new_base, *new_look, new_y), skip)
 
 
-def follow_(look, ys, snapshots, look_state, look_numbers, dtype):
+def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place.
 
     Args:
-        look, look_state, look_numbers, dtype: as in ``step_``.
+        look, look_state, dtype, skip, memo: as in ``step_``.
         ys: parameters as the other optimizer left them (w).
         snapshots: the same before its step (y), of the same dtype; receive the new y.
+        numbers: those of the lookahead.
     """
-    look = LOOKAHEADS[look].function
-    look_numbers = _scalars(look_numbers, dtype)
-    for y, snapshot, old in zip(ys, snapshots, look_state, strict=True):
+    look, numbers = LOOKAHEADS[look].function, _scalars(numbers, dtype)
+    for y, snapshot, old in zip(ys, snapshots, _rows(look_state, ys), strict=True):
         w = y.to(dtype)
-        new_y, new = look(w, w - snapshot.to(dtype), old, look_numbers)
-        _write(y, new_y, old, new)
-        snapshot.copy_(y)
+        new_y, new = look(w, w - snapshot.to(dtype), old, numbers)
+        _write((*old, y, snapshot), (*new, new_y, new_y), skip)
 
 
-def move_(point, ys, state, numbers, dtype):
+def move_(point, ys, state, numbers, dtype, memo=None):
     """Move parameters between x and y, in place.
 
     Args:
         point: a row of ``rules.POINTS``.
         ys: parameters.
-        state: for each parameter, the one tensor that the rule unpacks.
-        numbers, dtype: as in ``step_``.
+        state: the columns that the rule unpacks.
+        numbers, dtype, memo: as in ``step_``.
     """
-    move = POINTS[point].function
-    for y, tensors in zip(ys, state, strict=True):
-        y.copy_(move(y.to(dtype), tensors, _scalars(numbers, dtype)))
+    move, numbers = POINTS[point].function, _scalars(numbers, dtype)
+    for y, tensors in zip(ys, _rows(state, ys), strict=True):
+        y.copy_(move(y.to(dtype), tensors, numbers))
+
+
+def nonfinite(gs, memo=None):
+    """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
+    bad = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
+    for g in gs:
+        bad += ~torch.isfinite(g).all()
+    return bad.clamp_(max=1)
+
+
+def _rows(columns, like):
+    """For each parameter the tuple of its state."""
+    return list(zip(*columns, strict=True)) if columns else [()] * len(like)
 
 
 def _scalars(numbers, dtype):
     # a 0-d tensor of another dtype would promote 0-d parameters
-    return tuple(n.to(dtype) if isinstance(n, torch.Tensor) else n for n in numbers)
+    return numbers.to(dtype).unbind() if isinstance(numbers, torch.Tensor) else numbers
 
 
-def _write(y, new_y, old_state, new_state):
-    # state first: what a rule hands on as state may be the parameter itself
-    for old, new in zip(old_state, new_state, strict=True):
-        if new is not old:
-            old.copy_(new)
-    y.copy_(new_y)
+def _write(old, new, skip):
+    # state before parameters: what a rule hands on as state may be the parameter itself
+    for to, value in zip(old, new, strict=True):
+        if value is not to:
+            to.copy_(value if skip is None else torch.where(skip.view(()) != 0, to, value))

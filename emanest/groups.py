@@ -117,6 +117,18 @@ def _number(value, on_device):
     return float(value)
 
 
+def vector(numbers):
+    """Numbers as a back end takes them: as they are, or as one vector if some are on a device."""
+    on_device = [n for n in numbers if isinstance(n, torch.Tensor)]
+    if not on_device:
+        return numbers
+    first = on_device[0]
+    # full: a copy from the host could not be captured
+    return torch.stack(
+        [n if isinstance(n, torch.Tensor) else first.new_full((), n) for n in numbers]
+    )
+
+
 def _move_clock(group, method):
     """Keep what a captured step advances in 0-d tensors on the device."""
     device = group["params"][0].device

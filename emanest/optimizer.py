@@ -19,6 +19,7 @@ from .groups import (
     is_lookahead_entry,
     state_names,
     store,
+    vector,
 )
 from .lookahead import At, Plan, group_entries
 from .options import check_group, check_params
@@ -203,18 +204,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run_base(self, launch):
         bucket, indices, group, plan, (base, numbers), backend = launch
-        params = [bucket.params[i] for i in indices]
         backend.step_(
             base,
             plan.rule,
-            [real_view(p) for p in params],
-            [real_view(dense(p.grad)) for p in params],
-            bucket.tensors(BASES[base].state, indices),
-            bucket.tensors(LOOKAHEADS[plan.rule].state, indices),
-            numbers,
-            plan.numbers,
-            self._gradient_scale(group),
+            bucket.points(indices),
+            [real_view(dense(bucket.params[i].grad)) for i in indices],
+            bucket.columns(BASES[base].state, indices),
+            bucket.columns(LOOKAHEADS[plan.rule].state, indices),
+            vector((self._gradient_scale(group), *numbers, *plan.numbers)),
             bucket.dtype,
+            memo=bucket.memo(indices),
         )
 
     def _gradient_scale(self, group):

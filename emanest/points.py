@@ -8,7 +8,6 @@ import warnings
 import torch
 
 from . import backends
-from .bucket import real_view
 from .lookahead import method_of
 from .rules import POSITIONS
 
@@ -145,10 +144,11 @@ def _anchor(method, bucket, indices):
 def _move(point, group, method, bucket, indices, b):
     backends.pick(bucket.device.type, group.get("backend")).move_(
         point,
-        [real_view(bucket.params[i]) for i in indices],
-        bucket.tensors(method.state[:1], indices),
+        bucket.points(indices),
+        bucket.columns(method.state[:1], indices),
         (b,),
         bucket.dtype,
+        bucket.memo(indices),
     )
 
 

@@ -3,7 +3,6 @@
 import torch
 
 from . import backends
-from .bucket import real_view
 from .lookahead import method_of
 from .optimizer import Optimizer
 from .options import real
@@ -85,8 +84,8 @@ class _Moving:
         self.restore()
         backends.pick(bucket.device.type, self.group.get("backend")).move_(
             _ALONG,
-            [real_view(p) for p in self.params],
-            bucket.tensors(method.state, self.indices),
+            bucket.points(self.indices),
+            bucket.columns(method.state, self.indices),
             (b - self.here,),
             bucket.dtype,
         )

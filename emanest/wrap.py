@@ -7,7 +7,7 @@ import torch
 from . import checkpoint
 from .bucket import real_view
 from .buckets import Buckets
-from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
+from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry, vector
 from .inner import States, check_inner
 from .lookahead import group_entries
 from .optimizer import Optimizer
@@ -181,11 +181,12 @@ class Wrap(Optimizer):
         for bucket, indices, _, plan, _, backend in followed:
             backend.follow_(
                 plan.rule,
-                [real_view(bucket.params[i]) for i in indices],
+                bucket.points(indices),
                 [real_view(bucket.snapshots[i]) for i in indices],
-                bucket.tensors(LOOKAHEADS[plan.rule].state, indices),
-                plan.numbers,
+                bucket.columns(LOOKAHEADS[plan.rule].state, indices),
+                vector(plan.numbers),
                 bucket.dtype,
+                memo=bucket.memo(indices),
             )
             bucket.snapshots_taken(indices)
         for launch in raw:

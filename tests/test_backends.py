@@ -39,13 +39,13 @@ def parameter():
 
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
-def test_every_back_end_that_loads_has_the_three_functions(name):
+def test_every_back_end_that_loads_has_the_four_functions(name):
     device = (*backends.BACKENDS[name].devices, "cpu")[0]
     try:
         module = backends.pick(device, name)
     except RuntimeError as error:
         pytest.skip(str(error))
-    assert all(callable(getattr(module, f)) for f in ("step_", "follow_", "move_"))
+    assert all(callable(getattr(module, f)) for f in ("step_", "follow_", "move_", "nonfinite"))
 
 
 def test_the_first_that_serves_the_device_is_chosen(table):

@@ -74,10 +74,14 @@ def tensors(seed, dtype, positive=False, twist=False):
     return [*dense, *odd, randn(65, 33).t() if twist else randn(33, 65)]
 
 
-def states(names, seed, dtype):
-    """For each parameter the tuple of its named state."""
-    columns = [tensors(seed + i, dtype, name in POSITIVE, i % 2) for i, name in enumerate(names)]
-    return list(zip(*columns, strict=True)) if names else [()] * len(tensors(0, dtype))
+def columns(names, seed, dtype):
+    """For each name one tensor per parameter."""
+    return [tensors(seed + i, dtype, name in POSITIVE, i % 2) for i, name in enumerate(names)]
+
+
+def rows(columns, count):
+    """For each parameter the tuple of its state."""
+    return list(zip(*columns, strict=True)) if columns else [()] * count
 
 
 def numbers(rule):
@@ -86,6 +90,11 @@ def numbers(rule):
 
 def doubles(entries):
     return tuple(t.to(torch.float64, copy=True) for t in entries)
+
+
+def copies(columns, count):
+    """For each parameter its state as it is now, in float64."""
+    return [doubles(entries) for entries in rows(columns, count)]
 
 
 def check(found, expected, dtype):
@@ -103,44 +112,51 @@ def check_all(found, expected, dtype):
 @each_look
 @each_dtype
 def test_a_step_is_the_rules(backend, base, look, dtype):
-    rule, ahead = BASES[base], LOOKAHEADS[look]
-    ys, gs = tensors(1, dtype), tensors(2, dtype, twist=True)
-    kept = states(rule.state, 10, wide(dtype)), states(ahead.state, 20, wide(dtype))
-    before = [doubles(ys), *([doubles(entries) for entries in state] for state in kept)]
-    given = numbers(rule), numbers(ahead)
-    backend.step_(base, look, ys, gs, *kept, *given, SCALE, wide(dtype))
-    for i, (y, base_state, look_state) in enumerate(zip(*before, strict=True)):
-        g = gs[i].double() * SCALE
-        functions = rule.function, ahead.function
-        y, base_state, look_state = rules.step(*functions, y, g, base_state, look_state, *given)
-        check(ys[i], y, dtype)
-        check_all(kept[0][i], base_state, wide(dtype))
-        check_all(kept[1][i], look_state, wide(dtype))
+    rules_, ys, gs = (
+        (BASES[base], LOOKAHEADS[look]),
+        tensors(1, dtype),
+        tensors(2, dtype, twist=True),
+    )
+    state = [columns(r.state, 10 * i, wide(dtype)) for i, r in enumerate(rules_, 1)]
+    before = doubles(ys), *(copies(entries, len(ys)) for entries in state)
+    given = [numbers(r) for r in rules_]
+    backend.step_(base, look, ys, gs, *state, (SCALE, *given[0], *given[1]), wide(dtype))
+    after = ys, *(rows(entries, len(ys)) for entries in state)
+    for i, (found, old) in enumerate(
+        zip(zip(*after, strict=True), zip(*before, strict=True), strict=True)
+    ):
+        y, *old_state = old
+        functions = [r.function for r in rules_]
+        expected = rules.step(*functions, y, gs[i].double() * SCALE, *old_state, *given)
+        check(found[0], expected[0], dtype)
+        check_all(found[1], expected[1], wide(dtype))
+        check_all(found[2], expected[2], wide(dtype))
 
 
 @each_look
 @each_dtype
 def test_following_is_the_rule(backend, look, dtype):
-    ys, snapshots = tensors(1, dtype), tensors(2, dtype, twist=True)
-    state = states(LOOKAHEADS[look].state, 20, wide(dtype))
-    before = doubles(ys), doubles(snapshots), [doubles(entries) for entries in state]
-    backend.follow_(look, ys, snapshots, state, numbers(LOOKAHEADS[look]), wide(dtype))
+    rule, ys, snapshots = LOOKAHEADS[look], tensors(1, dtype), tensors(2, dtype, twist=True)
+    state = columns(rule.state, 20, wide(dtype))
+    before = doubles(ys), doubles(snapshots), copies(state, len(ys))
+    backend.follow_(look, ys, snapshots, state, numbers(rule), wide(dtype))
+    after = rows(state, len(ys))
     for i, (w, snapshot, old) in enumerate(zip(*before, strict=True)):
-        y, new = LOOKAHEADS[look].function(w, w - snapshot, old, numbers(LOOKAHEADS[look]))
+        y, new = rule.function(w, w - snapshot, old, numbers(rule))
         check(ys[i], y, dtype)
         assert torch.equal(snapshots[i], ys[i])
-        check_all(state[i], new, wide(dtype))
+        check_all(after[i], new, wide(dtype))
 
 
 @pytest.mark.parametrize("point", POINTS)
 @each_dtype
 def test_moving_is_the_rule(backend, point, dtype):
-    ys, state = tensors(1, dtype), states(POINTS[point].state, 20, wide(dtype))
-    before = doubles(ys), [doubles(entries) for entries in state]
+    ys, state = tensors(1, dtype), columns(POINTS[point].state, 20, wide(dtype))
+    before = doubles(ys), copies(state, len(ys))
     backend.move_(point, ys, state, (0.4,), wide(dtype))
-    for y, at, old, kept in zip(ys, *before, state, strict=True):
+    for y, at, old, kept in zip(ys, *before, copies(state, len(ys)), strict=True):
         check(y, POINTS[point].function(at, old, (0.4,)), dtype)
-        assert torch.equal(old[0], kept[0].double())
+        assert torch.equal(old[0], kept[0])
 
 
 @each_base
@@ -149,35 +165,84 @@ def test_moving_is_the_rule(backend, point, dtype):
 def test_a_gradient_of_another_dtype_keeps_its_digits(backend, base, grad_dtype, dtype):
     rule = BASES[base]
     ys, gs = tensors(1, dtype), tensors(2, grad_dtype, twist=True)
-    state = states(rule.state, 10, torch.float32)
-    before = doubles(ys), [doubles(entries) for entries in state]
-    given = numbers(rule), ()
-    backend.step_(base, "none", ys, gs, state, [()] * len(ys), *given, 1.0, torch.float32)
-    for y, entries, g, at, old in zip(ys, state, gs, *before, strict=True):
-        u, new = rule.function(at, g.double(), old, given[0])
+    state = columns(rule.state, 10, torch.float32)
+    before = doubles(ys), copies(state, len(ys))
+    given = numbers(rule)
+    backend.step_(base, "none", ys, gs, state, [], (1.0, *given), torch.float32)
+    for y, entries, g, at, old in zip(ys, rows(state, len(ys)), gs, *before, strict=True):
+        u, new = rule.function(at, g.double(), old, given)
         check(y, at + u, dtype)
         check_all(entries, new, torch.float32)
 
 
+def stepped(backend, base, look, convert=tuple, dtype=torch.float32, **options):
+    """Parameters and state after a step, with the numbers in another form."""
+    ys, gs = tensors(1, dtype), tensors(2, dtype)
+    state = [
+        columns(r.state, s, wide(dtype)) for r, s in ((BASES[base], 10), (LOOKAHEADS[look], 20))
+    ]
+    given = convert((SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])))
+    backend.step_(base, look, ys, gs, *state, given, wide(dtype), **options)
+    return [*ys, *(t for entries in state for column in entries for t in column)]
+
+
 @each_base
 @each_look
-def test_numbers_may_be_tensors(backend, base, look):
-    """As under ``capturable``: 0-d tensors in float64, which must not promote 0-d parameters."""
-    runs = []
-    for convert in (float, lambda n: torch.tensor(n, dtype=torch.float64)):
-        ys, gs = tensors(1, torch.float32), tensors(2, torch.float32)
-        base_state = states(BASES[base].state, 10, torch.float32)
-        look_state = states(LOOKAHEADS[look].state, 20, torch.float32)
-        given = [tuple(map(convert, numbers(r))) for r in (BASES[base], LOOKAHEADS[look])]
-        backend.step_(base, look, ys, gs, base_state, look_state, *given, 1.0, torch.float32)
-        runs.append([*ys, *(t for entries in (*base_state, *look_state) for t in entries)])
-    assert all(torch.equal(found, expected) for found, expected in zip(*runs, strict=True))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_numbers_may_be_a_vector_on_the_device(backend, base, look, dtype):
+    """As under ``capturable``: in float64, which must not promote 0-d parameters."""
+    plain = stepped(backend, base, look, dtype=dtype)
+    vector = stepped(backend, base, look, lambda n: torch.tensor(n, dtype=torch.float64), dtype)
+    assert all(map(torch.equal, plain, vector))
+
+
+@each_base
+@each_look
+@each_dtype
+def test_a_step_may_be_skipped_on_the_device(backend, base, look, dtype):
+    """As under a GradScaler; whatever is in the gradients."""
+    ys, gs = tensors(1, dtype), tensors(2, dtype)
+    for g in gs:
+        g.fill_(torch.nan)
+    state = [
+        columns(r.state, s, wide(dtype)) for r, s in ((BASES[base], 10), (LOOKAHEADS[look], 20))
+    ]
+    given = (SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look]))
+    everything = [*ys, *(t for entries in state for column in entries for t in column)]
+    before = [t.clone() for t in everything]
+    backend.step_(base, look, ys, gs, *state, given, wide(dtype), skip=torch.ones(1))
+    assert all(map(torch.equal, everything, before))
+    run = stepped(backend, base, look, dtype=dtype, skip=torch.zeros(1))
+    assert all(map(torch.equal, run, stepped(backend, base, look, dtype=dtype)))
+
+
+@each_look
+def test_following_may_be_skipped_on_the_device(backend, look):
+    ys, snapshots = tensors(1, torch.float32), tensors(2, torch.float32)
+    state = columns(LOOKAHEADS[look].state, 20, torch.float32)
+    kept = [t.clone() for t in (*ys, *snapshots, *(t for column in state for t in column))]
+    given = numbers(LOOKAHEADS[look])
+    backend.follow_(look, ys, snapshots, state, given, torch.float32, skip=torch.ones(1))
+    assert all(map(torch.equal, kept, (*ys, *snapshots, *(t for c in state for t in c))))
+
+
+@each_dtype
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, None], ids=str)
+def test_a_value_that_is_not_finite_is_found(backend, dtype, bad):
+    for i in range(len(tensors(1, dtype))):
+        gs = tensors(1, dtype)
+        if bad is not None and gs[i].numel():
+            gs[i][(-1,) * gs[i].dim()] = bad
+        found = backend.nonfinite(gs)
+        assert found.shape == (1,)
+        assert found.dtype == torch.float32
+        assert found.item() == (bad is not None and gs[i].numel() > 0)
 
 
 def outputs(rule, given):
     """What a rule returns in float64 at one input, as a list of tensors."""
     y, other = tensors(1, torch.float64)[3], tensors(2, torch.float64)[3]
-    state = states(rule.state, 20, torch.float64)[3]
+    state = tuple(column[3] for column in columns(rule.state, 20, torch.float64))
     moves = rule in POINTS.values()
     found = rule.function(y, state, given) if moves else rule.function(y, other, state, given)
     return [found] if moves else [found[0], *found[1]]

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from emanest import eager
 from emanest.rules import BASES, LOOKAHEADS, POINTS
-from test_rules import numbers, states, tensors
+from test_rules import columns, numbers, tensors
 
 # sm_90, for which no GPU is needed to compile
 TARGET = GPUTarget("cuda", 90, 32)
@@ -79,16 +79,20 @@ def error(found, expected):
     return torch.cat([(a - b).abs() / (1 + b.abs()) for a, b in pairs]).max().item()
 
 
+def state(rule, seed):
+    return tuple(column[TENSOR] for column in columns(rule.state, seed, torch.float32))
+
+
 def step_error(base, look):
     """How far a step in the kernel is from the eager back end's."""
     runs = []
     given = numbers(BASES[base]), numbers(LOOKAHEADS[look])
     for eagerly in (False, True):
         y, g = (tensors(seed, torch.float32)[TENSOR] for seed in (1, 2))
-        base_state = states(BASES[base].state, 10, y.dtype)[TENSOR]
-        look_state = states(LOOKAHEADS[look].state, 20, y.dtype)[TENSOR]
+        base_state, look_state = state(BASES[base], 10), state(LOOKAHEADS[look], 20)
         if eagerly:
-            eager.step_(base, look, [y], [g], [base_state], [look_state], *given, 1.0, y.dtype)
+            columns = [[t] for t in base_state], [[t] for t in look_state]
+            eager.step_(base, look, [y], [g], *columns, (1.0, *given[0], *given[1]), y.dtype)
         else:
             rules = {"BASE": BASES[base].function, "LOOK": LOOKAHEADS[look].function}
             step_kernel[(1,)](y, g, base_state, look_state, *given, len(y), **rules, BLOCK=BLOCK)
@@ -99,9 +103,9 @@ def step_error(base, look):
 def move_error(point):
     """How far a move in the kernel is from the eager back end's."""
     y, moved = (tensors(1, torch.float32)[TENSOR] for _ in range(2))
-    state, given = states(POINTS[point].state, 20, y.dtype)[TENSOR], numbers(POINTS[point])
-    eager.move_(point, [moved], [state], given, y.dtype)
-    move_kernel[(1,)](y, state, given, len(y), POINT=POINTS[point].function, BLOCK=BLOCK)
+    tensors_, given = state(POINTS[point], 20), numbers(POINTS[point])
+    eager.move_(point, [moved], [[t] for t in tensors_], given, y.dtype)
+    move_kernel[(1,)](y, tensors_, given, len(y), POINT=POINTS[point].function, BLOCK=BLOCK)
     return error([y], [moved])
 
 
