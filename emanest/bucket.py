@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .layout import dense_strides
 from .rules import POSITIONS
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
@@ -242,11 +243,6 @@ class Bucket:
 def real_view(tensor):
     """A complex tensor as pairs of reals, any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def dense_strides(p):
-    """The dense strides nearest to a tensor's own: those, if it has no gaps."""
-    return torch.empty_like(p, device="meta").stride()
 
 
 def _views(params, dtype):

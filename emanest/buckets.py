@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import warnings
 
-from .bucket import Bucket, dense_strides
+from .bucket import Bucket
+from .layout import dense_strides
 
 
 class Buckets:

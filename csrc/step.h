@@ -1,0 +1,56 @@
+// What a back end is given: addresses, sizes and numbers. No torch header: the CUDA file needs none.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "rules.h"
+
+namespace emanest {
+
+enum class Dtype : int8_t { float32, float64, bfloat16, float16 };
+
+// One parameter: everything dense and in one memory order.
+struct Tensors {
+  void* y;
+  void* beside;          // gradient; for `follow` the snapshot; for `move` null
+  void* state[kStates];  // of the base rule, then of the lookahead rule
+  int64_t size;          // elements
+  Dtype beside_dtype;
+};
+
+// The parameters of one call: they share a dtype, and the state has that of the arithmetic.
+struct Bucket {
+  std::vector<Tensors> tensors;
+  Dtype y_dtype;
+  bool in_double;  // arithmetic and state are float64, else float32
+};
+
+// The row of a table that has a name; the table is a std::variant of rules.
+template <class Table, size_t i = 0>
+Table find(std::string_view name) {
+  if constexpr (i < std::variant_size_v<Table>) {
+    using Rule = std::variant_alternative_t<i, Table>;
+    return name == Rule::name ? Table(Rule{}) : find<Table, i + 1>(name);
+  } else {
+    throw std::invalid_argument("no rule is called " + std::string(name));
+  }
+}
+
+namespace cpu {
+
+// numbers: a factor of the gradients, then the base's, then the lookahead's
+void step(const Base& base, const Lookahead& look, const Bucket& bucket, const double* numbers);
+void follow(const Lookahead& look, const Bucket& bucket, const double* numbers);
+void move(const Point& point, const Bucket& bucket, const double* numbers);
+// whether a gradient holds NaN or an infinity
+bool nonfinite(const Bucket& bucket);
+
+}  // namespace cpu
+
+}  // namespace emanest
