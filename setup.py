@@ -9,7 +9,7 @@ import os
 
 from setuptools import find_packages, setup
 
-SOURCES = ["csrc/bindings.cpp", "csrc/step_cpu.cpp"]
+SOURCES = ["csrc/bindings.cpp", "csrc/step_cpu.cpp", "csrc/watch.cpp"]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
 # no errno and no traps: else sqrt and comparisons stay scalar
 FLAGS = ["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-g0"]
@@ -26,7 +26,7 @@ def extension():
         SOURCES,
         extra_compile_args=FLAGS,
         extra_link_args=["-fopenmp"],
-        depends=["csrc/rules.h", "csrc/step.h", "csrc/convert.h"],
+        depends=["csrc/rules.h", "csrc/step.h", "csrc/convert.h", "csrc/watch.h"],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 

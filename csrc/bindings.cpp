@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "step.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -16,7 +17,16 @@ namespace {
 using Column = const py::list&;
 using Columns = const std::vector<py::list>&;
 
-const at::Tensor& tensor(py::handle object) { return THPVariable_Unpack(object.ptr()); }
+// by the C API: pybind11's accessor of list elements costs more than all the rest of `gather`
+const at::Tensor& tensor(const py::list& list, size_t i) {
+  return THPVariable_Unpack(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
+}
+
+void check_count(const char* what, size_t found, size_t expected) {
+  if (found == expected) return;
+  throw std::invalid_argument("expected " + std::to_string(expected) + " " + what + ", got " +
+                              std::to_string(found));
+}
 
 std::optional<Dtype> dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
@@ -29,8 +39,10 @@ std::optional<Dtype> dtype_of(const at::Tensor& t) {
 }
 
 // Whether two tensors hold their elements in the same order without gaps, so that one index serves
-// both. The stride of a dimension of size 1 does not matter.
+// both, and as they are, not with a pending negation. The stride of a dimension of size 1 does not
+// matter.
 bool aligned(const at::Tensor& a, const at::Tensor& b) {
+  if (b.is_neg()) return false;
   if (a.is_contiguous() && b.is_contiguous()) return a.sizes() == b.sizes();
   if (a.sizes() != b.sizes() || !a.is_non_overlapping_and_dense()) return false;
   for (int64_t i = 0; i < a.dim(); i++) {
@@ -42,24 +54,28 @@ bool aligned(const at::Tensor& a, const at::Tensor& b) {
 // A bucket made of the tensors of a call; empty if some of them must be copied first, because of
 // their memory order, format or device. `beside` may be empty.
 std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double) {
+  const bool alone = beside.empty();
+  if (!alone) check_count("tensors beside the parameters", beside.size(), ys.size());
+  for (Column column : state) check_count("tensors of state", column.size(), ys.size());
   Bucket bucket{{}, Dtype::float32, in_double};
   const auto wide = in_double ? at::kDouble : at::kFloat;
   bucket.tensors.reserve(ys.size());
   for (size_t i = 0; i < ys.size(); i++) {
-    const at::Tensor& y = tensor(ys[i]);
+    const at::Tensor& y = tensor(ys, i);
     const auto y_dtype = dtype_of(y);
     if (!y_dtype || !aligned(y, y)) return std::nullopt;
+    if (i > 0 && *y_dtype != bucket.y_dtype) return std::nullopt;
     bucket.y_dtype = *y_dtype;
     Tensors row{y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
-    if (!beside.empty()) {
-      const at::Tensor& g = tensor(beside[i]);
+    if (!alone) {
+      const at::Tensor& g = tensor(beside, i);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || g.device() != y.device() || !aligned(y, g)) return std::nullopt;
       row.beside = g.data_ptr();
       row.beside_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
-      const at::Tensor& s = tensor(state[k][i]);
+      const at::Tensor& s = tensor(state[k], i);
       if (s.scalar_type() != wide || s.device() != y.device() || !aligned(y, s)) return std::nullopt;
       row.state[k] = s.data_ptr();
     }
@@ -70,7 +86,7 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
 
 // Tensors were written behind autograd's back: tell it, or a stale backward would go unnoticed.
 void count_writes(Column tensors) {
-  for (py::handle each : tensors) tensor(each).unsafeGetTensorImpl()->bump_version();
+  for (size_t i = 0; i < tensors.size(); i++) tensor(tensors, i).unsafeGetTensorImpl()->bump_version();
 }
 
 // Gathers the tensors, calls `work` on them without Python's lock (the caller holds the tensors,
@@ -87,12 +103,6 @@ bool run(Column ys, Column beside, Columns state, bool in_double, Work work) {
   count_writes(ys);
   for (Column column : state) count_writes(column);
   return true;
-}
-
-void check_count(const char* what, size_t found, size_t expected) {
-  if (found == expected) return;
-  throw std::invalid_argument(std::to_string(found) + " " + what + " given, the rules have " +
-                              std::to_string(expected));
 }
 
 // How much state and how many numbers a rule has.
@@ -176,4 +186,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("move_", &emanest::move_);
   m.def("nonfinite", &emanest::nonfinite);
   m.def("rules", &emanest::rules);
+  emanest::bind_watch(m);
 }

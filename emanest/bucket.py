@@ -6,6 +6,7 @@ import torch
 
 from .layout import dense_strides
 from .rules import POSITIONS
+from .watch import versions
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
 _ALIGNMENT = 16
@@ -92,6 +93,13 @@ class Bucket:
             self.state[p].update({self.key(name): v[i] for name, v in self.views.items()})
         self.published = True
 
+    def entries(self):
+        """(entries of a parameter, key, tensor) of all state, as ``publish`` shows it."""
+        rows = [self.state[p] for p in self.params]
+        for name, views in self.views.items():
+            key = self.key(name)
+            yield from ((row, key, view) for row, view in zip(rows, views, strict=True))
+
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
         for name, views in self.views.items():
@@ -118,20 +126,28 @@ class Bucket:
         else:
             views[i] = found
 
+    def members(self, indices):
+        """Some parameters."""
+        return self._chosen(self.params, indices)
+
     def columns(self, names, indices):
         """For each name the state of some parameters, complex as pairs of reals."""
-        return [self._reals([self.views[name][i] for i in indices]) for name in names]
+        return [self.reals(self._chosen(self.views[name], indices)) for name in names]
 
-    def points(self, indices):
-        """Some parameters, complex as pairs of reals."""
-        return self._reals([self.params[i] for i in indices])
-
-    def _reals(self, tensors):
+    def reals(self, tensors):
+        """Tensors of the parameters' shapes as back ends take them: complex as pairs of reals."""
         return [real_view(t) for t in tensors] if self.param_dtype.is_complex else tensors
+
+    def _chosen(self, tensors, indices):
+        # usually the list itself: copies would cost as much as a call over small tensors
+        return tensors if self._all(indices) else [tensors[i] for i in indices]
+
+    def _all(self, indices):
+        return len(indices) == len(self.params)
 
     def memo(self, indices):
         """What back ends keep about a set of parameters that is stepped together."""
-        key = tuple(indices)
+        key = None if self._all(indices) else tuple(indices)
         if key not in self._memos:
             # parameters that fall out of step make new sets; a few recur
             if len(self._memos) >= _MEMOS:
@@ -148,22 +164,24 @@ class Bucket:
         if not indices:
             return {}
         if self.on_device:
-            if len(indices) != len(self.params):
+            if not self._all(indices):
                 missing = sorted(set(range(len(self.params))) - set(indices))
                 raise RuntimeError(
                     "capturable=True needs a gradient for every parameter at every step; parameter "
                     f"of shape {tuple(self.params[missing[0]].shape)} has none"
                 )
             return {(self.steps[0].double(), self.lookaheads[0]): indices}
-        steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
+        pairs = list(zip(self.steps.tolist(), self.lookaheads.tolist(), strict=True))
+        if pairs.count(pairs[0]) == len(pairs):
+            return {pairs[0]: indices}
         groups = {}
         for i in indices:
-            groups.setdefault((steps[i], lookaheads[i]), []).append(i)
+            groups.setdefault(pairs[i], []).append(i)
         return groups
 
     def advance(self, indices, counts, lookahead):
         """Record a step: base updates if it ``counts``, and how far the parameters are ahead."""
-        if len(indices) == len(self.params):
+        if self._all(indices):
             self.steps += counts
             self.lookaheads.fill_(lookahead)
         else:
@@ -186,16 +204,27 @@ class Bucket:
 
     def record(self, indices):
         """Remember the parameters as we left them."""
-        for i in indices:
-            self.versions[i] = self.params[i]._version
+        now = versions(self.members(indices))
+        if self._all(indices):
+            self.versions = now
+        else:
+            for i, version in zip(indices, now, strict=True):
+                self.versions[i] = version
 
     def edited(self, indices):
         """Those parameters that something else wrote since the last ``record``."""
-        return [i for i in indices if self.versions[i] not in (None, self.params[i]._version)]
+        now = versions(self.members(indices))
+        if self._all(indices) and now == self.versions:
+            return []
+        pairs = zip(indices, now, strict=True)
+        return [i for i, version in pairs if self.versions[i] not in (None, version)]
 
     def unedited(self):
         """Those parameters that are known to be as we left them."""
-        return [i for i, p in enumerate(self.params) if self.versions[i] == p._version]
+        now = versions(self.params)
+        if now == self.versions:
+            return range(len(now))
+        return [i for i, version in enumerate(now) if self.versions[i] == version]
 
     def forget(self, indices):
         """Make parameters count as edited."""
@@ -242,7 +271,7 @@ class Bucket:
 
 def real_view(tensor):
     """A complex tensor as pairs of reals, any other as it is."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _views(params, dtype):

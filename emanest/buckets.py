@@ -19,6 +19,7 @@ class Buckets:
     def __init__(self, state, key):
         self.state, self.key = state, key
         self._homes = {}  # parameter -> (bucket, index)
+        self._published = {}  # the buckets in it, as keys
         self._warned_of_move = False
 
     def find(self, params, newcomers, names, on_device=False):
@@ -58,7 +59,7 @@ class Buckets:
         seems to write to all.
         """
         clean = {}
-        for bucket in {bucket for bucket, _ in self._homes.values()} | set(new):
+        for bucket in self._published | dict.fromkeys(new):
             clean[bucket] = bucket.unedited()
         yield
         for bucket, indices in clean.items():
@@ -70,6 +71,7 @@ class Buckets:
             if not bucket.published:
                 bucket.publish()
                 self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
+                self._published[bucket] = None
 
     def _housed(self, params, on_device):
         newcomers = [p for p in params if p not in self._homes]
@@ -94,6 +96,7 @@ class Buckets:
             if not fits or bucket.emptied(i):
                 for other in bucket.params:
                     del self._homes[other]
+                del self._published[bucket]
                 if not fits and not self._warned_of_move:
                     self._warned_of_move = True
                     warnings.warn(

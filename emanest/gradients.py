@@ -2,6 +2,7 @@
 
 import torch
 
+from . import backends
 from .options import learning_rate
 
 
@@ -11,15 +12,19 @@ def parameter_name(group, index, j):
     return f"parameter {j} of group {index}" + (f" ({names[j]!r})" if names else "")
 
 
+def check_rates(groups):
+    """Raise TypeError or ValueError if a group's lr is not a learning rate any more."""
+    for index, group in enumerate(groups):
+        learning_rate(f"lr of group {index}", group["lr"])
+
+
 def with_gradients(optimizer):
     """For each group, the parameters that have a gradient.
 
     Raises:
         RuntimeError: a gradient is sparse, or a parameter is an inference tensor.
-        TypeError, ValueError: a group's lr is not a learning rate any more.
     """
     for index, group in enumerate(optimizer.param_groups):
-        learning_rate(f"lr of group {index}", group["lr"])
         for j, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
@@ -41,19 +46,29 @@ def dense(gradient):
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
-def all_finite(optimizer, found):
+def all_finite(optimizer, chosen):
     """Whether the step goes ahead under the groups' ``nonfinite`` policies.
+
+    Args:
+        chosen: for each group its buckets, with the indices of the parameters to be stepped.
 
     Raises:
         RuntimeError: a gradient is not finite under ``nonfinite="raise"``; names the parameters.
     """
-    for index, (group, params) in enumerate(zip(optimizer.param_groups, found, strict=True)):
+    for index, (group, buckets) in enumerate(zip(optimizer.param_groups, chosen, strict=True)):
         policy = group.get("nonfinite", "propagate")
-        bad = policy != "propagate" and [p for p in params if not torch.isfinite(p.grad).all()]
-        if bad and policy == "raise":
-            positions = {p: j for j, p in enumerate(group["params"])}
-            names = [parameter_name(group, index, positions[p]) for p in bad]
-            raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {', '.join(names)}")
-        if bad:
-            return False
+        if policy == "propagate" or not any(_nonfinite(group, *each) for each in buckets.items()):
+            continue
+        if policy == "raise":
+            params = enumerate(group["params"])
+            bad = [j for j, p in params if p.grad is not None and not p.grad.isfinite().all()]
+            names = ", ".join(parameter_name(group, index, j) for j in bad)
+            raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {names}")
+        return False
     return True
+
+
+def _nonfinite(group, bucket, indices):
+    backend = backends.pick(bucket.device.type, group.get("backend"))
+    gradients = bucket.reals([p.grad for p in bucket.members(indices)])
+    return indices and bool(backend.nonfinite(gradients, bucket.memo(indices)))

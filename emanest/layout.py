@@ -46,7 +46,7 @@ def flat(ys, beside, columns, dtype, writes_beside=False):
     written = []
 
     def placed(t, like, dtype, back):
-        if t.dtype == dtype and is_dense(t) and aligned(t, like):
+        if t.dtype == dtype and is_dense(t) and aligned(t, like) and not t.is_neg():
             return t
         # of a tensor with gaps, empty_like makes a dense one
         copy = torch.empty_like(like, dtype=dtype).copy_(t)
@@ -58,8 +58,9 @@ def flat(ys, beside, columns, dtype, writes_beside=False):
     formats = [t.dtype if t.dtype in NATIVE else dtype for t in beside]
     pairs = zip(beside, ys, formats, strict=bool(beside))
     beside = [placed(t, y, to, writes_beside) for t, y, to in pairs]
-    columns = [[placed(s, y, dtype, back=True) for s, y in zip(c, ys, strict=True)] for c in columns]
+    columns = [
+        [placed(s, y, dtype, back=True) for s, y in zip(c, ys, strict=True)] for c in columns
+    ]
     yield ys, beside, columns
     for t, copy in written:
         t.copy_(copy)
-

@@ -8,9 +8,9 @@ import torch
 
 from . import backends, checkpoint, points
 from .bases import Base
-from .bucket import Bucket, real_view
+from .bucket import Bucket
 from .buckets import Buckets, check_overlap
-from .gradients import all_finite, dense, with_gradients
+from .gradients import all_finite, check_rates, with_gradients
 from .groups import (
     check_method,
     check_params_of,
@@ -24,6 +24,7 @@ from .groups import (
 from .lookahead import At, Plan, group_entries
 from .options import check_group, check_params
 from .rules import BASES, LOOKAHEADS
+from .watch import Watch
 
 
 class Launch(NamedTuple):
@@ -61,11 +62,13 @@ class Optimizer(torch.optim.Optimizer):
         }
         super().__init__(check_params(params), defaults)
         self._buckets = Buckets(self.state, self._key)
+        self._steady = None  # what the last survey found, while it holds
 
     def __setstate__(self, state):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
         super().__setstate__(state)
         self._buckets = Buckets(self.state, self._key)
+        self._steady = None
         checkpoint.complete(self)
         checkpoint.adopt(self)
 
@@ -125,15 +128,10 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self):
-        found = with_gradients(self)
-        if not any(found) or not all_finite(self, found):
+        check_rates(self.param_groups)
+        chosen = self._known() or self._survey()
+        if not chosen or not all_finite(self, chosen):
             return
-        chosen = [
-            self._find(group, params, self._newcomers(group))
-            for group, params in zip(self.param_groups, found, strict=True)
-        ]
-        if not all(bucket.published for buckets in chosen for bucket in buckets):
-            check_overlap([p for group in self.param_groups for p in group["params"]])
         points.follow_edits(self, chosen)
         launches, clocks = self._plan(chosen)
         with self._buckets.own_writes(bucket for buckets in chosen for bucket in buckets):
@@ -143,8 +141,48 @@ class Optimizer(torch.optim.Optimizer):
             bucket.record(indices)
         for group, clock in zip(self.param_groups, clocks, strict=True):
             store(group, clock.after())
+        if self._steady is None:
+            self._remember(chosen)
         if not self.param_groups[0]["train_mode"]:
             points.to_x(self)
+
+    def _survey(self):
+        """For each group its buckets that have gradients, with the indices of those parameters."""
+        self._steady = None
+        found = with_gradients(self)
+        if not any(found):
+            return None
+        chosen = [
+            self._find(group, params, self._newcomers(group))
+            for group, params in zip(self.param_groups, found, strict=True)
+        ]
+        if not all(bucket.published for buckets in chosen for bucket in buckets):
+            check_overlap([p for group in self.param_groups for p in group["params"]])
+        return chosen
+
+    def _known(self):
+        """What the last survey found, if another one would find the same."""
+        if self._steady is None:
+            return None
+        chosen, watch, names = self._steady
+        same = names == self._names() and watch.unchanged(self._param_lists(), self._mappings())
+        return chosen if same else None
+
+    def _remember(self, chosen):
+        entries = [entry for buckets in chosen for bucket in buckets for entry in bucket.entries()]
+        watch = Watch(self._param_lists(), self._mappings(), entries)
+        self._steady = (chosen, watch, self._names())
+
+    def _param_lists(self):
+        return [group["params"] for group in self.param_groups]
+
+    def _names(self):
+        groups = self.param_groups
+        return [(state_names(self.bases, g), g.get("capturable", False)) for g in groups]
+
+    def _mappings(self):
+        """The dicts that hold the state."""
+        return [self.state]
 
     def _find(self, group, params, newcomers):
         if self._buckets.state is not self.state:
@@ -204,17 +242,21 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run_base(self, launch):
         bucket, indices, group, plan, (base, numbers), backend = launch
+        params = bucket.members(indices)
         backend.step_(
             base,
             plan.rule,
-            bucket.points(indices),
-            [real_view(dense(bucket.params[i].grad)) for i in indices],
+            bucket.reals(params),
+            bucket.reals(self._gradients(params)),
             bucket.columns(BASES[base].state, indices),
             bucket.columns(LOOKAHEADS[plan.rule].state, indices),
             vector((self._gradient_scale(group), *numbers, *plan.numbers)),
             bucket.dtype,
             memo=bucket.memo(indices),
         )
+
+    def _gradients(self, params):
+        return [p.grad for p in params]
 
     def _gradient_scale(self, group):
         return -1.0 if group.get("maximize") else 1.0

@@ -144,7 +144,7 @@ def _anchor(method, bucket, indices):
 def _move(point, group, method, bucket, indices, b):
     backends.pick(bucket.device.type, group.get("backend")).move_(
         point,
-        bucket.points(indices),
+        bucket.reals(bucket.members(indices)),
         bucket.columns(method.state[:1], indices),
         (b,),
         bucket.dtype,

@@ -84,7 +84,7 @@ class _Moving:
         self.restore()
         backends.pick(bucket.device.type, self.group.get("backend")).move_(
             _ALONG,
-            bucket.points(self.indices),
+            bucket.reals(bucket.members(self.indices)),
             bucket.columns(method.state, self.indices),
             (b - self.here,),
             bucket.dtype,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from . import checkpoint
-from .bucket import real_view
 from .buckets import Buckets
+from .gradients import dense
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry, vector
 from .inner import States, check_inner
 from .lookahead import group_entries
@@ -78,6 +78,7 @@ class Wrap(Optimizer):
                     vars(inner).update(attributes)
                 raise
         self._buckets = Buckets(self.state, self._key)
+        self._steady = None
         checkpoint.adopt(self)
 
     @property
@@ -181,8 +182,8 @@ class Wrap(Optimizer):
         for bucket, indices, _, plan, _, backend in followed:
             backend.follow_(
                 plan.rule,
-                bucket.points(indices),
-                [real_view(bucket.snapshots[i]) for i in indices],
+                bucket.reals(bucket.members(indices)),
+                bucket.reals([bucket.snapshots[i] for i in indices]),
                 bucket.columns(LOOKAHEADS[plan.rule].state, indices),
                 vector(plan.numbers),
                 bucket.dtype,
@@ -191,6 +192,12 @@ class Wrap(Optimizer):
             bucket.snapshots_taken(indices)
         for launch in raw:
             self._run_base(launch)
+
+    def _mappings(self):
+        return [inner.state for inner in self.optimizers]
+
+    def _gradients(self, params):
+        return [dense(p.grad) for p in params]
 
     def _gradient_scale(self, group):
         grad_scale = getattr(self, "grad_scale", None)

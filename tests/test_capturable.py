@@ -81,7 +81,8 @@ def test_capturable_changes_nothing_in_float64(method, make):
 @each_base
 def test_a_captured_step_reads_no_number(method, make, monkeypatch):
     """A read would wait for the device, which a CUDA graph cannot record."""
-    optimizer = make(helpers.parameters(), CAPTURABLE[method], capturable=True)
+    options = {"capturable": True, "backend": "eager"}
+    optimizer = make(helpers.parameters(), CAPTURABLE[method], **options)
     run(optimizer, range(3))
     (group,) = optimizer.param_groups
     kept = {k: v for k, v in group.items() if isinstance(v, torch.Tensor)}

@@ -15,26 +15,30 @@ IMPORTS = {
     "rules": set(),
     "schedules": set(),
     "options": set(),
+    "_C": set(),  # the extension
     "bases": set(),
     "backends": set(),
+    "layout": set(),
+    "watch": {"_C"},
     "eager": {"rules"},
+    "cpp": {"_C", "layout"},
     "kernels": {"rules"},
     "lookahead": {"options", "rules", "schedules"},
-    "bucket": {"rules"},
-    "buckets": {"bucket"},
-    "gradients": {"options"},
+    "bucket": {"layout", "rules", "watch"},
+    "buckets": {"bucket", "layout"},
+    "gradients": {"backends", "options"},
     "groups": {"backends", "lookahead", "options", "rules"},
     "checkpoint": {"groups", "lookahead", "options", "rules"},
-    "points": {"backends", "bucket", "lookahead", "rules"},
+    "points": {"backends", "lookahead", "rules"},
     "analysis": {"bases", "lookahead", "options", "rules"},
     "optimizer": {
         *("backends", "bases", "bucket", "buckets", "checkpoint", "gradients", "groups"),
-        *("lookahead", "options", "points", "rules"),
+        *("lookahead", "options", "points", "rules", "watch"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "inner": set(),
     "wrap": {
-        *("bucket", "buckets", "checkpoint", "groups", "inner", "lookahead", "optimizer"),
+        *("buckets", "checkpoint", "gradients", "groups", "inner", "lookahead", "optimizer"),
         *("options", "rules"),
     },
     "probe": {"backends", "bucket", "lookahead", "optimizer", "options"},
@@ -59,6 +63,7 @@ def files():
             parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
             name = ".".join(parts)
             found[name.removesuffix(".__init__")] = path
+    found["_C"] = ROOT / "csrc" / "bindings.cpp"
     return found
 
 
@@ -109,7 +114,7 @@ def test_table_goes_one_way():
     graphlib.TopologicalSorter(IMPORTS).prepare()
 
 
-@pytest.mark.parametrize("module", sorted(FILES))
+@pytest.mark.parametrize("module", sorted(FILES.keys() - {"_C"}))
 def test_imports_are_in_the_table(module):
     inside, outside = split(module, FILES[module].read_text())
     assert inside <= IMPORTS.get(row(module), set())

@@ -1,0 +1,116 @@
+// emanest/watch.py's loops over all parameters, which every step makes.
+#include "watch.h"
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <tuple>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace emanest {
+namespace {
+
+std::vector<int64_t> versions(const py::list& tensors) {
+  std::vector<int64_t> found;
+  found.reserve(tensors.size());
+  for (py::handle each : tensors) found.push_back(THPVariable_Unpack(each.ptr())._version());
+  return found;
+}
+
+// What a step depends on besides values.
+struct Facts {
+  std::vector<int64_t> shape;
+  at::ScalarType dtype;
+  at::Device device;
+  std::optional<at::Layout> gradient;
+
+  explicit Facts(const at::Tensor& p)
+      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p)) {}
+
+  bool hold(const at::Tensor& p) const {
+    return p.sizes() == shape && p.scalar_type() == dtype && p.device() == device &&
+           layout(p) == gradient;
+  }
+
+  static std::optional<at::Layout> layout(const at::Tensor& p) {
+    const at::Tensor& grad = p.grad();
+    return grad.defined() ? std::optional(grad.layout()) : std::nullopt;
+  }
+};
+
+class Watch {
+ public:
+  Watch(const py::list& lists, const py::list& mappings, py::list entries)
+      : entries_(std::move(entries)) {
+    for (py::handle params : lists) {
+      for (py::handle p : params) {
+        params_.push_back(py::reinterpret_borrow<py::object>(p));
+        facts_.emplace_back(THPVariable_Unpack(p.ptr()));
+      }
+    }
+    for (py::handle each : mappings) {
+      auto mapping = py::reinterpret_borrow<py::dict>(each);
+      Items items;
+      for (auto [key, value] : mapping) {
+        items.emplace_back(py::reinterpret_borrow<py::object>(key),
+                           py::reinterpret_borrow<py::object>(value));
+      }
+      items_.emplace_back(std::move(mapping), std::move(items));
+    }
+  }
+
+  bool unchanged(const py::list& lists, const py::list& mappings) const {
+    size_t i = 0;
+    for (py::handle params : lists) {
+      for (py::handle p : params) {
+        if (i == params_.size() || !p.is(params_[i])) return false;
+        if (!facts_[i].hold(THPVariable_Unpack(p.ptr()))) return false;
+        i++;
+      }
+    }
+    if (i != params_.size()) return false;
+    if (mappings.size() != items_.size()) return false;
+    for (size_t k = 0; k < items_.size(); k++) {
+      const auto& [mapping, items] = items_[k];
+      if (PyList_GET_ITEM(mappings.ptr(), k) != mapping.ptr() || !same(mapping, items)) return false;
+    }
+    for (py::handle each : entries_) {
+      PyObject* entry = each.ptr();
+      PyObject* found = PyDict_GetItem(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
+      if (found != PyTuple_GET_ITEM(entry, 2)) return false;
+    }
+    return true;
+  }
+
+ private:
+  using Items = std::vector<std::pair<py::object, py::object>>;
+
+  static bool same(const py::dict& mapping, const Items& items) {
+    if (mapping.size() != items.size()) return false;
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    for (size_t i = 0; PyDict_Next(mapping.ptr(), &position, &key, &value); i++) {
+      if (key != items[i].first.ptr() || value != items[i].second.ptr()) return false;
+    }
+    return true;
+  }
+
+  std::vector<py::object> params_;
+  std::vector<Facts> facts_;
+  std::vector<std::pair<py::dict, Items>> items_;
+  py::list entries_;
+};
+
+}  // namespace
+
+void bind_watch(py::module_& m) {
+  m.def("versions", &versions);
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<py::list, py::list, py::list>())
+      .def("unchanged", &Watch::unchanged);
+}
+
+}  // namespace emanest

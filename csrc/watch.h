@@ -1,0 +1,10 @@
+// Registers `versions` and `Watch`, which emanest/watch.py documents.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace emanest {
+
+void bind_watch(pybind11::module_& m);
+
+}  // namespace emanest

@@ -1,0 +1,55 @@
+"""Loops over all parameters that every step makes, in C++ where the extension is built."""
+
+
+def _versions(tensors):
+    """The version counters of tensors."""
+    return [t._version for t in tensors]
+
+
+class _Watch:
+    """What a step was taken on, to tell quickly whether the next one finds the same.
+
+    Args:
+        lists: the parameter lists of the groups.
+        mappings: the dicts that hold the parameters' state, parameter -> entries.
+        entries: (entries of a parameter, key, tensor): state that must still be there.
+    """
+
+    def __init__(self, lists, mappings, entries):
+        self._params = [p for params in lists for p in params]
+        self._facts = [_facts(p) for p in self._params]
+        self._mappings = [(mapping, list(mapping.items())) for mapping in mappings]
+        self._entries = entries
+
+    def unchanged(self, lists, mappings):
+        """Whether the parameters are the same objects, of the same kind, and have their state.
+
+        Gradients, which must be dense, are there for those parameters that had one.
+        """
+        params = [p for each in lists for p in each]
+        return (
+            len(params) == len(self._params)
+            and all(p is q for p, q in zip(params, self._params, strict=True))
+            and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
+            and len(mappings) == len(self._mappings)
+            and all(map(_same_items, mappings, self._mappings))
+            and all(entries.get(key) is value for entries, key, value in self._entries)
+        )
+
+
+def _facts(p):
+    return p.shape, p.dtype, p.device, None if p.grad is None else p.grad.layout
+
+
+def _same_items(mapping, known):
+    before, items = known
+    if mapping is not before or len(mapping) != len(items):
+        return False
+    pairs = zip(mapping.items(), items, strict=True)
+    return all(a is c and b is d for (a, b), (c, d) in pairs)
+
+
+try:
+    from ._C import Watch, versions
+except ImportError:
+    Watch, versions = _Watch, _versions
