@@ -5,7 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <tuple>
+#include <algorithm>
 #include <vector>
 
 namespace py = pybind11;
@@ -17,6 +17,15 @@ std::vector<int64_t> versions(const py::list& tensors) {
   std::vector<int64_t> found;
   found.reserve(tensors.size());
   for (py::handle each : tensors) found.push_back(THPVariable_Unpack(each.ptr())._version());
+  return found;
+}
+
+py::list gradients(const py::list& params) {
+  py::list found(params.size());
+  for (size_t i = 0; i < params.size(); i++) {
+    const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
+    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), THPVariable_Wrap(p.grad()));
+  }
   return found;
 }
 
@@ -43,8 +52,7 @@ struct Facts {
 
 class Watch {
  public:
-  Watch(const py::list& lists, const py::list& mappings, py::list entries)
-      : entries_(std::move(entries)) {
+  Watch(const py::list& lists, const py::list& mappings, const py::list& entries) {
     for (py::handle params : lists) {
       for (py::handle p : params) {
         params_.push_back(py::reinterpret_borrow<py::object>(p));
@@ -59,6 +67,15 @@ class Watch {
                            py::reinterpret_borrow<py::object>(value));
       }
       items_.emplace_back(std::move(mapping), std::move(items));
+    }
+    for (py::handle each : entries) {
+      const auto [row, fixed] = each.cast<std::pair<py::dict, py::dict>>();
+      Items items;
+      for (auto [key, value] : row) {
+        items.emplace_back(py::reinterpret_borrow<py::object>(key),
+                           fixed.contains(key) ? py::object(fixed[key]) : py::object());
+      }
+      rows_.emplace_back(row, std::move(items));
     }
   }
 
@@ -77,23 +94,21 @@ class Watch {
       const auto& [mapping, items] = items_[k];
       if (PyList_GET_ITEM(mappings.ptr(), k) != mapping.ptr() || !same(mapping, items)) return false;
     }
-    for (py::handle each : entries_) {
-      PyObject* entry = each.ptr();
-      PyObject* found = PyDict_GetItem(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
-      if (found != PyTuple_GET_ITEM(entry, 2)) return false;
-    }
-    return true;
+    return std::all_of(rows_.begin(), rows_.end(),
+                       [](const auto& each) { return same(each.first, each.second); });
   }
 
  private:
   using Items = std::vector<std::pair<py::object, py::object>>;
 
+  // a null value stands for any
   static bool same(const py::dict& mapping, const Items& items) {
     if (mapping.size() != items.size()) return false;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     for (size_t i = 0; PyDict_Next(mapping.ptr(), &position, &key, &value); i++) {
-      if (key != items[i].first.ptr() || value != items[i].second.ptr()) return false;
+      const PyObject* expected = items[i].second.ptr();
+      if (key != items[i].first.ptr() || (expected && value != expected)) return false;
     }
     return true;
   }
@@ -101,13 +116,14 @@ class Watch {
   std::vector<py::object> params_;
   std::vector<Facts> facts_;
   std::vector<std::pair<py::dict, Items>> items_;
-  py::list entries_;
+  std::vector<std::pair<py::dict, Items>> rows_;
 };
 
 }  // namespace
 
 void bind_watch(py::module_& m) {
   m.def("versions", &versions);
+  m.def("gradients", &gradients);
   py::class_<Watch>(m, "Watch")
       .def(py::init<py::list, py::list, py::list>())
       .def("unchanged", &Watch::unchanged);

@@ -94,11 +94,10 @@ class Bucket:
         self.published = True
 
     def entries(self):
-        """(entries of a parameter, key, tensor) of all state, as ``publish`` shows it."""
-        rows = [self.state[p] for p in self.params]
-        for name, views in self.views.items():
-            key = self.key(name)
-            yield from ((row, key, view) for row, view in zip(rows, views, strict=True))
+        """For each parameter its entries in ``optimizer.state``, and those of them that are ours."""
+        keys = [self.key(name) for name in self.views]
+        for p, *views in zip(self.params, *self.views.values(), strict=True):
+            yield self.state[p], dict(zip(keys, views, strict=True))
 
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
@@ -171,12 +170,12 @@ class Bucket:
                     f"of shape {tuple(self.params[missing[0]].shape)} has none"
                 )
             return {(self.steps[0].double(), self.lookaheads[0]): indices}
-        pairs = list(zip(self.steps.tolist(), self.lookaheads.tolist(), strict=True))
-        if pairs.count(pairs[0]) == len(pairs):
-            return {pairs[0]: indices}
+        if self._uniform():
+            return {(self.steps[0].item(), self.lookaheads[0].item()): indices}
+        steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
         groups = {}
         for i in indices:
-            groups.setdefault(pairs[i], []).append(i)
+            groups.setdefault((steps[i], lookaheads[i]), []).append(i)
         return groups
 
     def advance(self, indices, counts, lookahead):

@@ -24,7 +24,7 @@ from .groups import (
 from .lookahead import At, Plan, group_entries
 from .options import check_group, check_params
 from .rules import BASES, LOOKAHEADS
-from .watch import Watch
+from .watch import Watch, gradients
 
 
 class Launch(NamedTuple):
@@ -169,7 +169,7 @@ class Optimizer(torch.optim.Optimizer):
         return chosen if same else None
 
     def _remember(self, chosen):
-        entries = [entry for buckets in chosen for bucket in buckets for entry in bucket.entries()]
+        entries = [row for buckets in chosen for bucket in buckets for row in bucket.entries()]
         watch = Watch(self._param_lists(), self._mappings(), entries)
         self._steady = (chosen, watch, self._names())
 
@@ -256,7 +256,7 @@ class Optimizer(torch.optim.Optimizer):
         )
 
     def _gradients(self, params):
-        return [p.grad for p in params]
+        return gradients(params)
 
     def _gradient_scale(self, group):
         return -1.0 if group.get("maximize") else 1.0

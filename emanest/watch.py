@@ -1,6 +1,11 @@
 """Loops over all parameters that every step makes, in C++ where the extension is built."""
 
 
+def _gradients(params):
+    """The gradients of parameters, None where there is none."""
+    return [p.grad for p in params]
+
+
 def _versions(tensors):
     """The version counters of tensors."""
     return [t._version for t in tensors]
@@ -12,14 +17,15 @@ class _Watch:
     Args:
         lists: the parameter lists of the groups.
         mappings: the dicts that hold the parameters' state, parameter -> entries.
-        entries: (entries of a parameter, key, tensor): state that must still be there.
+        entries: for each parameter its entries, and those of them that must stay; the others may
+            change, but not come and go.
     """
 
     def __init__(self, lists, mappings, entries):
         self._params = [p for params in lists for p in params]
         self._facts = [_facts(p) for p in self._params]
         self._mappings = [(mapping, list(mapping.items())) for mapping in mappings]
-        self._entries = entries
+        self._entries = [(row, [(key, fixed.get(key)) for key in row]) for row, fixed in entries]
 
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
@@ -33,7 +39,7 @@ class _Watch:
             and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
             and len(mappings) == len(self._mappings)
             and all(map(_same_items, mappings, self._mappings))
-            and all(entries.get(key) is value for entries, key, value in self._entries)
+            and all(_has(row, items) for row, items in self._entries)
         )
 
 
@@ -49,7 +55,14 @@ def _same_items(mapping, known):
     return all(a is c and b is d for (a, b), (c, d) in pairs)
 
 
+def _has(row, items):
+    pairs = zip(row.items(), items, strict=True)
+    return len(row) == len(items) and all(
+        key == known and (fixed is None or value is fixed) for (key, value), (known, fixed) in pairs
+    )
+
+
 try:
-    from ._C import Watch, versions
+    from ._C import Watch, gradients, versions
 except ImportError:
-    Watch, versions = _Watch, _versions
+    Watch, gradients, versions = _Watch, _gradients, _versions
