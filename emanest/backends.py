@@ -1,23 +1,39 @@
 """The table of back ends and the choice among them."""
 
-import functools
 import importlib
 import os
 import warnings
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
 
 
 class Backend(NamedTuple):
-    """A module that moves memory; ``emanest.eager`` documents the functions that it has."""
+    """A module that moves memory; ``emanest.eager`` documents the functions that it has.
+
+    A module that can be built in several ways says in its ``DEVICES`` which device types it serves;
+    without that it serves all of its row.
+    """
 
     module: str
     devices: tuple[str, ...]  # device types served; empty is any
+    # (device type, environment variable): served by explicit choice only, where the variable is 1
+    asked: tuple[tuple[str, str], ...] = ()
 
 
-# in order of preference
+# in order of preference; torch calls hip devices "cuda" too
 BACKENDS = {
+    "triton": Backend("emanest.kernels.step", ("cuda",), (("cpu", "TRITON_INTERPRET"),)),
+    "cpp": Backend("emanest.cpp", ("cpu", "cuda")),
     "eager": Backend("emanest.eager", ()),
 }
+
+# no fault of a back end, and another one would need more memory still
+_NOT_FAILURES = (MemoryError, torch.OutOfMemoryError)
+
+# (device type, name or None for automatic choice) -> the back end in use
+_picked: dict[tuple[str, str | None], ModuleType] = {}
 
 
 def pick(device_type, choice=None):
@@ -26,27 +42,92 @@ def pick(device_type, choice=None):
     Args:
         device_type: ``tensor.device.type``.
         choice: a name in ``BACKENDS``; None takes the first back end that serves the device and
-            loads, with one warning for each that does not load. The environment variable
+            loads, with one warning if a preferred one does not load. The environment variable
             ``EMANEST_BACKEND`` overrides it.
 
     Raises:
         ValueError: the named back end does not exist.
         RuntimeError: the named back end does not serve the device or does not load.
     """
-    choice = os.environ.get("EMANEST_BACKEND") or choice
-    if choice is None:
-        return _automatic(device_type)
-    check(choice)
-    if not _serves(BACKENDS[choice], device_type):
-        raise RuntimeError(
-            f"backend={choice!r} does not serve {device_type!r} tensors; backend=None chooses one"
-        )
+    key = device_type, requested(choice)
+    if key not in _picked:
+        _picked[key] = _automatic(device_type) if key[1] is None else _named(*key)
+    return _picked[key]
+
+
+def call(function, device_type, choice, *args) -> Any:
+    """Call a function of the back end that ``pick`` returns.
+
+    Under automatic choice, when a back end raises, the next one takes over for this call and, if it
+    succeeds, from then on; one warning gives the reason. This relies on a back end that raises to
+    have changed nothing. Memory that runs out is not taken for a failure of the back end.
+
+    Args:
+        function: the name of the function.
+        device_type, choice: as in ``pick``.
+        args: the function's arguments, by position.
+    """
+    backend = pick(device_type, choice)
     try:
-        return importlib.import_module(BACKENDS[choice].module)
-    except ImportError as error:
-        raise RuntimeError(
-            f"backend={choice!r} cannot be loaded: {error}; backend=None chooses another"
-        ) from error
+        return getattr(backend, function)(*args)
+    except _NOT_FAILURES:
+        raise
+    except Exception as error:
+        following = None if requested(choice) else _after(backend, device_type, error)
+        if following is None:
+            raise
+        _picked[device_type, None] = following
+        try:
+            return call(function, device_type, None, *args)
+        except BaseException:
+            # the input may be at fault, not the back end
+            _picked[device_type, None] = backend
+            raise
+
+
+def requested(choice=None):
+    """The name of the back end that is asked for explicitly, or None."""
+    return os.environ.get("EMANEST_BACKEND") or choice
+
+
+def require(device_type, choice=None):
+    """Raise what ``pick`` raises if a back end is asked for explicitly; else load nothing.
+
+    A name that does not exist is an error even where the environment overrides it.
+    """
+    check(choice)
+    if requested(choice) is not None:
+        pick(device_type, choice)
+
+
+def automatic(device_type):
+    """The names among which automatic choice looks, in order of preference."""
+    return [n for n, row in BACKENDS.items() if not row.devices or device_type in row.devices]
+
+
+def find(name, device_type):
+    """A back end's module and "", or None and the reason why it cannot serve a device type."""
+    row = BACKENDS[name]
+    variable = dict(row.asked).get(device_type)
+    if variable is not None and os.environ.get(variable) != "1":
+        return None, f"serves {device_type!r} tensors only where {variable}=1"
+    if variable is None and name not in automatic(device_type):
+        return None, f"does not serve {device_type!r} tensors"
+    try:
+        module = importlib.import_module(row.module)
+    except _NOT_FAILURES:
+        raise
+    except Exception as error:
+        return None, f"cannot be loaded: {explain(error)}"
+    devices = getattr(module, "DEVICES", (device_type,))
+    if device_type not in devices:
+        return None, f"serves only {', '.join(map(repr, devices))} tensors as it is here"
+    return module, ""
+
+
+def explain(error):
+    """An exception in words."""
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
 def check(choice):
@@ -56,20 +137,36 @@ def check(choice):
     return choice
 
 
-def _serves(backend, device_type):
-    return not backend.devices or device_type in backend.devices
+def _named(device_type, name):
+    module, reason = find(check(name), device_type)
+    if module is None:
+        raise RuntimeError(f"backend={name!r} {reason}; backend=None chooses one")
+    return module
 
 
-@functools.cache
 def _automatic(device_type):
-    for name, backend in BACKENDS.items():
-        if not _serves(backend, device_type):
-            continue
-        try:
-            return importlib.import_module(backend.module)
-        except ImportError as error:
-            warnings.warn(
-                f"emanest: back end {name!r} cannot be loaded ({error}); trying the next",
-                stacklevel=2,
-            )
-    raise RuntimeError(f"no back end serves {device_type!r} tensors")
+    found = _first(automatic(device_type), device_type, [])
+    if found is None:
+        raise RuntimeError(f"no back end serves {device_type!r} tensors")
+    return found
+
+
+def _after(backend, device_type, error):
+    """The back end that takes over from one that failed, or None."""
+    names = automatic(device_type)
+    here = [BACKENDS[name].module for name in names].index(backend.__name__)
+    news = [f"back end {names[here]!r} failed: {explain(error)}"]
+    return _first(names[here + 1 :], device_type, news)
+
+
+def _first(names, device_type, news):
+    """The first that loads, or None; one warning tells ``news`` and what does not load."""
+    for name in names:
+        module, reason = find(name, device_type)
+        if module is not None:
+            if news:
+                message = f"{'; '.join(news)}; {device_type!r} tensors use {name!r}"
+                warnings.warn(f"emanest: {message}", stacklevel=3)
+            return module
+        news = [*news, f"back end {name!r} {reason}"]
+    return None

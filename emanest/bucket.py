@@ -94,7 +94,7 @@ class Bucket:
         self.published = True
 
     def entries(self):
-        """For each parameter its entries in ``optimizer.state``, and those of them that are ours."""
+        """For each parameter its entries in ``optimizer.state``, and those of them that we keep."""
         keys = [self.key(name) for name in self.views]
         for p, *views in zip(self.params, *self.views.values(), strict=True):
             yield self.state[p], dict(zip(keys, views, strict=True))

@@ -6,8 +6,17 @@ does not serve them all, they are copied first (``layout.flat``).
 
 import torch
 
-from . import _C
 from .layout import NATIVE, flat
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"the extension is not built ({error}); `pip install --no-build-isolation .` builds it and "
+        "needs pybind11 and ninja (the `build` extra)"
+    ) from error
+
+DEVICES = ("cpu",)
 
 
 def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends
+from . import ops
 from .options import learning_rate
 
 
@@ -69,6 +69,6 @@ def all_finite(optimizer, chosen):
 
 
 def _nonfinite(group, bucket, indices):
-    backend = backends.pick(bucket.device.type, group.get("backend"))
     gradients = bucket.reals([p.grad for p in bucket.members(indices)])
-    return indices and bool(backend.nonfinite(gradients, bucket.memo(indices)))
+    found = indices and ops.nonfinite(gradients, bucket.memo(indices), group.get("backend"))
+    return bool(found)

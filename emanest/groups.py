@@ -73,8 +73,7 @@ def check_params_of(index, group):
     group["params"] = list(dict.fromkeys(group["params"]))
     for j, p in enumerate(group["params"]):
         check_parameter(f"parameter {j} of group {index}", p)
-        if group.get("backend") is not None:
-            backends.pick(p.device.type, group["backend"])
+        backends.require(p.device.type, group.get("backend"))
 
 
 def state_names(bases, group):

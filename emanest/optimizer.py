@@ -1,12 +1,11 @@
 """The optimizer: from gradients to launches, and what must be remembered afterwards."""
 
 import contextlib
-from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from . import backends, checkpoint, points
+from . import backends, checkpoint, ops, points
 from .bases import Base
 from .bucket import Bucket
 from .buckets import Buckets, check_overlap
@@ -35,7 +34,7 @@ class Launch(NamedTuple):
     group: dict[str, Any]
     plan: Plan
     base: tuple[str, tuple] | None  # a row of rules.BASES and its numbers; None: not ours
-    backend: ModuleType
+    backend: str | None  # the group's choice
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -214,7 +213,9 @@ class Optimizer(torch.optim.Optimizer):
             method = check_method(group)
             clock = clock_of(group, method)
             for bucket, indices in buckets.items():
-                backend = backends.pick(bucket.device.type, group.get("backend"))
+                backend = group.get("backend")
+                # one that cannot be had is an error now, while nothing has changed
+                backends.pick(bucket.device.type, backend)
                 for (step, ahead), same in bucket.by_scalars(indices).items():
                     at = At(clock.t, step, ahead, clock.lr, self._weight_decay(group))
                     plan = method.plan(at, clock.memory) if method else Plan()
@@ -243,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
     def _run_base(self, launch):
         bucket, indices, group, plan, (base, numbers), backend = launch
         params = bucket.members(indices)
-        backend.step_(
+        ops.step_(
             base,
             plan.rule,
             bucket.reals(params),
@@ -253,6 +254,7 @@ class Optimizer(torch.optim.Optimizer):
             vector((self._gradient_scale(group), *numbers, *plan.numbers)),
             bucket.dtype,
             memo=bucket.memo(indices),
+            backend=backend,
         )
 
     def _gradients(self, params):

@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from . import backends
+from . import ops
 from .lookahead import method_of
 from .rules import POSITIONS
 
@@ -142,13 +142,14 @@ def _anchor(method, bucket, indices):
 
 @torch.no_grad()
 def _move(point, group, method, bucket, indices, b):
-    backends.pick(bucket.device.type, group.get("backend")).move_(
+    ops.move_(
         point,
         bucket.reals(bucket.members(indices)),
         bucket.columns(method.state[:1], indices),
         (b,),
         bucket.dtype,
         bucket.memo(indices),
+        group.get("backend"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends
+from . import ops
 from .lookahead import method_of
 from .optimizer import Optimizer
 from .options import real
@@ -82,12 +82,13 @@ class _Moving:
         bucket, method = self.bucket, method_of(self.group)
         assert method is not None
         self.restore()
-        backends.pick(bucket.device.type, self.group.get("backend")).move_(
+        ops.move_(
             _ALONG,
             bucket.reals(bucket.members(self.indices)),
             bucket.columns(method.state, self.indices),
             (b - self.here,),
             bucket.dtype,
+            backend=self.group.get("backend"),
         )
 
     def restore(self):

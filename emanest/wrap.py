@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, ops
 from .buckets import Buckets
 from .gradients import dense
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry, vector
@@ -180,7 +180,7 @@ class Wrap(Optimizer):
         self._step_inner([bucket.params[i] for bucket, indices, *_ in raw for i in indices])
         self._buckets.publish({launch.bucket: None for launch in launches})
         for bucket, indices, _, plan, _, backend in followed:
-            backend.follow_(
+            ops.follow_(
                 plan.rule,
                 bucket.reals(bucket.members(indices)),
                 bucket.reals([bucket.snapshots[i] for i in indices]),
@@ -188,6 +188,7 @@ class Wrap(Optimizer):
                 vector(plan.numbers),
                 bucket.dtype,
                 memo=bucket.memo(indices),
+                backend=backend,
             )
             bucket.snapshots_taken(indices)
         for launch in raw:

@@ -18,31 +18,33 @@ IMPORTS = {
     "_C": set(),  # the extension
     "bases": set(),
     "backends": set(),
+    "ops": {"backends"},
     "layout": set(),
     "watch": {"_C"},
     "eager": {"rules"},
     "cpp": {"_C", "layout"},
-    "kernels": {"rules"},
+    "kernels": {"layout", "rules"},
     "lookahead": {"options", "rules", "schedules"},
     "bucket": {"layout", "rules", "watch"},
     "buckets": {"bucket", "layout"},
-    "gradients": {"backends", "options"},
+    "gradients": {"ops", "options"},
     "groups": {"backends", "lookahead", "options", "rules"},
     "checkpoint": {"groups", "lookahead", "options", "rules"},
-    "points": {"backends", "lookahead", "rules"},
+    "points": {"lookahead", "ops", "rules"},
     "analysis": {"bases", "lookahead", "options", "rules"},
     "optimizer": {
         *("backends", "bases", "bucket", "buckets", "checkpoint", "gradients", "groups"),
-        *("lookahead", "options", "points", "rules", "watch"),
+        *("lookahead", "ops", "options", "points", "rules", "watch"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "inner": set(),
     "wrap": {
         *("buckets", "checkpoint", "gradients", "groups", "inner", "lookahead", "optimizer"),
-        *("options", "rules"),
+        *("ops", "options", "rules"),
     },
-    "probe": {"backends", "bucket", "lookahead", "optimizer", "options"},
+    "probe": {"lookahead", "ops", "optimizer", "options"},
     "__init__": {"lookahead", "optimizer", "optimizers", "probe", "schedules", "wrap"},
+    "doctor": {"__init__", "backends", "eager"},
 }
 
 # module -> modules from outside that it may import; the rest have PLAIN
@@ -50,7 +52,6 @@ PLAIN = {"torch", *sys.stdlib_module_names}
 OUTSIDE = {
     "rules": set(),
     "schedules": set(sys.stdlib_module_names),
-    "backends": set(sys.stdlib_module_names),
     "kernels": {"triton", *PLAIN},
 }
 

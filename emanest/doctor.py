@@ -1,0 +1,181 @@
+"""``python -m emanest.doctor``: which back end serves which device, and why not another.
+
+Every back end that loads really takes a small step on every device type that is present, and is
+compared with eager on the CPU. Exit status 0: each has a back end that works; 1: one has none.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+
+import torch
+
+from . import __version__, backends, eager
+
+# longest reason that is printed; --json has all of it
+_WIDTH = 160
+
+# float32 arithmetic in another order; a wrong kernel is off by far more
+_TOLERANCE = 1e-5
+
+
+def main(arguments=None):
+    """Print the report; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m emanest.doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    as_json = parser.parse_args(arguments).json
+    found = report()
+    print(json.dumps(found, indent=2, default=str) if as_json else text(found))
+    return 0 if all(device["chosen"] for device in found["devices"].values()) else 1
+
+
+def report():
+    """Everything that the doctor knows, as plain data."""
+    return {
+        "versions": {
+            "emanest": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _ask("triton", "__version__"),
+        },
+        "extension": _extension(),
+        "EMANEST_BACKEND": backends.requested(),
+        "devices": {
+            device_type: {"names": names, **_examine(device_type)}
+            for device_type, names in present().items()
+        },
+    }
+
+
+def present():
+    """The device types of this machine, and the names of the devices."""
+    found = {"cpu": [_cpu_name()]}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available():
+        device_type = accelerator.type
+        module = torch.get_device_module(device_type)
+        name = getattr(module, "get_device_name", lambda i: f"{device_type}:{i}")
+        found[device_type] = [name(i) for i in range(torch.accelerator.device_count())]
+    return found
+
+
+def _examine(device_type):
+    """The back ends on a device type: whether each works, which one is chosen."""
+    reasons = {name: _reason(name, device_type) for name in backends.BACKENDS}
+    asked = backends.requested()
+    names = [asked] if asked else backends.automatic(device_type)
+    chosen = next((name for name in names if reasons.get(name) == ""), None)
+    table = {name: {"works": not reason, "reason": reason} for name, reason in reasons.items()}
+    return {"chosen": chosen, "backends": table}
+
+
+def _reason(name, device_type):
+    """Why a back end does not work on a device type; empty if it does."""
+    module, reason = backends.find(name, device_type)
+    if module is None:
+        return reason
+    try:
+        difference = _difference(module, device_type)
+    except Exception as error:
+        return f"fails when it runs: {backends.explain(error)}"
+    # so that NaN counts as wrong
+    return "" if difference <= _TOLERANCE else f"differs from eager by {difference:.1e}"
+
+
+@torch.no_grad()
+def _difference(module, device_type):
+    """How far a back end is from eager after one call of each of its functions."""
+    ours, reference = _run(module, device_type), _run(eager, "cpu")
+    differences = [(a.cpu() - b).abs().max() for a, b in zip(ours, reference, strict=True)]
+    # stack, not max(): this keeps NaN
+    return float(torch.stack(differences).max())
+
+
+def _run(module, device_type):
+    """Small calls of each function; what they leave behind."""
+    sizes = (1, 1000, 33)
+
+    def tensors(phase):
+        # the same on every device, without a generator; at least 0.1, as second moments must be
+        waves = [torch.arange(n, dtype=torch.float32).add_(phase).sin_() for n in sizes]
+        return [wave.mul_(0.4).add_(0.5).to(device_type) for wave in waves]
+
+    ys, gs, snapshots, *states = map(tensors, range(6))
+    base_state, look_state = [states[0], states[1]], [states[2]]
+    adamw, ema_nesterov = (1e-2, 1e-4, 0.1, 0.01, 1.5, 1e-8), (0.1, 0.5, 0.4)
+    numbers = (1.0, *adamw, *ema_nesterov)
+    module.step_(
+        *("adamw", "ema_nesterov", ys, gs, base_state, look_state, numbers, torch.float32),
+        memo={},
+    )
+    module.follow_("ema_nesterov", ys, snapshots, look_state, ema_nesterov, torch.float32, memo={})
+    module.move_("x_along", ys, look_state, (0.4,), torch.float32, {})
+    gs[1][-1] = float("inf")
+    flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]
+    return [*ys, *snapshots, *(t for column in states for t in column), *flags]
+
+
+def _extension():
+    """What the compiled extension tells of its build, or why there is none."""
+    info = _ask("emanest._C", "build_info")
+    return info() if callable(info) else info
+
+
+def _ask(module, attribute):
+    """A module's attribute, or in words why it cannot be had."""
+    try:
+        return getattr(importlib.import_module(module), attribute, "loads, tells nothing of itself")
+    except Exception as error:
+        return f"none ({backends.explain(error)})"
+
+
+def _cpu_name():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model n")]
+    except OSError:
+        names = []
+    name = next(iter(names), platform.processor() or platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+# ---- for people ---------------------------------------------------------------------------------
+
+
+def text(found):
+    """The report as aligned lines."""
+    rows = dict(found["versions"])
+    extension = found["extension"]
+    rows |= extension if isinstance(extension, dict) else {"extension": extension}
+    rows["EMANEST_BACKEND"] = found["EMANEST_BACKEND"] or "not set"
+    width = max(map(len, rows))
+    lines = [f"{name:{width}}  {_short(value)}" for name, value in rows.items()]
+    for device_type, device in found["devices"].items():
+        lines += ["", f"{_label(device_type)}: {', '.join(device['names'])}"]
+        lines += [_line(name, row, device) for name, row in device["backends"].items()]
+        if device["chosen"] is None:
+            asked = found["EMANEST_BACKEND"]
+            lines.append("  NO BACK END WORKS" if asked is None else f"  {asked!r} DOES NOT WORK")
+    return "\n".join(lines)
+
+
+def _line(name, row, device):
+    state = "works" if row["works"] else "no"
+    note = "chosen" if name == device["chosen"] else _short(row["reason"])
+    return f"  {name:{max(map(len, backends.BACKENDS))}}  {state:5}  {note}".rstrip()
+
+
+def _label(device_type):
+    # torch calls hip devices "cuda" too
+    return f"{device_type} (hip)" if device_type == "cuda" and torch.version.hip else device_type
+
+
+def _short(value):
+    words = " ".join(str(value).split())
+    return words if len(words) <= _WIDTH else f"{words[:_WIDTH]} ..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
