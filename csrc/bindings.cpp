@@ -86,12 +86,17 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
 
 // Tensors were written behind autograd's back: tell it, or a stale backward would go unnoticed.
 void count_writes(Column tensors) {
-  for (size_t i = 0; i < tensors.size(); i++) tensor(tensors, i).unsafeGetTensorImpl()->bump_version();
+  for (size_t i = 0; i < tensors.size(); i++) {
+    tensor(tensors, i).unsafeGetTensorImpl()->bump_version();
+  }
 }
 
-// Gathers the tensors, calls `work` on them without Python's lock (the caller holds the tensors,
-// so their memory stays), and counts what it wrote. False: nothing has changed, and some tensors
-// must be copied first.
+void count_writes(Columns columns) {
+  for (Column column : columns) count_writes(column);
+}
+
+// Gathers the tensors and calls `work` on them without Python's lock (the caller holds the tensors,
+// so their memory stays). False: nothing has changed, and some tensors must be copied first.
 template <class Work>
 bool run(Column ys, Column beside, Columns state, bool in_double, Work work) {
   const auto bucket = gather(ys, beside, state, in_double);
@@ -101,7 +106,6 @@ bool run(Column ys, Column beside, Columns state, bool in_double, Work work) {
     work(*bucket);
   }
   count_writes(ys);
-  for (Column column : state) count_writes(column);
   return true;
 }
 
@@ -121,8 +125,11 @@ bool step_(const std::string& base, const std::string& look, Column ys, Column g
   check_count("numbers", numbers.size(), 1 + sizes(b).second + sizes(l).second);
   std::vector<py::list> state = base_state;
   state.insert(state.end(), look_state.begin(), look_state.end());
-  return run(ys, gs, state, in_double,
-             [&](const Bucket& bucket) { cpu::step(b, l, bucket, numbers.data()); });
+  const bool done = run(ys, gs, state, in_double, [&](const Bucket& bucket) {
+    cpu::step(b, l, bucket, numbers.data());
+  });
+  if (done) count_writes(state);
+  return done;
 }
 
 bool follow_(const std::string& look, Column ys, Column snapshots, Columns state,
@@ -133,7 +140,10 @@ bool follow_(const std::string& look, Column ys, Column snapshots, Columns state
   const bool done = run(ys, snapshots, state, in_double, [&](const Bucket& bucket) {
     cpu::follow(l, bucket, numbers.data());
   });
-  if (done) count_writes(snapshots);
+  if (done) {
+    count_writes(snapshots);
+    count_writes(state);
+  }
   return done;
 }
 

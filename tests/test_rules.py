@@ -74,9 +74,9 @@ def tensors(seed, dtype, positive=False, twist=False):
     return [*dense, *odd, randn(65, 33).t() if twist else randn(33, 65)]
 
 
-def columns(names, seed, dtype):
+def columns(names, seed, dtype, make=tensors):
     """For each name one tensor per parameter."""
-    return [tensors(seed + i, dtype, name in POSITIVE, i % 2) for i, name in enumerate(names)]
+    return [make(seed + i, dtype, name in POSITIVE, i % 2) for i, name in enumerate(names)]
 
 
 def rows(columns, count):

@@ -1,0 +1,279 @@
+"""The C++ back end against the eager one, bit for bit, and the memory that it is given."""
+
+import numpy as np
+import pytest
+import torch
+
+import emanest
+from emanest import EMANesterov, eager, layout
+from emanest.rules import BASES, LOOKAHEADS, POINTS
+from helpers import bits, flat, parameters, run, ulp, values
+from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
+
+cpp = pytest.importorskip("emanest.cpp", reason="the extension is not built")
+
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+NARROW = [torch.bfloat16, torch.float16]
+PAIR = ("adamw", "ema_nesterov")
+
+
+def everything(ys, *columns):
+    return [*ys, *(t for column in columns for t in column)]
+
+
+def stepped(backend, base, look, dtype, grad_dtype=None, make=tensors):
+    """All tensors after a step."""
+    ys, gs = make(1, dtype), make(2, grad_dtype or dtype)
+    state = [
+        columns(r.state, 10 * i, wide(dtype), make)
+        for i, r in enumerate((BASES[base], LOOKAHEADS[look]))
+    ]
+    given = SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])
+    backend.step_(base, look, ys, gs, *state, given, wide(dtype))
+    return everything(ys, *state[0], *state[1])
+
+
+@pytest.fixture
+def exact_sqrt(monkeypatch):
+    """torch's own, of long tensors, is a library's that is off by one bit here and there."""
+    monkeypatch.setattr(
+        torch.Tensor, "sqrt", lambda t: torch.from_numpy(np.array(np.sqrt(t.numpy())))
+    )
+
+
+def same(found, expected):
+    return all(bits(a) == bits(b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("look", LOOKAHEADS)
+@each_dtype
+@pytest.mark.usefixtures("exact_sqrt")
+def test_a_step_equals_the_eager_one(base, look, dtype):
+    assert same(*(stepped(b, base, look, dtype) for b in (cpp, eager)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_torchs_sqrt_makes_a_difference_of_one_unit(dtype):
+    """In the last place of the parameter before or after the step, whichever is larger."""
+    (before,) = parameters(dtype, [(2**16,)])
+    runs = []
+    for name in ("cpp", "eager"):
+        params = parameters(dtype, [(2**16,)])
+        optimizer = emanest.AdamW(params, lr=0.01, lookahead=EMANesterov(), backend=name)
+        run(optimizer, range(1))
+        runs += values(optimizer)
+    found, expected = runs
+    unit = ulp(torch.maximum(expected.abs(), before.detach().abs()))
+    assert ((found - expected).abs() <= unit).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("grad_dtype", [*TOLERANCES, torch.float8_e5m2], ids=str)
+@pytest.mark.usefixtures("exact_sqrt")
+def test_a_gradient_of_any_format_gives_the_eager_step(dtype, grad_dtype):
+    assert same(*(stepped(b, *PAIR, dtype, grad_dtype) for b in (cpp, eager)))
+
+
+@pytest.mark.parametrize("look", LOOKAHEADS)
+@each_dtype
+def test_following_equals_the_eager_one(look, dtype):
+    runs = []
+    for backend in (cpp, eager):
+        ys, snapshots = tensors(1, dtype), tensors(2, dtype)
+        state = columns(LOOKAHEADS[look].state, 20, wide(dtype))
+        backend.follow_(look, ys, snapshots, state, numbers(LOOKAHEADS[look]), wide(dtype))
+        runs.append(everything(ys, snapshots, *state))
+    assert same(*runs)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@each_dtype
+def test_moving_equals_the_eager_move(point, dtype):
+    runs = []
+    for backend in (cpp, eager):
+        ys, state = tensors(1, dtype), columns(POINTS[point].state, 20, wide(dtype))
+        backend.move_(point, ys, state, (0.4,), wide(dtype))
+        runs.append(ys)
+    assert same(*runs)
+
+
+def long(seed, dtype, positive=False, twist=False):
+    """More than one thread's share, and a length that no vector divides; then views of it."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randn(2**20 + 3, generator=generator)
+    whole = (whole.square() if positive else whole).to(dtype)
+    return [whole, whole[: 2**16].clone()[1:], whole[: 2**16].clone().view(256, 256)[:, ::2]]
+
+
+@each_dtype
+@pytest.mark.usefixtures("exact_sqrt")
+def test_long_tensors_and_views_equal_the_eager_step(dtype):
+    assert same(*(stepped(b, *PAIR, dtype, make=long) for b in (cpp, eager)))
+
+
+@each_dtype
+def test_the_number_of_threads_does_not_matter(dtype):
+    runs = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        runs.append(stepped(cpp, *PAIR, dtype, make=long))
+    torch.set_num_threads(1)
+    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[2])
+
+
+def test_reruns_are_the_same():
+    assert same(*(stepped(cpp, *PAIR, torch.float32, make=long) for _ in range(2)))
+
+
+# ---- formats ------------------------------------------------------------------------------------
+
+
+def all_patterns(dtype):
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def moved(y, m):
+    """y + m through the C++ back end."""
+    cpp.move_("y_along", [y], [[m]], (1.0,), torch.float32)
+    return y
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_every_narrow_number_survives(dtype):
+    """Widened and narrowed again; NaN stays NaN."""
+    before = all_patterns(dtype)
+    after = moved(before.clone(), torch.zeros(len(before)))
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+    # y + 0 loses the sign of -0.0, as it must
+    assert same([after.float().abs().nan_to_num(-1)], [before.float().abs().nan_to_num(-1)])
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_narrowing_rounds_as_torch_does(dtype):
+    """At every narrow number, halfway to the next, just beside that, and at random."""
+    start = all_patterns(dtype).float()
+    start = start[start.isfinite()].sort().values
+    halfway = ((start[1:].double() + start[:-1].double()) / 2).float()
+    inf = torch.tensor(torch.inf)
+    random = torch.randn(10**6) * torch.logspace(-12, 6, 10**6)
+    wide_values = torch.cat(
+        [start, halfway, halfway.nextafter(inf), halfway.nextafter(-inf), random, start * 1.5]
+    )
+    found = moved(torch.zeros(len(wide_values), dtype=dtype), wide_values)
+    expected = (wide_values + 0.0).to(dtype)
+    assert torch.equal(found, expected)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def test_gradients_with_a_pending_negation_are_negated():
+    g = torch.randn(5, dtype=torch.complex64).conj().imag
+    assert g.is_neg()
+    ys = [torch.ones(5) for _ in range(2)]
+    for backend, y in zip((cpp, eager), ys, strict=True):
+        backend.step_("sgd", "none", [y], [g], [], [], (1.0, 0.1, 0.0), torch.float32)
+    assert same(ys[:1], ys[1:])
+
+
+def test_conjugated_gradients_of_complex_parameters():
+    runs = []
+    for name in ("cpp", "eager"):
+        (p,) = parameters(torch.complex64, [(4,)])
+        p.grad = torch.arange(4).mul(1 + 2j).conj()
+        emanest.SGD([p], lr=0.1, backend=name).step()
+        runs.append(p.detach())
+    assert same(runs[:1], runs[1:])
+
+
+@pytest.mark.parametrize("function", ["step_", "follow_", "move_"])
+def test_writes_move_the_version_counters(function):
+    """Autograd must notice that a tensor, saved for a backward, was written."""
+    y, g, m = torch.ones(3), torch.ones(3), torch.zeros(3)
+    arguments = {
+        "step_": ("sgd", "nag", [y], [g], [], [[m]], (1.0, 0.1, 0.0, 0.5, 0.5), torch.float32),
+        "follow_": ("nag", [y], [g], [[m]], (0.5, 0.5), torch.float32),
+        "move_": ("y_along", [y], [[m]], (0.5,), torch.float32),
+    }
+    getattr(cpp, function)(*arguments[function])
+    written = {"step_": (1, 0, 1), "follow_": (1, 1, 1), "move_": (1, 0, 0)}
+    assert (y._version, g._version, m._version) == written[function]
+
+
+def test_a_stale_backward_is_noticed():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = emanest.AdamW([w], backend="cpp")
+    loss = (w * w).sum()
+    w.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("adamw", "none", [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]], []),
+        ("sgd", "nag", [torch.ones(3)], [torch.ones(3)], [], []),
+        ("sgd", "none", [torch.ones(3)], [torch.ones(3)] * 2, [], []),
+        ("sgd", "none", [torch.ones(3)], [], [[torch.ones(3)]], []),
+    ],
+)
+def test_wrong_counts_are_errors_and_change_nothing(arguments):
+    y = arguments[2][0]
+    with pytest.raises(ValueError, match="expected"):
+        cpp.step_(*arguments, (1.0, 0.1, 0.0), torch.float32)
+    assert torch.equal(y, torch.ones(3))
+
+
+def test_unknown_rules_are_errors():
+    with pytest.raises(ValueError, match="no rule is called frobnicate"):
+        cpp.move_("frobnicate", [torch.ones(3)], [[torch.ones(3)]], (1.0,), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_runs_of_an_optimizer_equal_those_of_the_eager_back_end(dtype):
+    """Layouts that need copies included: gradients and parameters in other memory orders."""
+    shapes = [(3, 5), (7,), (), (2, 3, 4, 5)]
+    runs = []
+    for name in ("cpp", "eager"):
+        params = parameters(dtype, shapes)
+        params[3].data = params[3].data.to(memory_format=torch.channels_last)
+        params[0].data = params[0].data.t().contiguous().t()
+        optimizer = emanest.AdamW(params, lookahead=EMANesterov(), backend=name)
+        run(optimizer, range(5))
+        runs.append(values(optimizer))
+    assert same(*runs)
+    assert flat(runs[0]).isfinite().all()
+
+
+# ---- layout.flat --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dense"),
+    [
+        (torch.ones(2, 3), True),
+        (torch.ones(2, 3).t(), True),
+        (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), True),
+        (torch.ones(4)[1:], True),
+        (torch.ones(()), True),
+        (torch.ones(0, 3), True),
+        (torch.ones(4)[::2], False),
+        (torch.ones(2, 4)[:, :3], False),
+        (torch.ones(1).expand(3), False),
+    ],
+)
+def test_dense_is_without_gaps_in_any_order(tensor, dense):
+    assert layout.is_dense(tensor) == dense
+
+
+def test_an_error_between_leaves_the_originals_alone():
+    y = torch.ones(8)[::2]
+    written = layout.flat([y], [], [], torch.float32)
+    (copy,), _, _ = written.__enter__()
+    copy.zero_()
+    assert not written.__exit__(KeyError, KeyError(), None)
+    assert torch.equal(y, torch.ones(4))
