@@ -55,7 +55,7 @@ def test_a_step_equals_the_eager_one(base, look, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_torchs_sqrt_makes_a_difference_of_one_unit(dtype):
-    """In the last place of the largest number involved: parameter, update or result."""
+    """In the last place of a parameter that is larger than its update."""
     (before,) = parameters(dtype, [(2**16,)])
     runs = []
     for name in ("cpp", "eager"):
@@ -64,8 +64,10 @@ def test_torchs_sqrt_makes_a_difference_of_one_unit(dtype):
         run(optimizer, range(1))
         runs += values(optimizer)
     found, expected = runs
-    unit = ulp(expected.abs() + before.detach().abs())
-    assert ((found - expected).abs() <= unit).all()
+    unit = ulp(torch.maximum(expected.abs(), before.detach().abs()))
+    larger = before.abs() > 0.04
+    assert larger.sum() > 60_000
+    assert ((found - expected).abs() <= unit)[larger].all()
 
 
 @each_dtype
