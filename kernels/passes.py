@@ -1,0 +1,266 @@
+"""The kernels: one pass over all tensors of a bucket, with any rule.
+
+A program takes one chunk: BLOCK elements of one parameter and of all that goes with it. ``chunks``
+and ``rows`` are those of ``table.Table``. Arguments that the kernels share:
+
+    TYPES    element types of the addresses in a row        numbers  a tuple of scalars;
+    VECTOR   elements that a thread moves together          LOADED   or one vector
+    DTYPE    of the arithmetic; a narrower value is rounded once, when it is stored
+
+If all addresses are aligned, and the chunk is a whole number of vectors (all but the last chunk of
+a tensor are), a thread moves VECTOR elements at once: 128 bits of the widest stream, and as many
+elements of a narrower one, so that no stream has to change threads through shared memory. What is
+left goes element by element in blocks of a quarter, which is another shape: blocks of the same
+shape would get the same layout, four elements apart. Chunks are not handed out by a persistent
+grid: they are of unlike sizes, which the hardware balances, and while some programs look up their
+rows others move data.
+"""
+
+import triton
+import triton.language as tl
+
+from ..rules import step as _step
+from . import rounding
+from .rounding import inline
+
+step = rounding.rounded(_step)
+INTERPRETED = tl.constexpr(rounding.INTERPRETED)
+
+
+@inline
+def _chunk(chunks, rows, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr):
+    """Of this program: addresses, first element, elements, and whether these make vectors."""
+    chunk = chunks + 2 * tl.program_id(0).to(tl.int64)
+    row = rows + tl.load(chunk).to(tl.int64) * (len(TYPES) + 1)
+    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
+    count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK)
+    first = tl.load(row)
+    addresses = (first,)
+    bits = first
+    for k in tl.static_range(1, len(TYPES)):
+        address = tl.load(row + k)
+        bits = bits | address
+        addresses = addresses + (address,)  # noqa: RUF005
+    return addresses, start, count, (bits % 16 == 0) & (count % VECTOR == 0)
+
+
+@inline
+def _pointers(addresses, start, TYPES: tl.constexpr, VECTOR: tl.constexpr):
+    """To element ``start`` of each tensor, where VECTOR elements are aligned together."""
+    pointers = ()
+    for k in tl.static_range(len(TYPES)):
+        pointer = addresses[k].to(tl.pointer_type(TYPES[k])) + start
+        if VECTOR > 1:
+            # without this, loads and stores have 32 bits
+            pointer = tl.multiple_of(pointer, VECTOR * TYPES[k].primitive_bitwidth // 8)
+        pointers = pointers + (pointer,)  # noqa: RUF005
+    return pointers
+
+
+@inline
+def _widened(value, DTYPE: tl.constexpr):
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        value = bits.to(tl.float32, bitcast=True)
+    return value.to(DTYPE)
+
+
+@inline
+def _narrowed(value, TYPE: tl.constexpr):
+    # to nearest, as the compiler does; the interpreter only cuts bits off
+    if INTERPRETED and tl.bfloat16 == TYPE:
+        bits = value.to(tl.uint32, bitcast=True)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        upper = tl.where(value == value, upper, 0x7FC0)
+        return upper.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:  # noqa: RET505 (a branch not taken must not be compiled)
+        return value.to(TYPE)
+
+
+@inline
+def _load(pointers, FIRST: tl.constexpr, COUNT: tl.constexpr, i, mask, DTYPE: tl.constexpr):
+    values = ()
+    for k in tl.static_range(FIRST, FIRST + COUNT):
+        values = values + (_widened(tl.load(pointers[k] + i, mask=mask), DTYPE),)  # noqa: RUF005
+    return values
+
+
+@inline
+def _store(pointers, FIRST: tl.constexpr, values, i, mask):
+    for k in tl.static_range(len(values)):
+        pointer = pointers[FIRST + k]
+        tl.store(pointer + i, _narrowed(values[k], pointer.dtype.element_ty), mask=mask)
+
+
+@inline
+def _numbers(
+    numbers, FIRST: tl.constexpr, COUNT: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr
+):
+    values = ()
+    for k in tl.static_range(FIRST, FIRST + COUNT):
+        number = tl.load(numbers + k) if LOADED else numbers[k]
+        values = values + (tl.cast(number, DTYPE),)  # noqa: RUF005
+    return values
+
+
+@inline
+def _step_tile(
+    pointers, count, numbers,
+    BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    mask = i < count
+    y, g = _load(pointers, 0, 2, i, mask, DTYPE)
+    base_state = _load(pointers, 2, STATES[0], i, mask, DTYPE)
+    look_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
+    (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
+    base_numbers = _numbers(numbers, 1, NUMBERS[0], LOADED, DTYPE)
+    look_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
+    y, base_state, look_state = step(
+        BASE, LOOK, y, g * scale, base_state, look_state, base_numbers, look_numbers
+    )
+    _store(pointers, 0, (y,), i, mask)
+    _store(pointers, 2, base_state, i, mask)
+    _store(pointers, 2 + STATES[0], look_state, i, mask)
+
+
+@triton.jit
+def step_kernel(
+    chunks, rows, numbers, skip,
+    BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row has y, g, the base's state, the lookahead's; STATES and NUMBERS count both rules'."""
+    if skip is not None:  # noqa: SIM102 (decided when it is compiled)
+        if tl.load(skip) != 0:
+            return
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    if wide:
+        _step_tile(
+            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            numbers, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+        )  # fmt: skip
+    else:
+        # not a range: Triton 3.6 cannot interpret one up to a loaded number
+        offset = tl.full((), 0, tl.int64)
+        while offset < count:
+            _step_tile(
+                _pointers(addresses, start + offset, TYPES, 1), count - offset,
+                numbers, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            )  # fmt: skip
+            offset += BLOCK // 4
+
+
+@inline
+def _follow_tile(
+    pointers, count, numbers,
+    LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    mask = i < count
+    w, snapshot = _load(pointers, 0, 2, i, mask, DTYPE)
+    state = _load(pointers, 2, STATES, i, mask, DTYPE)
+    y, state = LOOK(w, w - snapshot, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
+    _store(pointers, 0, (y, y), i, mask)
+    _store(pointers, 2, state, i, mask)
+
+
+@triton.jit
+def follow_kernel(
+    chunks, rows, numbers, skip,
+    LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row has w, the snapshot and the lookahead's state; the first two receive the new y."""
+    if skip is not None:  # noqa: SIM102 (decided when it is compiled)
+        if tl.load(skip) != 0:
+            return
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    if wide:
+        _follow_tile(
+            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+        )  # fmt: skip
+    else:
+        offset = tl.full((), 0, tl.int64)
+        while offset < count:
+            _follow_tile(
+                _pointers(addresses, start + offset, TYPES, 1), count - offset,
+                numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            )  # fmt: skip
+            offset += BLOCK // 4
+
+
+@inline
+def _move_tile(
+    pointers, count, numbers,
+    POINT: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    mask = i < count
+    (y,) = _load(pointers, 0, 1, i, mask, DTYPE)
+    state = _load(pointers, 1, STATES, i, mask, DTYPE)
+    y = POINT(y, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
+    _store(pointers, 0, (y,), i, mask)
+
+
+@triton.jit
+def move_kernel(
+    chunks, rows, numbers,
+    POINT: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row has the parameter and the state, which is only read."""
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    if wide:
+        _move_tile(
+            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+        )  # fmt: skip
+    else:
+        offset = tl.full((), 0, tl.int64)
+        while offset < count:
+            _move_tile(
+                _pointers(addresses, start + offset, TYPES, 1), count - offset,
+                numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            )  # fmt: skip
+            offset += BLOCK // 4
+
+
+@inline
+def _finite_tile(pointers, count, flag, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value = _widened(tl.load(pointers[0] + i, mask=i < count, other=0.0), DTYPE)
+    # false for NaN
+    finite = tl.abs(value) < float("inf")
+    if tl.min(finite.to(tl.int32), 0) == 0:
+        # whoever finds one writes the same: no atomics, and no order to depend on
+        tl.store(flag, 1.0)
+
+
+@triton.jit
+def nonfinite_kernel(
+    chunks, rows, flag,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row has a gradient; the flag becomes 1 if a value is NaN or infinite."""
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    if wide:
+        _finite_tile(
+            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            flag, DTYPE, BLOCK,
+        )  # fmt: skip
+    else:
+        offset = tl.full((), 0, tl.int64)
+        while offset < count:
+            _finite_tile(
+                _pointers(addresses, start + offset, TYPES, 1), count - offset,
+                flag, DTYPE, BLOCK // 4,
+            )  # fmt: skip
+            offset += BLOCK // 4

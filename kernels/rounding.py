@@ -1,0 +1,78 @@
+"""Rules with correctly rounded division and square root.
+
+Triton compiles ``/`` and ``sqrt`` of float32 for NVIDIA to ``div.full`` (within 2 units in the last
+place) and ``sqrt.approx.ftz`` (within 1, and the root of a subnormal is 0); ``tl.div_rn`` and
+``tl.sqrt_rn`` round correctly and take no longer in a pass that waits for memory. Triton has no
+option for this, and a change of its operators would reach other people's kernels. Rules are plain
+arithmetic, so their text is translated instead.
+"""
+
+import ast
+import functools
+import inspect
+import linecache
+
+import triton
+import triton.language as tl
+
+# Triton decides when a function is decorated whether it will be interpreted
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+def inline(function):
+    """Mark a function that kernels call.
+
+    The interpreter runs plain functions as well, and several times faster: it patches the whole
+    language anew at each call of one of its own.
+    """
+    return function if INTERPRETED else triton.jit(function)
+
+
+@inline
+def divide(a, b):
+    """The nearest number to a / b."""
+    # the operators of float64 are exact, and the functions do not take it
+    if b.dtype == tl.float64:
+        return a / b
+    else:  # noqa: RET505 (a branch not taken must not be compiled)
+        return tl.div_rn(a, b)
+
+
+@inline
+def root(a):
+    """The nearest number to the square root of a."""
+    if a.dtype == tl.float64:
+        return tl.sqrt(a)
+    else:  # noqa: RET505
+        return tl.sqrt_rn(a)
+
+
+class _Translation(ast.NodeTransformer):
+    """``a / b`` to ``divide(a, b)`` and ``a.sqrt()`` to ``root(a)``."""
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        return _call("divide", node.left, node.right) if isinstance(node.op, ast.Div) else node
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "sqrt":
+            return _call("root", node.func.value)
+        return node
+
+
+def _call(name, *arguments):
+    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+
+
+@functools.cache
+def rounded(rule):
+    """A rule's function as a Triton function in which every operation rounds correctly."""
+    tree = _Translation().visit(ast.parse(inspect.getsource(rule)))
+    text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    # Triton asks for the source of what it compiles; linecache is where Python looks it up
+    name = f"<emanest rule {rule.__name__}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    scope = {"divide": divide, "root": root, "__name__": __name__}
+    exec(compile(text, name, "exec"), scope)
+    return inline(scope[rule.__name__])

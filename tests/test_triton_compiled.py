@@ -1,0 +1,172 @@
+"""What the Triton kernels compile to, for GPUs that are not here."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from emanest.rules import BASES, LOOKAHEADS, POINTS
+
+# Triton is imported only by processes of its own: importing it here would settle for every other
+# test whether it interprets
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
+
+# of a thread; with two programs of 256 threads on a multiprocessor, which has 65536, all fit
+MOST_REGISTERS = 96
+# in float64, whose numbers take two
+MOST_REGISTERS_WIDE = 128
+TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+DTYPES = ["float32", "float64", "bfloat16", "float16", "float32, bfloat16 gradients"]
+
+
+def compiled(folder, *arguments):
+    """Run this file as a script, which writes what it finds as JSON."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {tuple(case): found for case, found in json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Case -> its figures: every pair in float32 for sm_90, and samples of the rest."""
+    return compiled(tmp_path_factory.mktemp("triton"))
+
+
+def pick(kernels, kernel, rules="", dtypes="float32", target="sm_90", on_device=False):
+    return kernels[kernel, rules, dtypes, target, on_device]
+
+
+def check(found, case):
+    """No memory but the tensors', and that in wide pieces."""
+    kernel, _, dtypes, *_ = case
+    assert found["registers"] <= (MOST_REGISTERS_WIDE if dtypes == "float64" else MOST_REGISTERS)
+    assert found["local"] == 0
+    # four elements, of whatever dtype
+    least = 64 if dtypes in ("bfloat16", "float16") else 128
+    assert found["load"] >= least
+    # the flag of nonfinite is one value
+    assert found["store"] >= (32 if kernel == "nonfinite" else least)
+    # one answer from a program's threads needs some; to move values between them would need more
+    assert found["shared"] <= (4096 if kernel == "nonfinite" else 0)
+
+
+def vectors(found):
+    """All that is loaded and stored element by element is moved by vectors as well.
+
+    A chunk that is a whole number of vectors has two of each tensor per thread, any other goes in
+    quarters of two elements. The rest are the two entries of the chunk.
+    """
+    assert found["loads"]["128"] == found["loads"]["32"] - 2 > 0
+    assert found["stores"]["128"] == found["stores"]["32"] > 0
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("look", LOOKAHEADS)
+def test_every_pair_compiles_to_vectors_in_registers(kernels, base, look):
+    case = "step", f"{base} {look}"
+    check(pick(kernels, *case), ("step", case[1], "float32"))
+    vectors(pick(kernels, *case))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rules"), [*(("follow", r) for r in LOOKAHEADS), *(("move", r) for r in POINTS)]
+)
+def test_the_other_passes_compile_to_vectors_in_registers(kernels, kernel, rules):
+    check(pick(kernels, kernel, rules), (kernel, rules, "float32"))
+    vectors(pick(kernels, kernel, rules))
+
+
+def test_everything_else_compiles_to_vectors_in_registers(kernels):
+    assert {case[2] for case in kernels} == set(DTYPES)
+    assert {case[3] for case in kernels} == set(TARGETS)
+    for case, found in kernels.items():
+        check(found, case)
+
+
+def test_numbers_on_the_device_are_loaded(kernels):
+    vectors(pick(kernels, "step", "sgd none"))
+    found = pick(kernels, "step", "adamw ema_nesterov", on_device=True)
+    assert found["loads"]["64"] > pick(kernels, "step", "adamw ema_nesterov")["loads"]["64"]
+
+
+def test_every_operation_rounds_to_nearest(kernels):
+    for case, found in kernels.items():
+        if case[3] != "gfx942":
+            assert set(found["inexact"]) == set(), case
+    found = pick(kernels, "step", "adamw ema_nesterov")
+    assert {"div.rn.f32", "sqrt.rn.f32"} <= set(found["exact"])
+    found = pick(kernels, "step", "adamw ema_nesterov", "float64")
+    assert {"div.rn.f64", "sqrt.rn.f64"} <= set(found["exact"])
+
+
+@pytest.mark.parametrize("rules", ["amsgrad none", "sgd lookahead"])
+def test_a_comparison_is_one_or_zero(kernels, rules):
+    """A signed conversion of a one-bit number would make it -1."""
+    assert pick(kernels, "step", rules)["conversions"] == ["arith.uitofp"]
+
+
+def test_cpu_tensors_are_an_error_without_the_interpreter():
+    code = """if True:
+        import torch
+        from emanest.kernels import step
+        y = torch.ones(3)
+        step.step_("sgd", "none", [y], [y], [], [], (1.0, 0.1, 0.0), torch.float32)
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "serves CPU tensors only if TRITON_INTERPRET=1 is set" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_full_product_compiles_to_vectors_in_registers(tmp_path):
+    kernels = compiled(tmp_path, "everything")
+    assert len(kernels) == len(DTYPES) * len(TARGETS) * 69
+    for case, found in kernels.items():
+        check(found, case)
+
+
+# ---- as a script --------------------------------------------------------------------------------
+
+
+def read(kernel):
+    """What the assembly has, beside the figures of the report."""
+    text = kernel.asm.get("ptx", "")
+    found = {"loads": {}, "stores": {}}
+    for name, op in (("loads", "ld"), ("stores", "st")):
+        for count, bits in re.findall(rf"{op}\.global\S*?(?:\.v(\d))?\.b(\d+)\s", text):
+            width = str(int(count or 1) * int(bits))
+            found[name][width] = found[name].get(width, 0) + 1
+    arithmetic = re.findall(r"\b((?:fma|div|sqrt|rcp|rsqrt|ex2|lg2)\.\S*)", text)
+    # integers are divided, too
+    arithmetic = sorted({op for op in arithmetic if re.search(r"\.f\d+$", op)})
+    exact = [op for op in arithmetic if re.match(r"(div|sqrt)\.rn\.", op)]
+    converted = set(re.findall(r"arith\.[us]itofp", kernel.asm["ttir"]))
+    return {
+        **found,
+        "exact": exact,
+        "inexact": [op for op in arithmetic if op not in exact],
+        "conversions": sorted(converted),
+    }
+
+
+def main(everything):
+    from emanest.kernels import report
+
+    found = []
+    for case in report.cases(everything):
+        kernel = report.compiled(case)
+        name = (case.kernel, " ".join(case.rules), *case[2:])
+        found.append((name, {**report.facts(kernel)._asdict(), **read(kernel)}))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main("everything" in sys.argv)
