@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint format demo figures clean
+.PHONY: help env test test-all lint format demo figures bench kernels-report gpu-test gpu-bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create .venv: pinned packages, and this one built and installed in place
 
@@ -45,6 +45,20 @@ demo: $(STAMP)  ## train a small language model with and without lookahead: tabl
 
 figures: $(STAMP)  ## draw the figures of the documentation
 	$(BIN)/python examples/figures.py --out build/figures
+
+bench: $(STAMP)  ## time the CPU cases against their peers: table, JSON; wants a quiet machine and 16 GB
+	mkdir -p build/bench
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=build/bench/cpu.json $(ARGS)
+	$(BIN)/python bench/report.py build/bench/cpu.json
+
+kernels-report: $(STAMP)  ## compile the Triton kernels for GPUs that are not here: registers, widths, spills
+	$(BIN)/python -m emanest.kernels.report $(ARGS)
+
+gpu-test:  ## the tests that need a GPU, from the source tree, with the python3 that has torch for it
+	PYTHONPATH=. $(PYTHON) -m pytest -p bench.source_tree -m gpu tests $(ARGS)
+
+gpu-bench:  ## the GPU cases: table, and JSON in bench/results
+	PYTHONPATH=. $(PYTHON) -m bench.gpu $(ARGS)
 
 clean:  ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

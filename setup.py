@@ -5,8 +5,6 @@ needs ``pip install --no-build-isolation``; without it the package is pure Pytho
 first step on a CPU.
 """
 
-import os
-
 from setuptools import find_packages, setup
 
 SOURCES = ["csrc/bindings.cpp", "csrc/step_cpu.cpp", "csrc/watch.cpp"]

@@ -1,6 +1,7 @@
 """Parameters that are stepped together, and their state in flat buffers."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -30,14 +31,12 @@ class Bucket:
         params: the parameters.
         state: the optimizer's ``state``; entries found there are copied.
         key: state name -> its key in ``state[p]``.
-        on_device: keep the scalars on the parameters' device (``capturable``).
     """
 
-    def __init__(self, params, state, key, on_device=False):
+    def __init__(self, params, state, key):
         self.params, self.state, self.key = params, state, key
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
-        self.on_device = on_device
         self.published = False
         # version counters when we last read or wrote the parameters; None: not known
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
@@ -48,20 +47,55 @@ class Bucket:
         self.snapshot_versions: list[int | None] = [None] * len(params)
         self.views = {}
         self._memos = {}
-        device = self.device if on_device else "cpu"
+        self.on_device = False  # where the scalars are
+        self.device_plan: Any = None  # what finds a step's numbers there
         # lookahead in float64: the recurrence of a float64 parameter must see the exact number
-        self.steps = self._scalars("step", torch.float32, device)
-        self.lookaheads = self._scalars("lookahead", torch.float64, device)
-        if on_device and any(found) and not self._uniform():
-            raise RuntimeError(
-                "capturable=True needs parameters that were stepped equally often; these were not"
-            )
+        self.steps = self._scalars("step", torch.float32)
+        self.lookaheads = self._scalars("lookahead", torch.float64)
 
-    def _scalars(self, name, dtype, device):
-        vector = torch.zeros(len(self.params), dtype=dtype, device=device)
+    def _scalars(self, name, dtype):
+        vector = torch.zeros(len(self.params), dtype=dtype, device="cpu")
         self.views[name] = list(vector.unbind())
         self._copy_existing(name)
         return vector
+
+    def place_scalars(self, on_device):
+        """Keep the scalars on the device, where one element serves all parameters, or on the host.
+
+        On the device they must be the same for all parameters: see ``check_together``.
+        """
+        if on_device == self.on_device:
+            return
+        self.on_device = on_device
+        self.steps = self._placed("step", self.steps)
+        self.lookaheads = self._placed("lookahead", self.lookaheads)
+        if self.published:
+            self.publish()
+
+    def _placed(self, name, vector):
+        if self.on_device:
+            vector = vector[:1].to(self.device, copy=True).expand(len(self.params))
+        else:
+            vector = vector.cpu().clone(memory_format=torch.contiguous_format)
+        self.views[name] = list(vector.unbind())
+        return vector
+
+    def together(self, indices):
+        """Whether all parameters are stepped, each as often as the others so far."""
+        return self._all(indices) and (self.on_device or self._uniform())
+
+    def check_together(self, indices):
+        """Raise RuntimeError unless ``together``: where the device plans, one plan serves all."""
+        if not self._all(indices):
+            missing = min(set(range(len(self.params))) - set(indices))
+            raise RuntimeError(
+                "capturable=True needs a gradient for every parameter at every step; parameter of "
+                f"shape {tuple(self.params[missing].shape)} has none"
+            )
+        if not self.together(indices):
+            raise RuntimeError(
+                "capturable=True needs parameters that were stepped equally often; these were not"
+            )
 
     def _uniform(self):
         return all(bool((v == v[0]).all()) for v in (self.steps, self.lookaheads))
@@ -155,21 +189,9 @@ class Bucket:
         return self._memos[key]
 
     def by_scalars(self, indices):
-        """Group parameters by (step, lookahead): normally one entry.
-
-        With the scalars on the device their values are not read: the one entry holds 0-d tensors,
-        and all parameters must be stepped together.
-        """
+        """Group parameters by (step, lookahead), read on the host: normally one entry."""
         if not indices:
             return {}
-        if self.on_device:
-            if not self._all(indices):
-                missing = sorted(set(range(len(self.params))) - set(indices))
-                raise RuntimeError(
-                    "capturable=True needs a gradient for every parameter at every step; parameter "
-                    f"of shape {tuple(self.params[missing[0]].shape)} has none"
-                )
-            return {(self.steps[0].double(), self.lookaheads[0]): indices}
         if self._uniform():
             return {(self.steps[0].item(), self.lookaheads[0].item()): indices}
         steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()

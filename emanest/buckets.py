@@ -22,14 +22,13 @@ class Buckets:
         self._published = {}  # the buckets in it, as keys
         self._warned_of_move = False
 
-    def find(self, params, newcomers, names, on_device=False):
+    def find(self, params, newcomers, names):
         """The buckets of some parameters of one group.
 
         Args:
             params: the parameters asked for.
             newcomers: those to house, ``params`` among them, if they are not yet.
             names: state that each of them needs.
-            on_device: keep the scalars of new buckets on the device.
 
         Returns:
             bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
@@ -40,7 +39,7 @@ class Buckets:
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
         if any(p not in homes for p in newcomers):
-            new = self._housed(newcomers, on_device)
+            new = self._housed(newcomers)
             homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
         for p in params:
             bucket, i = homes[p]
@@ -73,14 +72,14 @@ class Buckets:
                 self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
                 self._published[bucket] = None
 
-    def _housed(self, params, on_device):
+    def _housed(self, params):
         newcomers = [p for p in params if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
         together = {}
         for p in newcomers:
             together.setdefault((p.device, p.dtype), []).append(p)
-        buckets = [Bucket(same, self.state, self.key, on_device) for same in together.values()]
+        buckets = [Bucket(same, self.state, self.key) for same in together.values()]
         return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
 
     def _leave_misfits(self, params):

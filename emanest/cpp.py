@@ -6,6 +6,7 @@ does not serve them all, they are copied first (``layout.flat``).
 
 import torch
 
+from .eager import plan_ as plan_
 from .layout import NATIVE, flat
 
 try:
@@ -58,7 +59,7 @@ def nonfinite(gs, memo=None):
     if found is None:
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         found = _C.nonfinite([g.contiguous() for g in natives])
-    return torch.tensor([float(found)])
+    return torch.tensor([float(bool(found))])
 
 
 def _run(work, ys, beside, columns, dtype, writes_beside=False):

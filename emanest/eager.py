@@ -1,6 +1,6 @@
 """The reference back end: the rules on torch tensors, on any device.
 
-Every back end is a module with these four functions. Tensors of one call share a device, and
+Every back end is a module with these five functions. Tensors of one call share a device, and
 parameters a dtype; ``dtype`` is the dtype of the arithmetic. State comes as columns: for each name
 that the rule unpacks, a list with one tensor per parameter.
 """
@@ -8,6 +8,7 @@ that the rule unpacks, a list with one tensor per parameter.
 import torch
 
 from .rules import BASES, LOOKAHEADS, POINTS, step
+from .tape import evaluate
 
 
 def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
@@ -74,6 +75,33 @@ def nonfinite(gs, memo=None):
     for g in gs:
         bad += ~torch.isfinite(g).all()
     return bad.clamp_(max=1)
+
+
+def plan_(program, inputs, constants, out, skip=None):
+    """Evaluate a program; unless it is skipped, move those inputs on that have a next value.
+
+    Args:
+        program, constants: from ``tape.Tape.finish``.
+        inputs: values of ``program.inputs``: numbers, or 1-element tensors on one device.
+        out: a vector of float64 there; receives the numbers, then what was moved on as it was.
+        skip: as in ``step_``.
+    """
+    values = [_double(v.reshape(())) if isinstance(v, torch.Tensor) else v for v in inputs]
+    numbers, new = evaluate(program, values, constants, _double)
+    old = [values[i] for i, _ in program.after]
+    # copies, made before the first write: a value may be an input itself
+    every = torch.stack(
+        [v if isinstance(v, torch.Tensor) else out.new_full((), v) for v in (*numbers, *old, *new)]
+    )
+    out.copy_(every[: len(out)])
+    now, then = every[len(numbers) : len(out)], every[len(out) :]
+    kept = then if skip is None else torch.where(skip != 0, now, then)
+    for (i, _), value in zip(program.after, kept, strict=True):
+        inputs[i].copy_(value)
+
+
+def _double(value):
+    return value.double() if isinstance(value, torch.Tensor) else float(value)
 
 
 def _rows(columns, like):

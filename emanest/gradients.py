@@ -2,7 +2,6 @@
 
 import torch
 
-from . import ops
 from .options import learning_rate
 
 
@@ -44,31 +43,3 @@ def with_gradients(optimizer):
 def dense(gradient):
     """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
-
-
-def all_finite(optimizer, chosen):
-    """Whether the step goes ahead under the groups' ``nonfinite`` policies.
-
-    Args:
-        chosen: for each group its buckets, with the indices of the parameters to be stepped.
-
-    Raises:
-        RuntimeError: a gradient is not finite under ``nonfinite="raise"``; names the parameters.
-    """
-    for index, (group, buckets) in enumerate(zip(optimizer.param_groups, chosen, strict=True)):
-        policy = group.get("nonfinite", "propagate")
-        if policy == "propagate" or not any(_nonfinite(group, *each) for each in buckets.items()):
-            continue
-        if policy == "raise":
-            params = enumerate(group["params"])
-            bad = [j for j, p in params if p.grad is not None and not p.grad.isfinite().all()]
-            names = ", ".join(parameter_name(group, index, j) for j in bad)
-            raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {names}")
-        return False
-    return True
-
-
-def _nonfinite(group, bucket, indices):
-    gradients = bucket.reals([p.grad for p in bucket.members(indices)])
-    found = indices and ops.nonfinite(gradients, bucket.memo(indices), group.get("backend"))
-    return bool(found)

@@ -97,43 +97,35 @@ class Clock(NamedTuple):
 
 
 def clock_of(group, method):
-    """The group's clock at the start of a step."""
-    on_device = group.get("capturable", False)
-    if on_device:
-        _move_clock(group, method)
-    t, lr = group["lookahead_t"], _number(group["lr"], on_device)
+    """The group's clock at the start of a step, in numbers of the host."""
+    t, lr = group["lookahead_t"], _number(group["lr"])
     if method is None:
         return Clock(t, lr, {})
     memory = {name: group[f"lookahead_{name}"] for name in method.memory}
-    initial_lr = _number(group.get("initial_lr", 0.0), on_device)
+    initial_lr = _number(group.get("initial_lr", 0.0))
     return Clock(t, lr, method.remember(t, lr, initial_lr, memory))
 
 
-def _number(value, on_device):
-    # a tensor lr is read on the host, as torch does, unless the host must not wait
-    if isinstance(value, torch.Tensor):
-        return value.double() if on_device else value.item()
-    return float(value)
+def memory_entries(method):
+    """The entries of a group that hold a method's memory."""
+    return [f"lookahead_{name}" for name in (method.memory if method else ())]
 
 
-def vector(numbers):
-    """Numbers as a back end takes them: as they are, or as one vector if some are on a device."""
-    on_device = [n for n in numbers if isinstance(n, torch.Tensor)]
-    if not on_device:
-        return numbers
-    first = on_device[0]
-    # full: a copy from the host could not be captured
-    return torch.stack(
-        [n if isinstance(n, torch.Tensor) else first.new_full((), n) for n in numbers]
-    )
+def place_clock(group, method, device):
+    """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
+    for name in ("lookahead_t", *memory_entries(method)):
+        held = group[name]
+        if device is not None:
+            group[name] = torch.as_tensor(held, dtype=torch.float64, device=device)
+        elif isinstance(held, torch.Tensor):
+            group[name] = held.item()
+    if device is None:
+        group["lookahead_t"] = int(group["lookahead_t"])
 
 
-def _move_clock(group, method):
-    """Keep what a captured step advances in 0-d tensors on the device."""
-    device = group["params"][0].device
-    names = ("lookahead_t", *(f"lookahead_{name}" for name in (method.memory if method else ())))
-    for name in names:
-        group[name] = torch.as_tensor(group[name], dtype=torch.float64, device=device)
+def _number(value):
+    # a tensor lr is read on the host, as torch does
+    return value.item() if isinstance(value, torch.Tensor) else float(value)
 
 
 def store(group, entries):
@@ -141,6 +133,6 @@ def store(group, entries):
     for key, value in entries.items():
         held = group.get(key)
         if isinstance(held, torch.Tensor):
-            held.copy_(torch.as_tensor(value))
+            held.copy_(torch.as_tensor(value, dtype=held.dtype))
         else:
             group[key] = value

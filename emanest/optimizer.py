@@ -1,40 +1,20 @@
-"""The optimizer: from gradients to launches, and what must be remembered afterwards."""
+"""The optimizer: one step from survey to launches, the modes, and what torch asks of it."""
 
 import contextlib
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 
-from . import backends, checkpoint, ops, points
+from . import checkpoint, launches, ops, points
 from .bases import Base
-from .bucket import Bucket
-from .buckets import Buckets, check_overlap
-from .gradients import all_finite, check_rates, with_gradients
-from .groups import (
-    check_method,
-    check_params_of,
-    clock_of,
-    completed,
-    is_lookahead_entry,
-    state_names,
-    store,
-    vector,
-)
-from .lookahead import At, Plan, group_entries
+from .gradients import check_rates
+from .groups import check_params_of, completed, is_lookahead_entry
+from .lookahead import group_entries
 from .options import check_group, check_params
 from .rules import BASES, LOOKAHEADS
-from .watch import Watch, gradients
-
-
-class Launch(NamedTuple):
-    """Parameters of a bucket that take the same step: one call of a back end."""
-
-    bucket: Bucket
-    indices: list[int]
-    group: dict[str, Any]
-    plan: Plan
-    base: tuple[str, tuple] | None  # a row of rules.BASES and its numbers; None: not ours
-    backend: str | None  # the group's choice
+from .survey import Survey
+from .verdict import verdict
+from .watch import gradients
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -60,14 +40,17 @@ class Optimizer(torch.optim.Optimizer):
             "train_mode": True,
         }
         super().__init__(check_params(params), defaults)
-        self._buckets = Buckets(self.state, self._key)
-        self._steady = None  # what the last survey found, while it holds
+        self._survey = Survey(self.state, self._key)
+
+    @property
+    def _step_supports_amp_scaling(self):
+        """Whether GradScaler leaves unscaling and skipping to us: where we need not wait for it."""
+        return launches.scales_on_device(self)
 
     def __setstate__(self, state):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
         super().__setstate__(state)
-        self._buckets = Buckets(self.state, self._key)
-        self._steady = None
+        self._survey = Survey(self.state, self._key)
         checkpoint.complete(self)
         checkpoint.adopt(self)
 
@@ -128,107 +111,84 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self):
         check_rates(self.param_groups)
-        chosen = self._known() or self._survey()
-        if not chosen or not all_finite(self, chosen):
+        chosen = self._survey.of(self)
+        if chosen is None:
+            return
+        happens, skip = verdict(self, chosen)
+        if not happens:
+            self._skipped()
             return
         points.follow_edits(self, chosen)
-        launches, clocks = self._plan(chosen)
-        with self._buckets.own_writes(bucket for buckets in chosen for bucket in buckets):
-            self._run(launches)
-        for bucket, indices, _, plan, *_ in launches:
-            bucket.advance(indices, plan.base is None, plan.lookahead)
-            bucket.record(indices)
-        for group, clock in zip(self.param_groups, clocks, strict=True):
-            store(group, clock.after())
-        if self._steady is None:
-            self._remember(chosen)
+        planned, clocks = launches.plan(self, chosen, skip)
+        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
+        with self._survey.buckets.own_writes(buckets):
+            self._run(planned)
+        for launch in planned:
+            launch.done()
+            launch.bucket.record(launch.indices)
+        for move_on in clocks:
+            move_on()
+        self._survey.remember(self)
         if not self.param_groups[0]["train_mode"]:
             points.to_x(self)
 
-    def _survey(self):
-        """For each group its buckets that have gradients, with the indices of those parameters."""
-        self._steady = None
-        found = with_gradients(self)
-        if not any(found):
-            return None
-        chosen = [
-            self._find(group, params, self._newcomers(group))
-            for group, params in zip(self.param_groups, found, strict=True)
-        ]
-        if not all(bucket.published for buckets in chosen for bucket in buckets):
-            check_overlap([p for group in self.param_groups for p in group["params"]])
-        return chosen
+    def _run(self, planned):
+        self._survey.buckets.publish({launch.bucket: None for launch in planned})
+        for launch in planned:
+            self._run_base(launch)
 
-    def _known(self):
-        """What the last survey found, if another one would find the same."""
-        if self._steady is None:
-            return None
-        chosen, watch, names = self._steady
-        same = names == self._names() and watch.unchanged(self._param_lists(), self._mappings())
-        return chosen if same else None
+    def _run_base(self, launch):
+        bucket, indices = launch.bucket, launch.indices
+        params = bucket.members(indices)
+        with launch.numbers() as numbers:
+            ops.step_(
+                launch.base,
+                launch.look,
+                bucket.reals(params),
+                bucket.reals(self._gradients(params)),
+                bucket.columns(BASES[launch.base].state, indices),
+                bucket.columns(LOOKAHEADS[launch.look].state, indices),
+                numbers,
+                bucket.dtype,
+                launch.skip,
+                bucket.memo(indices),
+                launch.group.get("backend"),
+            )
 
-    def _remember(self, chosen):
-        entries = [row for buckets in chosen for bucket in buckets for row in bucket.entries()]
-        watch = Watch(self._param_lists(), self._mappings(), entries)
-        self._steady = (chosen, watch, self._names())
+    def _skipped(self):
+        """A step does not happen: nothing changes."""
 
-    def _param_lists(self):
-        return [group["params"] for group in self.param_groups]
+    def _gradients(self, params):
+        return gradients(params)
 
-    def _names(self):
-        groups = self.param_groups
-        return [(state_names(self.bases, g), g.get("capturable", False)) for g in groups]
-
-    def _mappings(self):
-        """The dicts that hold the state."""
-        return [self.state]
-
-    def _find(self, group, params, newcomers):
-        if self._buckets.state is not self.state:
-            # the user replaced it, to start afresh
-            self._buckets = Buckets(self.state, self._key)
-        names = state_names(self.bases, group)
-        return self._buckets.find(params, newcomers, names, group.get("capturable", False))
+    # ---- what the modules of a step ask of the optimizer ----------------------------------------
 
     def own_writes(self):
         """What is written to parameters in a ``with`` block does not count as an edit."""
-        return self._buckets.own_writes()
+        return self._survey.buckets.own_writes()
 
     def _newcomers(self, group):
         """The parameters whose state is allocated together at the first step."""
         return [p for p in group["params"] if p.requires_grad or p.grad is not None]
 
+    def _mappings(self):
+        """The dicts that hold the state."""
+        return [self.state]
+
     def housed(self, group):
         """The group's buckets that hold state, with the indices of its parameters in them."""
         mark = self._key("lookahead")
         params = [p for p in group["params"] if mark in self.state.get(p, ())]
-        chosen = self._find(group, params, params)
-        self._buckets.publish(chosen)
+        chosen = self._survey.find(self, group, params, params)
+        self._survey.buckets.publish(chosen)
         return chosen
 
-    def _plan(self, chosen):
-        """Decide everything about the step: its launches, and each group's clock after it."""
-        launches, clocks = [], []
-        for group, buckets in zip(self.param_groups, chosen, strict=True):
-            method = check_method(group)
-            clock = clock_of(group, method)
-            for bucket, indices in buckets.items():
-                backend = group.get("backend")
-                # one that cannot be had is an error now, while nothing has changed
-                backends.pick(bucket.device.type, backend)
-                for (step, ahead), same in bucket.by_scalars(indices).items():
-                    at = At(clock.t, step, ahead, clock.lr, self._weight_decay(group))
-                    plan = method.plan(at, clock.memory) if method else Plan()
-                    base = plan.base or self._base(group, plan, clock.lr, step)
-                    launches.append(Launch(bucket, same, group, plan, base, backend))
-            clocks.append(clock)
-        return launches, clocks
-
     def _weight_decay(self, group):
+        """The weight decay that a lookahead method may move to another point."""
         return group["weight_decay"]
 
-    def _base(self, group, plan, lr, step) -> tuple[str, tuple] | None:
-        """The base rule of a group and its numbers."""
+    def _base_numbers(self, group, plan, lr, step) -> tuple[str, tuple] | None:
+        """The base rule of a group and its numbers; None: another optimizer makes the update."""
         base = self.bases[group["base"]]
         return base.rule(group), base.numbers({**group, **plan.options}, lr, step)
 
@@ -236,31 +196,8 @@ class Optimizer(torch.optim.Optimizer):
         """The ``step`` of state that was saved without one; None: that is an error."""
         return self.bases[group["base"]].uncounted
 
-    def _run(self, launches):
-        self._buckets.publish({launch.bucket: None for launch in launches})
-        for launch in launches:
-            self._run_base(launch)
-
-    def _run_base(self, launch):
-        bucket, indices, group, plan, (base, numbers), backend = launch
-        params = bucket.members(indices)
-        ops.step_(
-            base,
-            plan.rule,
-            bucket.reals(params),
-            bucket.reals(self._gradients(params)),
-            bucket.columns(BASES[base].state, indices),
-            bucket.columns(LOOKAHEADS[plan.rule].state, indices),
-            vector((self._gradient_scale(group), *numbers, *plan.numbers)),
-            bucket.dtype,
-            memo=bucket.memo(indices),
-            backend=backend,
-        )
-
-    def _gradients(self, params):
-        return gradients(params)
-
-    def _gradient_scale(self, group):
+    def _sign(self, group):
+        """-1 to maximize, else 1."""
         return -1.0 if group.get("maximize") else 1.0
 
     # ---- x and y --------------------------------------------------------------------------------

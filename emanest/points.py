@@ -137,7 +137,9 @@ def _anchor(method, bucket, indices):
     for i in indices:
         for name in _positions(method):
             bucket.views[name][i].copy_(bucket.params[i])
-        bucket.lookaheads[i] = 0.0
+        # on the device one number serves all; where x = y = z any is right
+        if not bucket.on_device:
+            bucket.lookaheads[i] = 0.0
 
 
 @torch.no_grad()

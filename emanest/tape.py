@@ -15,7 +15,8 @@ it serves them all.
 """
 
 import operator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 ARITHMETIC = {
     "+": operator.add,
@@ -202,7 +203,7 @@ class Tape:
         return operand.index
 
 
-def evaluate(program, inputs, constants, number=float):
+def evaluate(program, inputs, constants, number: Callable[[Any], Any] = float):
     """Carry a program out, by default as Python does.
 
     Args:

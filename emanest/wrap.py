@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 from . import checkpoint, ops
-from .buckets import Buckets
 from .gradients import dense
-from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry, vector
+from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
 from .inner import States, check_inner
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import check_parameter, learning_rate, warn_of_typos
 from .rules import LOOKAHEADS
+from .survey import Survey
 
 
 class Wrap(Optimizer):
@@ -77,8 +77,7 @@ class Wrap(Optimizer):
                 for inner, attributes in zip(self.optimizers, before, strict=True):
                     vars(inner).update(attributes)
                 raise
-        self._buckets = Buckets(self.state, self._key)
-        self._steady = None
+        self._survey = Survey(self.state, self._key)
         checkpoint.adopt(self)
 
     @property
@@ -143,14 +142,10 @@ class Wrap(Optimizer):
     # torch would wrap this method too, and run global hooks once more than there are steps
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
 
-    def _step(self):
-        # GradScaler sets an int where there was no gradient at all
-        if float(getattr(self, "found_inf", None) or 0):
-            for inner in self.optimizers:
-                # what a scheduler of theirs looks at before it warns of a missing step
-                vars(inner)["_opt_called"] = True
-        else:
-            super()._step()
+    def _skipped(self):
+        for inner in self.optimizers:
+            # what a scheduler of theirs looks at before it warns of a missing step
+            vars(inner)["_opt_called"] = True
 
     def _checked(self, group):
         # the other options of an inner optimizer are its own affair
@@ -165,45 +160,46 @@ class Wrap(Optimizer):
         # it is inside u already
         return 0.0
 
-    def _base(self, group, plan, lr, step):
+    def _base_numbers(self, group, plan, lr, step):
         return None
 
     def _uncounted(self, group):
         # a checkpoint of the inner optimizer alone: the lookahead begins now
         return 0.0
 
-    def _run(self, launches):
-        raw = [launch for launch in launches if launch.base is not None]
-        followed = [launch for launch in launches if launch.base is None]
-        for bucket, indices, *_ in followed:
-            bucket.take_snapshots(indices)
-        self._step_inner([bucket.params[i] for bucket, indices, *_ in raw for i in indices])
-        self._buckets.publish({launch.bucket: None for launch in launches})
-        for bucket, indices, _, plan, _, backend in followed:
-            ops.follow_(
-                plan.rule,
-                bucket.reals(bucket.members(indices)),
-                bucket.reals([bucket.snapshots[i] for i in indices]),
-                bucket.columns(LOOKAHEADS[plan.rule].state, indices),
-                vector(plan.numbers),
-                bucket.dtype,
-                memo=bucket.memo(indices),
-                backend=backend,
-            )
-            bucket.snapshots_taken(indices)
+    def _run(self, planned):
+        raw = [launch for launch in planned if launch.base is not None]
+        followed = [launch for launch in planned if launch.base is None]
+        for launch in followed:
+            launch.bucket.take_snapshots(launch.indices)
+        self._step_inner([p for launch in raw for p in launch.bucket.members(launch.indices)])
+        self._survey.buckets.publish({launch.bucket: None for launch in planned})
+        for launch in followed:
+            self._follow(launch)
         for launch in raw:
             self._run_base(launch)
+
+    def _follow(self, launch):
+        bucket, indices = launch.bucket, launch.indices
+        with launch.numbers() as numbers:
+            ops.follow_(
+                launch.look,
+                bucket.reals(bucket.members(indices)),
+                bucket.reals([bucket.snapshots[i] for i in indices]),
+                bucket.columns(LOOKAHEADS[launch.look].state, indices),
+                numbers,
+                bucket.dtype,
+                launch.skip,
+                bucket.memo(indices),
+                launch.group.get("backend"),
+            )
+        bucket.snapshots_taken(indices)
 
     def _mappings(self):
         return [inner.state for inner in self.optimizers]
 
     def _gradients(self, params):
         return [dense(p.grad) for p in params]
-
-    def _gradient_scale(self, group):
-        grad_scale = getattr(self, "grad_scale", None)
-        scale = super()._gradient_scale(group)
-        return scale if grad_scale is None else scale / float(grad_scale)
 
     def _step_inner(self, excluded):
         """Step the inner optimizers, without those parameters whose gradient is not for them."""

@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 from ..layout import flat, is_dense
 from ..rules import BASES, LOOKAHEADS, POINTS
 from . import passes
+from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 from .table import lookup, place, upload
 

@@ -5,12 +5,10 @@ import pytest
 import torch
 
 import emanest
-from emanest import EMANesterov, eager, layout
+from emanest import EMANesterov, cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import bits, flat, parameters, run, ulp, values
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
-
-cpp = pytest.importorskip("emanest.cpp", reason="the extension is not built")
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 NARROW = [torch.bfloat16, torch.float16]

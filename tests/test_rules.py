@@ -49,12 +49,10 @@ each_rule = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=backends.BACKENDS)
+# Triton is among them where it interprets: test_triton runs this file so
+@pytest.fixture(params=[name for name in backends.BACKENDS if backends.find(name, "cpu")[0]])
 def backend(request):
-    try:
-        return backends.pick("cpu", request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    return backends.pick("cpu", request.param)
 
 
 def wide(dtype):

@@ -1,0 +1,4 @@
+"""Benchmarks: cases as data, peers as a table, one measurement core, two shells around it.
+
+``make bench`` runs the CPU cases under pytest-benchmark, ``make gpu-bench`` the GPU ones without.
+"""

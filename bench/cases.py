@@ -1,0 +1,186 @@
+"""The cases, as data: which variants are timed together on what, and what must come out."""
+
+from typing import NamedTuple
+
+import torch
+
+from .models import MODELS
+from .peers import (
+    COMPILED,
+    COMPILED_ALONE,
+    FOREACH,
+    FUSED,
+    OPTIMI,
+    OURS,
+    OURS_ALONE,
+    OURS_LOOKAHEAD,
+    OURS_SCHEDULE_FREE,
+    OURS_SGD,
+    OURS_WRAP,
+    PYTORCH_OPTIMIZER_LOOKAHEAD,
+    PYTORCH_OPTIMIZER_SCHEDULE_FREE,
+    SCHEDULEFREE,
+    SYNC,
+    TWO_PHASE,
+    TWO_PHASE_16,
+    TWO_PHASE_FOREACH,
+    TWO_PHASE_IDLE,
+    TWO_PHASE_MASTER,
+    TWO_PHASE_SGD,
+)
+
+
+class Claim(NamedTuple):
+    """A number of the report, with the values that it must and should reach."""
+
+    quantity: str  # a row of report.QUANTITIES
+    peer: str | None = None
+    must: float | None = None
+    stretch: float | None = None
+
+
+class Case(NamedTuple):
+    """Variants that are timed in turn, on copies of the same parameters."""
+
+    name: str
+    device: str
+    model: str
+    ours: str
+    peers: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    dtype: torch.dtype = torch.float32
+    steps: int = 1  # per timed call: a whole cycle of methods that have one
+    captured: bool = False  # replays of a CUDA graph
+
+    @property
+    def shapes(self):
+        """Shapes of the model."""
+        return MODELS[self.model]
+
+    @property
+    def variants(self):
+        """Names of all variants."""
+        return (self.ours, *self.peers)
+
+
+def speedup(peer, must=None, stretch=None):
+    """Time of a peer over ours."""
+    return Claim("speedup", peer, must, stretch)
+
+
+def cost(peer, must=None, stretch=None):
+    """Our time over a peer's that does less."""
+    return Claim("cost", peer, must, stretch)
+
+
+MEMORY = (Claim("state", OURS_ALONE, 4, 4), Claim("transient", None, 0, 0))
+FUSED_FLOOR = 36 / 28  # of bytes: EMA-Nesterov AdamW over AdamW
+
+CPU = (
+    Case(
+        *("ema adamw", "cpu", "GPT-2 124M", OURS),
+        (TWO_PHASE, TWO_PHASE_FOREACH, COMPILED, FUSED),
+        (
+            speedup(TWO_PHASE, 3.5, 4.5),
+            speedup(TWO_PHASE_FOREACH),
+            speedup(COMPILED, 0.95, 1.0),
+            cost(FUSED, 1.40, round(FUSED_FLOOR, 2)),
+        ),
+    ),
+    Case(
+        *("wrapper alone", "cpu", "GPT-2 124M", OURS_WRAP),
+        (TWO_PHASE_IDLE,),
+        (speedup(TWO_PHASE_IDLE, 4, 6),),
+    ),
+    Case(
+        *("many small", "cpu", "1000 tiny", OURS),
+        (FUSED, FOREACH, TWO_PHASE),
+        (speedup(FUSED, 5, 10), speedup(FOREACH), speedup(TWO_PHASE)),
+    ),
+    Case(
+        *("adamw", "cpu", "GPT-2 124M", OURS_ALONE),
+        (FUSED, FOREACH, COMPILED_ALONE, OPTIMI),
+        (cost(FUSED, 1.05, 0.95), speedup(FOREACH), speedup(COMPILED_ALONE), speedup(OPTIMI)),
+    ),
+    Case(
+        *("ema sgd", "cpu", "GPT-2 124M", OURS_SGD),
+        (TWO_PHASE_SGD,),
+        (speedup(TWO_PHASE_SGD, 3, 4),),
+    ),
+    Case("memory", "cpu", "Llama 60M", OURS, (OURS_ALONE,), MEMORY),
+    Case(
+        *("schedule-free", "cpu", "Llama 60M", OURS_SCHEDULE_FREE),
+        (SCHEDULEFREE, PYTORCH_OPTIMIZER_SCHEDULE_FREE),
+        (speedup(SCHEDULEFREE), speedup(PYTORCH_OPTIMIZER_SCHEDULE_FREE)),
+    ),
+    Case(
+        *("lookahead", "cpu", "Llama 60M", OURS_LOOKAHEAD),
+        (PYTORCH_OPTIMIZER_LOOKAHEAD,),
+        (speedup(PYTORCH_OPTIMIZER_LOOKAHEAD),),
+        steps=SYNC["every"],
+    ),
+)
+
+# cases of 1.3 billion parameters come in parts: an 80 GB device holds two or three variants
+CUDA = (
+    Case(
+        *("ema adamw small", "cuda", "GPT-2 124M", OURS),
+        (TWO_PHASE, TWO_PHASE_FOREACH, COMPILED, FUSED),
+        (
+            speedup(TWO_PHASE, 3.0, 3.5),
+            speedup(TWO_PHASE_FOREACH),
+            speedup(COMPILED, 1.0, 1.0),
+            cost(FUSED),
+        ),
+    ),
+    Case(
+        *("ema adamw large", "cuda", "Llama 1.3B", OURS),
+        (TWO_PHASE, FUSED),
+        (speedup(TWO_PHASE, 1.9, 2.1), cost(FUSED), Claim("share", None, 0.88)),
+    ),
+    Case(
+        *("ema adamw large, compiled", "cuda", "Llama 1.3B", OURS),
+        (COMPILED,),
+        (speedup(COMPILED, 1.0, 1.0),),
+    ),
+    Case(
+        *("ema adamw bf16", "cuda", "Llama 1.3B", OURS),
+        (TWO_PHASE_MASTER, TWO_PHASE_16),
+        (speedup(TWO_PHASE_MASTER, 1.9, 2.2), speedup(TWO_PHASE_16)),
+        torch.bfloat16,
+    ),
+    Case(
+        *("adamw large", "cuda", "Llama 1.3B", OURS_ALONE),
+        (FUSED, OPTIMI),
+        (speedup(FUSED, 1.10, 1.25), speedup(OPTIMI)),
+    ),
+    Case(
+        *("adamw large, compiled", "cuda", "Llama 1.3B", OURS_ALONE),
+        (COMPILED_ALONE,),
+        (speedup(COMPILED_ALONE, 1.0, 1.0),),
+    ),
+    Case(
+        *("many small", "cuda", "4000 small", OURS),
+        (FUSED, FOREACH, OPTIMI, TWO_PHASE),
+        (speedup(FUSED, 2, 2), speedup(FOREACH), speedup(OPTIMI), speedup(TWO_PHASE, 10, 10)),
+    ),
+    Case(
+        *("wrapper alone, small", "cuda", "GPT-2 124M", OURS_WRAP),
+        (TWO_PHASE_IDLE,),
+        (speedup(TWO_PHASE_IDLE, 4, 6),),
+    ),
+    Case(
+        *("wrapper alone, large", "cuda", "Llama 1.3B", OURS_WRAP),
+        (TWO_PHASE_IDLE,),
+        (speedup(TWO_PHASE_IDLE, 1.7, 1.8),),
+    ),
+    Case(
+        *("graph replay", "cuda", "GPT-2 124M", OURS),
+        (FUSED, TWO_PHASE, COMPILED),
+        (Claim("host", None, 30), cost(FUSED), speedup(TWO_PHASE), speedup(COMPILED)),
+        captured=True,
+    ),
+    Case("memory", "cuda", "GPT-2 124M", OURS, (OURS_ALONE,), MEMORY),
+)
+
+CASES = (*CPU, *CUDA)

@@ -1,0 +1,175 @@
+"""What depends on the device: clocks, memory, graphs, names. The rest of the code is shared."""
+
+import contextlib
+import datetime
+import gc
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+class Memory:
+    """Filled when the watched block ends, in bytes."""
+
+    held = 0  # allocated in the block and still there
+    peak = 0  # the most that was there at any moment of it
+
+
+def time_on_cpu(call):
+    """Seconds that a call takes, and the seconds until it returns: the same on a CPU."""
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    return seconds, seconds
+
+
+def time_on_cuda(call):
+    """Seconds between two events on the idle device, and the seconds until the call returns.
+
+    Where the host is slower than the device, the first number contains its delays, as training
+    would that waits for the optimizer.
+    """
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    start = time.perf_counter()
+    call()
+    host = time.perf_counter() - start
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3, host
+
+
+@contextlib.contextmanager
+def memory_on_cpu():
+    """Watch torch's CPU allocator, which extensions use too."""
+    memory, sizes = Memory(), {}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        yield memory
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        trace.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    events = (event["args"] for event in events if event["name"] == "[memory]")
+    for event in sorted(events, key=lambda event: event["Ev Idx"]):
+        # what is freed here but is older than the block does not count
+        older = event["Bytes"] < 0 and event["Addr"] not in sizes
+        if not older:
+            sizes[event["Addr"]] = sizes.get(event["Addr"], 0) + event["Bytes"]
+            memory.held += event["Bytes"]
+            memory.peak = max(memory.peak, memory.held)
+
+
+@contextlib.contextmanager
+def memory_on_cuda():
+    """Watch torch's caching allocator; its blocks are multiples of 512 bytes."""
+    memory = Memory()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    yield memory
+    torch.cuda.synchronize()
+    memory.held = torch.cuda.memory_allocated() - start
+    memory.peak = torch.cuda.max_memory_allocated() - start
+
+
+def capture(step):
+    """Record a step in a CUDA graph, without running it; return what replays it."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@contextlib.contextmanager
+def side_stream():
+    """What is captured later has to be warmed up off the default stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def cpu_name():
+    """The processor and how many of its cores this process may use."""
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.processor()}, {cores} cores"
+
+
+class Device(NamedTuple):
+    """How to measure on a kind of device."""
+
+    time: Callable
+    memory: Callable
+    name: Callable[[], str]
+    rounds: tuple[int, int]  # at least, at most
+    seconds: float  # of timed rounds per case, between those bounds
+
+
+DEVICES = {
+    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, (9, 101), 20.0),
+    "cuda": Device(
+        time_on_cuda, memory_on_cuda, lambda: torch.cuda.get_device_name(), (51, 201), 5.0
+    ),
+}
+
+# larger than the last-level cache of a GPU; a CPU may have more, of which a machine gets a part
+CACHE_BYTES = 256 * 2**20
+
+
+class Cache:
+    """Memory that is read before each timed call, so that nobody finds its arrays in the cache.
+
+    The backward pass of a model does the same. Read, not written: what a write leaves behind would
+    have to go to memory during the timed call.
+    """
+
+    def __init__(self, device, size):
+        self.other = torch.ones(size // 4, device=device)
+
+    def evict(self):
+        """Fill the cache with other values."""
+        return self.other.sum()
+
+
+def commit():
+    """The revision of the source tree; a trailing + says that files differ from it."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        run = {"capture_output": True, "text": True, "check": True}
+        revision = subprocess.run([*git, "rev-parse", "--short", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], **run).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + "+" * bool(changed)
+
+
+def surroundings(device):
+    """What a reader needs to know of the machine and the software."""
+    return {
+        "device": device,
+        "machine": DEVICES[device].name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        # others at work on these cores make threads wait for each other: ratios mean nothing then
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }

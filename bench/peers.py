@@ -1,0 +1,270 @@
+"""Everything that is timed, ours and others: a table, name -> how to make it and what it computes.
+
+A variant is built from parameters whose gradients are set, and gives a ``Stepper``. Variants of
+one family compute the same function, which is checked against the family's float64 run.
+"""
+
+import contextlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+import emanest
+
+from . import reference
+from .reference import BETAS, DECAY, EPS, LR, MOMENTUM, STEPSIZE, WEIGHT_DECAY
+
+EMA = emanest.EMANesterov(stepsize=STEPSIZE, decay=DECAY)
+SYNC = {"every": 5, "alpha": 0.5}
+ADAMW = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
+SGD = {"lr": LR, "momentum": MOMENTUM}
+# Schedule-Free brings the momentum itself
+NO_MOMENTUM = {**ADAMW, "betas": (0.0, BETAS[1])}
+
+
+@dataclass
+class Stepper:
+    """A variant on its parameters."""
+
+    step: Callable[[], object]
+    iterate: Callable[[], list[torch.Tensor]] = list  # x, or views of it
+    at_iterate: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    take_gradients: Callable[[], object] = lambda: None  # called after gradients have changed
+
+    def read(self, indices):
+        """Copies of some tensors of x, in float64."""
+        with torch.no_grad(), self.at_iterate():
+            x = self.iterate()
+            return [x[i].detach().to(torch.float64, copy=True) for i in indices]
+
+
+class Traffic(NamedTuple):
+    """Values that a step reads and writes per parameter, counted by its formula."""
+
+    param: int
+    grad: int
+    state: int
+    state_itemsize: int | None = None  # None: that of the parameters
+
+    def bytes(self, dtype):
+        """Bytes per parameter."""
+        state = self.state_itemsize or dtype.itemsize
+        return (self.param + self.grad) * dtype.itemsize + self.state * state
+
+
+class Variant(NamedTuple):
+    """A row of the table."""
+
+    family: str
+    make: Callable  # (params, capturable) -> Stepper
+    traffic: Traffic | None = None  # None: not counted
+    needs: str | None = None  # a package that is not ours
+    slack: float = 1.0  # factor of the tolerance, where a low precision is the variant's own choice
+    flat: bool = False  # holds parameters and gradients of its own
+    spoils: bool = False  # overwrites gradients
+
+
+def missing(variant):
+    """Why a variant cannot run here, or None."""
+    if variant.needs and importlib.util.find_spec(variant.needs) is None:
+        return f"the package {variant.needs} is not installed"
+    return None
+
+
+def ours(optimizer, params):
+    return Stepper(optimizer.step, lambda: params, optimizer.at_iterate)
+
+
+def plain(optimizer, params):
+    return Stepper(optimizer.step, lambda: params)
+
+
+def with_modes(optimizer, params):
+    """Of an optimizer with ``train`` and ``eval``, as schedulefree made them customary."""
+
+    @contextlib.contextmanager
+    def at_iterate():
+        optimizer.eval()
+        yield
+        optimizer.train()
+
+    optimizer.train()
+    return Stepper(optimizer.step, lambda: params, at_iterate)
+
+
+def fused(options):
+    return {**options, "fused": True}
+
+
+def emanest_adamw(params, capturable, lookahead=EMA, options=ADAMW, **more):
+    options = {**options, **more, "capturable": capturable}
+    return ours(emanest.AdamW(params, **options, lookahead=lookahead), params)
+
+
+def emanest_sgd(params, capturable):
+    return ours(emanest.SGD(params, **SGD, lookahead=EMA, capturable=capturable), params)
+
+
+def emanest_wrap(params, capturable):
+    return ours(emanest.Wrap(reference.Idle(params), EMA), params)
+
+
+def torch_adamw(params, capturable, **options):
+    return plain(torch.optim.AdamW(params, **ADAMW, **options, capturable=capturable), params)
+
+
+def two_phase(cls, **options):
+    """The eager reference around an optimizer of torch.optim."""
+
+    def make(params, capturable):
+        more = {"capturable": True} if capturable else {}
+        inner = cls(params, **options, **more)
+        return Stepper(reference.TwoPhase(inner, params).step, lambda: params)
+
+    return make
+
+
+def two_phase_master(params, capturable):
+    def build(copies):
+        return reference.TwoPhase(torch.optim.AdamW(copies, **fused(ADAMW)), copies)
+
+    return Stepper(reference.Master(params, build).step, lambda: params)
+
+
+def compiled(formula, buffers):
+    def make(params, capturable):
+        flat = reference.Flat(params, formula, buffers)
+        return Stepper(flat.step, flat.iterate, take_gradients=flat.take_gradients)
+
+    return make
+
+
+def schedulefree_adamw(params, capturable):
+    import schedulefree
+
+    options = {k: ADAMW[k] for k in ("lr", "betas", "eps", "weight_decay")}
+    return with_modes(schedulefree.AdamWScheduleFree(params, **options), params)
+
+
+def pytorch_optimizer_schedule_free(params, capturable):
+    import pytorch_optimizer
+
+    return with_modes(pytorch_optimizer.ScheduleFreeAdamW(params, **ADAMW), params)
+
+
+def pytorch_optimizer_lookahead(params, capturable):
+    import pytorch_optimizer
+
+    inner = torch.optim.AdamW(params, **fused(ADAMW))
+    peer = pytorch_optimizer.Lookahead(inner, k=SYNC["every"], alpha=SYNC["alpha"])
+    return plain(peer, params)
+
+
+def optimi_adamw(params, capturable):
+    import optimi
+
+    return plain(optimi.AdamW(params, **ADAMW, kahan_sum=False), params)
+
+
+def emanest_method(method, options=ADAMW):
+    return lambda params, capturable: emanest_adamw(params, capturable, method, options)
+
+
+# float32 state, whatever the parameters
+OURS = "emanest AdamW + EMA-Nesterov"
+OURS_ALONE = "emanest AdamW"
+OURS_SGD = "emanest SGD + EMA-Nesterov"
+OURS_WRAP = "emanest Wrap around an idle optimizer"
+OURS_SCHEDULE_FREE = "emanest AdamW + Schedule-Free"
+OURS_LOOKAHEAD = "emanest AdamW + Lookahead"
+TWO_PHASE = "two-phase around torch fused AdamW"
+TWO_PHASE_FOREACH = "two-phase around torch foreach AdamW"
+TWO_PHASE_MASTER = "two-phase on a float32 copy"
+TWO_PHASE_16 = "two-phase with state of 16 bits"
+TWO_PHASE_SGD = "two-phase around torch fused SGD"
+TWO_PHASE_IDLE = "two-phase around an idle optimizer"
+COMPILED = "torch.compile of the flat one-pass formula"
+FUSED = "torch fused AdamW"
+FOREACH = "torch foreach AdamW"
+COMPILED_ALONE = "torch.compile of flat AdamW"
+OPTIMI = "optimi AdamW"
+SCHEDULEFREE = "schedulefree AdamWScheduleFree"
+PYTORCH_OPTIMIZER_SCHEDULE_FREE = "pytorch_optimizer ScheduleFreeAdamW"
+PYTORCH_OPTIMIZER_LOOKAHEAD = "pytorch_optimizer Lookahead"
+TorchAdamW = torch.optim.AdamW
+
+VARIANTS = {
+    OURS: Variant("ema adamw", emanest_adamw, Traffic(2, 1, 6, 4)),
+    OURS_ALONE: Variant("adamw", emanest_method(None), Traffic(2, 1, 4, 4)),
+    OURS_SGD: Variant("ema sgd", emanest_sgd, Traffic(2, 1, 4, 4)),
+    # the snapshot has the parameters' dtype
+    OURS_WRAP: Variant("ema alone", emanest_wrap, Traffic(4, 0, 2, 4)),
+    OURS_SCHEDULE_FREE: Variant(
+        "schedule-free", emanest_method(emanest.ScheduleFree(0.9), NO_MOMENTUM)
+    ),
+    OURS_LOOKAHEAD: Variant("lookahead", emanest_method(emanest.Lookahead(**SYNC))),
+    # 28 bytes of AdamW and 44 of the reference
+    TWO_PHASE: Variant("ema adamw", two_phase(TorchAdamW, **fused(ADAMW)), Traffic(6, 1, 11)),
+    # as torch has it for parameters of 16 bits: so has the state, and small updates are lost
+    TWO_PHASE_16: Variant(
+        "ema adamw", two_phase(TorchAdamW, **fused(ADAMW)), Traffic(6, 1, 11), slack=20
+    ),
+    TWO_PHASE_FOREACH: Variant(
+        "ema adamw", two_phase(TorchAdamW, **ADAMW, foreach=True), Traffic(6, 1, 24)
+    ),
+    TWO_PHASE_MASTER: Variant("ema adamw", two_phase_master, Traffic(1, 1, 20, 4)),
+    COMPILED: Variant(
+        "ema adamw", compiled(reference.flat_ema_adamw, 3), Traffic(2, 1, 6), flat=True
+    ),
+    FUSED: Variant(
+        "adamw",
+        lambda params, capturable: torch_adamw(params, capturable, fused=True),
+        Traffic(2, 1, 4),
+    ),
+    FOREACH: Variant(
+        "adamw",
+        lambda params, capturable: torch_adamw(params, capturable, foreach=True),
+        Traffic(2, 1, 17),
+    ),
+    COMPILED_ALONE: Variant(
+        "adamw", compiled(reference.flat_adamw, 2), Traffic(2, 1, 4), flat=True
+    ),
+    OPTIMI: Variant("adamw", optimi_adamw, needs="optimi"),
+    TWO_PHASE_SGD: Variant("ema sgd", two_phase(torch.optim.SGD, **fused(SGD)), Traffic(6, 1, 9)),
+    TWO_PHASE_IDLE: Variant("ema alone", two_phase(reference.Idle), Traffic(4, 0, 7)),
+    SCHEDULEFREE: Variant("schedule-free", schedulefree_adamw, needs="schedulefree", spoils=True),
+    PYTORCH_OPTIMIZER_SCHEDULE_FREE: Variant(
+        "schedule-free",
+        pytorch_optimizer_schedule_free,
+        needs="pytorch_optimizer",
+        spoils=True,
+    ),
+    PYTORCH_OPTIMIZER_LOOKAHEAD: Variant(
+        "lookahead", pytorch_optimizer_lookahead, needs="pytorch_optimizer"
+    ),
+}
+
+# family -> what is run in float64 to compare with; where we wrote no second form, our eager one
+ORACLES = {
+    "ema adamw": two_phase(TorchAdamW, **ADAMW, foreach=False),
+    "adamw": lambda params, capturable: torch_adamw(params, capturable, foreach=False),
+    "ema sgd": two_phase(torch.optim.SGD, **SGD, foreach=False),
+    "ema alone": two_phase(reference.Idle),
+    "schedule-free": lambda params, capturable: emanest_adamw(
+        params, False, emanest.ScheduleFree(0.9), NO_MOMENTUM, backend="eager"
+    ),
+    "lookahead": lambda params, capturable: emanest_adamw(
+        params, False, emanest.Lookahead(**SYNC), backend="eager"
+    ),
+}
+
+
+def build(make, params, capturable=False):
+    """Make a stepper; what others warn of while being made is not ours to treat as an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(params, capturable)

@@ -1,0 +1,153 @@
+"""Steps whose numbers only the device knows.
+
+Under CUDA graphs (``capturable=True``), a GPU GradScaler or ``nonfinite="skip"`` on a GPU the host
+does not know how many steps were taken: where a step is skipped, its flag is on the device. Then
+time and memory are kept in tensors there, and one launch before each pass finds the pass's numbers
+from them and, unless the step is skipped, moves them on. What it computes is recorded from the same
+formulas as on the host: ``remember`` and ``plan`` of the method, the numbers of the base.
+"""
+
+from numbers import Number
+from typing import Any, NamedTuple
+
+import torch
+
+from . import backends
+from .groups import Clock
+from .lookahead import At, Plan
+from .tape import Program, Tape
+
+# entries of a group that are no options: they come to a program as its inputs, or not at all
+_NO_OPTIONS = frozenset({"params", "param_names", "lr", "initial_lr", "train_mode"})
+# looked for in this order: to ask whether something is a Number takes longer
+_PLAIN = (float, int, str, tuple, list, Number)
+
+
+class Recorded(NamedTuple):
+    """What one launch computes, and the rules that its numbers are for."""
+
+    program: Program
+    constants: tuple[float, ...]
+    base: str | None = None  # a row of rules.BASES; None: another optimizer makes the update
+    look: str = "none"  # a row of rules.LOOKAHEADS
+
+
+def record(group, method, base, *, scale, weight_decay, scaled=False, clock=True):
+    """Record the step of a bucket.
+
+    The numbers are those of the pass: a factor of the gradients, the base's, the lookahead's; or
+    the lookahead's alone where the base is None. ``step`` and ``lookahead`` go on; so do
+    ``lookahead_t`` and the method's memory with ``clock``. A method without syncs is assumed.
+
+    Args:
+        group: a parameter group; its lr and what it remembers are not looked at.
+        method: its lookahead method, or None.
+        base: (group, plan, lr, step) -> base rule and its numbers, or None.
+        scale: factor of the gradients.
+        weight_decay: what the method sees of it.
+        scaled: divide by an input ``grad_scale``.
+        clock: this is the group's last bucket, or its only one.
+    """
+    tape = Tape()
+    now = _clock(tape, method)
+    step, ahead = tape.input("step"), tape.input("lookahead")
+    plan = Plan()
+    if method is not None:
+        plan = method.plan(At(now.t, step, ahead, now.lr, weight_decay), now.memory)
+    rule, numbers = base(group, plan, now.lr, step) or (None, None)
+    if numbers is not None:
+        factor = scale / tape.input("grad_scale") if scaled else scale
+        numbers = factor, *numbers
+    after = {"step": step + 1, "lookahead": plan.lookahead, **(now.after() if clock else {})}
+    return Recorded(*tape.finish((*(numbers or ()), *plan.numbers), after), rule, plan.rule)
+
+
+def record_clock(method):
+    """Record what a step changes in a group none of whose parameters has a gradient."""
+    tape = Tape()
+    return Recorded(*tape.finish((), _clock(tape, method).after()))
+
+
+def _clock(tape, method):
+    t, lr = tape.input("lookahead_t"), tape.input("lr")
+    if method is None:
+        return Clock(t, lr, {})
+    memory = {name: tape.input(f"lookahead_{name}") for name in method.memory}
+    return Clock(t, lr, method.remember(t, lr, tape.input("initial_lr"), memory))
+
+
+class DevicePlan:
+    """The launch that goes before the pass over a bucket; the optimizer keeps one for each.
+
+    Args:
+        device: where it runs.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        self._key: Any = None
+        self._recorded: Any = None
+        # never freed: a captured graph writes where it wrote when it was captured
+        self._vectors = {}
+        self._moved: tuple = ()
+
+    def record(self, group, method, base, *, scaled=False, clock=True, **given):
+        """As ``record``, done again only if an option of the group has changed."""
+        key = options(group), method, scaled, clock, given
+        if key != self._key:
+            recorded = record(group, method, base, scaled=scaled, clock=clock, **given)
+            self._key, self._recorded = key, recorded
+        return self._recorded
+
+    def run(self, recorded, inputs, skip=None, backend=None):
+        """Find the numbers of a step and move on; nothing is read on the host.
+
+        Args:
+            recorded: what to compute.
+            inputs: a value for each name in ``recorded.program.inputs``, and perhaps others: a
+                number, or a tensor with one element. Those that go on must be tensors of float64 or
+                float32 on the device.
+            skip: a 1-element float32 tensor on the device: unless it holds 0 nothing goes on. Or
+                None.
+            backend: the choice of the group.
+
+        Returns:
+            The numbers, one vector of float64 on the device; overwritten by the next ``run``.
+        """
+        program = recorded.program
+        values = [_input(inputs[name], self.device) for name in program.inputs]
+        size = len(program.numbers) + len(program.after)
+        if size not in self._vectors:
+            self._vectors[size] = torch.empty(size, dtype=torch.float64, device=self.device)
+        out = self._vectors[size]
+        args = program, values, recorded.constants, out, skip
+        backends.call("plan_", self.device.type, backend, *args)
+        moved = [values[i] for i, _ in program.after]
+        self._moved = moved, out[len(program.numbers) :]
+        return out[: len(program.numbers)]
+
+    def undo(self):
+        """Put back what the last ``run`` moved on: the pass after it failed."""
+        for tensor, old in zip(*self._moved, strict=True):
+            tensor.copy_(old)
+
+
+def options(group):
+    """The plain options of a group, to tell whether one has changed."""
+    return [
+        (key, tuple(value) if isinstance(value, list) else value)
+        for key, value in group.items()
+        if key not in _NO_OPTIONS and isinstance(value, _PLAIN)
+    ]
+
+
+def _input(value, device):
+    """An input as a back end takes it."""
+    if not isinstance(value, torch.Tensor):
+        return float(value)
+    if value.device != device:
+        # one on the CPU is read without waiting
+        value = value.item() if value.device.type == "cpu" else value.to(device)
+    if isinstance(value, torch.Tensor) and value.dtype not in (torch.float32, torch.float64):
+        value = value.double()
+    return value

@@ -1,0 +1,73 @@
+"""What a step is taken on: the parameters that have gradients, in their buckets."""
+
+from .buckets import Buckets, check_overlap
+from .gradients import with_gradients
+from .groups import state_names
+from .watch import Watch
+
+
+class Survey:
+    """The buckets of an optimizer, and what was found in them last.
+
+    A step that finds everything as the last one left it does not look at the parameters one by one.
+
+    Args:
+        state: the optimizer's ``state``.
+        key: state name -> its key in ``state[p]``.
+    """
+
+    def __init__(self, state, key):
+        self.buckets = Buckets(state, key)
+        self._found = self._watch = self._names = None
+
+    def of(self, optimizer):
+        """For each group its buckets, with the indices of the parameters that have gradients.
+
+        None if there is no gradient at all. New buckets are all there, not yet published.
+        """
+        if not self._holds(optimizer):
+            self._watch = None
+            self._found = self._look(optimizer)
+        return self._found
+
+    def remember(self, optimizer):
+        """Expect the next step to find what this one has found; called when its work is done."""
+        if self._watch is None:
+            assert self._found is not None
+            rows = [r for buckets in self._found for bucket in buckets for r in bucket.entries()]
+            self._watch = Watch(_lists(optimizer), optimizer._mappings(), rows)
+            self._names = _names(optimizer)
+
+    def find(self, optimizer, group, params, newcomers):
+        """The buckets of some parameters of a group; see ``Buckets.find``."""
+        if self.buckets.state is not optimizer.state:
+            # the user replaced it, to start afresh
+            self.buckets = Buckets(optimizer.state, self.buckets.key)
+        return self.buckets.find(params, newcomers, state_names(optimizer.bases, group))
+
+    def _holds(self, optimizer):
+        return (
+            self._watch is not None
+            and self._names == _names(optimizer)
+            and self._watch.unchanged(_lists(optimizer), optimizer._mappings())
+        )
+
+    def _look(self, optimizer):
+        found = with_gradients(optimizer)
+        if not any(found):
+            return None
+        chosen = [
+            self.find(optimizer, group, params, optimizer._newcomers(group))
+            for group, params in zip(optimizer.param_groups, found, strict=True)
+        ]
+        if not all(bucket.published for buckets in chosen for bucket in buckets):
+            check_overlap([p for group in optimizer.param_groups for p in group["params"]])
+        return chosen
+
+
+def _lists(optimizer):
+    return [group["params"] for group in optimizer.param_groups]
+
+
+def _names(optimizer):
+    return [state_names(optimizer.bases, group) for group in optimizer.param_groups]

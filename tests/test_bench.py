@@ -1,0 +1,363 @@
+"""The benchmarks still work: sizes, counts, agreement, and every case on a tiny model."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import textbook
+import textbook_bases
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench import check, core, devices, gpu, models, peers, reference, report, roofline
+from bench.cases import CASES, CPU, CUDA
+from bench.check import CHECKED_STEPS, Disagreement, Skipped
+from bench.peers import VARIANTS, Traffic, Variant
+
+ROOT = Path(__file__).parents[1]
+# cases of a GPU, where there is none
+ANYWHERE = [*CPU, *(case._replace(device="cpu", captured=False) for case in CUDA)]
+FIRST = CPU[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "parameters"),
+    [
+        ("GPT-2 124M", 148, 124_439_808),
+        ("Llama 60M", 75, 58_073_600),
+        ("Llama 130M", 111, 134_105_856),
+        ("Llama 350M", 219, 367_969_280),
+        ("Llama 1.3B", 219, 1_339_082_752),
+        ("1000 tiny", 1000, 1_792_000),
+        ("4000 small", 4000, 8_710_371),
+    ],
+)
+def test_models_have_their_published_sizes(model, tensors, parameters):
+    assert len(models.MODELS[model]) == tensors
+    assert models.parameters(models.MODELS[model]) == parameters
+
+
+def test_shrunk_models_are_tiny_and_small_tensors_ragged():
+    assert all(models.parameters(models.shrunk(s)) < 1e5 for s in models.MODELS.values())
+    assert all(256 <= n <= 4096 for (n,) in models.MODELS["4000 small"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        (peers.OURS, torch.float32, 36),
+        (peers.OURS, torch.bfloat16, 30),
+        (peers.OURS_ALONE, torch.float32, 28),
+        (peers.OURS_SGD, torch.float32, 28),
+        (peers.OURS_WRAP, torch.float32, 24),
+        (peers.FUSED, torch.float32, 28),
+        (peers.FOREACH, torch.float32, 80),
+        (peers.COMPILED, torch.float32, 36),
+        (peers.TWO_PHASE, torch.float32, 28 + 44),
+        (peers.TWO_PHASE_16, torch.bfloat16, 14 + 22),
+        (peers.TWO_PHASE_FOREACH, torch.float32, 80 + 44),
+        (peers.TWO_PHASE_MASTER, torch.bfloat16, 72 + 12),
+        (peers.TWO_PHASE_SGD, torch.float32, 20 + 44),
+        (peers.TWO_PHASE_IDLE, torch.float32, 44),
+    ],
+)
+def test_bytes_per_parameter(name, dtype, expected):
+    assert VARIANTS[name].traffic.bytes(dtype) == expected
+
+
+@pytest.mark.parametrize("traffic", [Traffic(2, 1, 6, 4), Traffic(2, 1, 4, 4), Traffic(4, 0, 2, 4)])
+def test_the_ceiling_moves_the_bytes_it_claims(traffic):
+    p = torch.zeros(100, dtype=torch.bfloat16)
+    p.grad = torch.zeros_like(p)
+    streams = roofline.Streams([p], traffic)
+    before = [array.clone() for array in streams.written]
+    with torch.compiler.set_stance("force_eager"):
+        streams.step()
+    assert all(
+        not torch.equal(a, b) and a.isfinite().all()
+        for a, b in zip(streams.written, before, strict=True)
+    )
+    moved = sum(a.nbytes for a in streams.read) + 2 * sum(a.nbytes for a in streams.written)
+    assert moved == traffic.bytes(torch.bfloat16) * p.numel()
+
+
+def toy(dtype=torch.float64, seed=0):
+    """Parameters and the gradients of every checked step."""
+    shapes = [(5, 3), (7,)]
+    return (
+        check.drawn(shapes, "cpu", dtype, seed),
+        [check.drawn(shapes, "cpu", dtype, seed + 1 + t) for t in range(CHECKED_STEPS)],
+    )
+
+
+def test_the_two_phase_reference_is_the_published_algorithm():
+    start, gradients = toy()
+    options = {k: v for k, v in peers.ADAMW.items() if k != "lr"}
+    book = textbook.EMANesterov(
+        *(start, textbook_bases.AdamW(**options)), reference.STEPSIZE, reference.DECAY
+    )
+    params = check.leaves([v.clone() for v in start], gradients[0])
+    two_phase = reference.TwoPhase(torch.optim.AdamW(params, **peers.ADAMW), params)
+    for new in gradients:
+        two_phase.extrapolate()
+        torch.testing.assert_close(params, book.y, rtol=0, atol=1e-12)
+        for p, g in zip(params, new, strict=True):
+            p.grad = g
+        two_phase.advance()
+        book.step(new, reference.LR)
+        torch.testing.assert_close(params, book.x, rtol=0, atol=1e-12)
+
+
+def test_flat_formulas_are_the_references_in_one_pass():
+    start, gradients = toy()
+    for name in (peers.COMPILED, peers.COMPILED_ALONE):
+        variant = VARIANTS[name]
+        with torch.compiler.set_stance("force_eager"):
+            x = check.stepped(variant.make, [v.clone() for v in start], gradients, False)
+        oracle = peers.ORACLES[variant.family]
+        exact = check.stepped(oracle, [v.clone() for v in start], gradients, False)
+        # bias corrections are float32
+        assert check.distance(x, exact) < 1e-6 * check.distance(start, exact)
+
+
+@pytest.mark.slow
+def test_the_compiler_keeps_the_formula():
+    """What torch 2.13 makes of a 0-d float64 counter is why this is a test."""
+    start, gradients = toy(torch.float32)
+    make = VARIANTS[peers.COMPILED].make
+    x = check.stepped(make, [v.clone() for v in start], gradients, False)
+    with torch.compiler.set_stance("force_eager"):
+        eager = check.stepped(make, [v.clone() for v in start], gradients, False)
+    assert check.distance(x, eager) < 1e-5 * check.distance(x, [v.double() for v in start])
+
+
+def test_an_idle_optimizer_moves_first_and_then_rests():
+    start, gradients = toy()
+    params = check.leaves([v.clone() for v in start], gradients[0])
+    idle = reference.Idle(params)
+    seen = []
+    for _ in range(5):
+        idle.step()
+        seen.append([p.detach().clone() for p in params])
+    assert check.distance(seen[2], start) > 0
+    assert check.distance(seen[4], seen[2]) == 0
+
+
+@pytest.mark.parametrize("case", ANYWHERE, ids=lambda case: f"{case.name}, {case.model}")
+def test_every_case_runs_on_a_tiny_model(case):
+    entries = core.quick(case)
+    ours = entries[case.ours]
+    assert set(case.variants) <= set(entries)
+    assert ours.info["backend"].startswith("emanest.")
+    for name, entry in entries.items():
+        if isinstance(entry, Skipped):
+            assert VARIANTS[name].needs in entry.reason
+            continue
+        assert len(entry.samples) == 2
+        assert min(entry.samples) > 0
+        assert entry.info["variant"] == name
+        if VARIANTS.get(name, VARIANTS[case.ours]).traffic:
+            assert entry.info["gigabytes_per_second"] > 0
+            assert entry.info["share"] > 0
+
+
+def test_memory_is_four_bytes_per_parameter():
+    case = next(case for case in CPU if case.name == "memory")
+    entries = core.quick(case)
+    quantity = report.QUANTITIES["state"]
+    extra = quantity.compute(*(entries[name] for name in (peers.OURS, peers.OURS_ALONE)))
+    # the scalars of 20 tiny tensors weigh nothing in a model
+    assert extra == pytest.approx(4, abs=0.01)
+
+
+def test_memory_on_cpu_counts_what_stays_and_the_peak():
+    older = [torch.ones(2000)]
+    with devices.memory_on_cpu() as memory:
+        kept = torch.ones(1000)
+        older.clear()
+        torch.ones(500)
+    assert kept.nbytes == memory.held == 4000
+    assert memory.peak == 6000
+
+
+def test_a_wrong_formula_is_not_timed(monkeypatch):
+    row = VARIANTS[peers.TWO_PHASE]
+
+    def make(params, capturable):
+        stepper = row.make(params, capturable)
+        stepper.step.__self__.average = [torch.ones_like(p) for p in params]
+        return stepper
+
+    monkeypatch.setitem(VARIANTS, peers.TWO_PHASE, row._replace(make=make))
+    monkeypatch.setattr(core, "in_turn", pytest.fail)
+    with pytest.raises(Disagreement, match="two-phase around torch fused AdamW: error"):
+        core.quick(FIRST)
+
+
+def test_a_variant_that_overwrites_shared_gradients_is_not_timed(monkeypatch):
+    row = VARIANTS[peers.SCHEDULEFREE]
+    if peers.missing(row):
+        pytest.skip(peers.missing(row))
+    monkeypatch.setitem(VARIANTS, peers.SCHEDULEFREE, row._replace(spoils=False))
+    case = next(case for case in CPU if peers.SCHEDULEFREE in case.peers)
+    with pytest.raises(Disagreement, match="overwrites the gradients"):
+        core.quick(case)
+
+
+def test_what_is_missing_or_fails_is_skipped_by_name(monkeypatch):
+    def fail(params, capturable):
+        raise RuntimeError("no such device\nmore")
+
+    for name, row in (
+        (peers.TWO_PHASE, VARIANTS[peers.TWO_PHASE]._replace(needs="no_such_package")),
+        (peers.FUSED, VARIANTS[peers.FUSED]._replace(make=fail)),
+    ):
+        monkeypatch.setitem(VARIANTS, name, row)
+    case = next(case for case in CPU if case.name == "many small")
+    entries = core.quick(case)
+    reasons = {
+        peers.TWO_PHASE: "the package no_such_package is not installed",
+        peers.FUSED: "RuntimeError: no such device",
+    }
+    assert {k: v.reason for k, v in entries.items() if isinstance(v, Skipped)} == reasons
+    assert entries[peers.OURS].info["skipped"] == reasons
+
+
+def test_our_own_failure_is_an_error(monkeypatch):
+    def fail(params, capturable):
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(VARIANTS, peers.OURS, Variant("ema adamw", fail))
+    with pytest.raises(RuntimeError, match="broken"):
+        core.quick(FIRST)
+
+
+def test_variants_take_turns(monkeypatch):
+    order = []
+
+    def turn(name):
+        def sample(_):
+            order.append(name)
+            each.samples.append(1e-3)
+
+        each = SimpleNamespace(samples=[], host=[], case=SimpleNamespace(steps=1), sample=sample)
+        return each
+
+    running = [turn(name) for name in "abc"]
+    core.in_turn(running, "cpu", rounds=20, cache_bytes=4096)
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
+    # the first round warms up and is not kept
+    assert [len(each.samples) for each in running] == [20] * 3
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len({tuple(each) for each in rounds}) == math.factorial(3)
+
+
+def test_cases_are_consistent():
+    assert len({(case.device, case.name) for case in CASES}) == len(CASES)
+    for case in CASES:
+        assert set(case.variants) <= set(VARIANTS)
+        for claim in case.claims:
+            assert claim.quantity in report.QUANTITIES
+            assert claim.peer is None or claim.peer in case.variants or claim.quantity == "state"
+
+
+def entry(case, name, seconds, **info):
+    common = {
+        **{"case": case, "variant": name, "model": "M", "dtype": "float32", "backend": "b"},
+        **{"date": "2026-01-02", "commit": "abc", "machine": "CPU", "threads": 2, "torch": "2"},
+        **{"python": "3", "load": 0.1},
+    }
+    stats = {"median": seconds, "q1": 0.9 * seconds, "q3": 1.1 * seconds}
+    return {"extra_info": {**common, **info}, "stats": stats}
+
+
+def test_report_of_a_small_run():
+    claims = [
+        ["speedup", "slow", 3.5, 4.5],
+        ["speedup", "same", 0.95, 1.0],
+        ["cost", "less", 1.4, 1.29],
+        ["speedup", "unasked", None, None],
+        ["state", "less", 4, 4],
+        ["transient", None, 0, 0],
+        ["share", None, 0.88, None],
+        ["speedup", "absent", 2, 2],
+    ]
+    more = {"claims": claims, "skipped": {"absent": "no package"}, "error": 5e-7, "share": 0.9}
+    data = {
+        "benchmarks": [
+            entry(*("c", "us", 0.1), state_bytes=12, transient_bytes=0.001, **more),
+            *(entry("c", n, t) for n, t in [("slow", 0.4), ("same", 0.09), ("unasked", 0.2)]),
+            entry("c", "less", 0.07, state_bytes=8),
+        ],
+        "failed": ["other: broke"],
+    }
+    text = report.report(data)
+    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in text.splitlines()[4:11]]
+    assert cells == [
+        ["slow / ours", "4.00", "3.5", "4.5", "ok"],
+        ["same / ours", "0.90", "0.95", "1", "miss"],
+        ["ours / less", "1.43", "1.4", "1.29", "miss"],
+        ["unasked / ours", "2.00", "", "", ""],
+        ["bytes per parameter beyond less", "4.00", "4", "4", "ok, stretch"],
+        ["transient bytes per parameter", "0.00", "0", "0", "ok, stretch"],
+        ["share of the ceiling", "0.90", "0.88", "", "ok"],
+    ]
+    assert text.startswith("2026-01-02, commit abc, CPU, 2 threads, torch 2, Python 3, back end b")
+    assert "100 (90 to 110)" in text
+    assert text.endswith("- c: absent: no package\n- other: broke")
+    assert "busy" not in text
+    data["benchmarks"][0]["extra_info"]["load"] = 5.0
+    assert "busy (load 5.0" in report.report(data)
+
+
+def test_a_run_without_pytest_benchmark(tmp_path, monkeypatch, capsys):
+    broken = FIRST._replace(name="ema adamw broken", ours="no such variant")
+    monkeypatch.setattr(gpu, "CASES", (broken, FIRST))
+    arguments = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--only", "ema adamw"]
+    assert gpu.main(arguments) == 1
+    (path,) = tmp_path.glob("*.json")
+    data = json.loads(path.read_text())
+    assert data["failed"] == ["ema adamw broken: KeyError: 'no such variant'"]
+    assert "two-phase around torch fused AdamW / ours" in report.report(data)
+    assert report.report(data) in capsys.readouterr().out
+
+
+def subprocess_run(arguments, folder=ROOT, **environment):
+    """Run Python in a folder; what it printed."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_run_under_pytest_benchmark(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path / "run.json"
+    options = ["--benchmark-only", f"--benchmark-json={path}", "-p", "no:cacheprovider"]
+    subprocess_run(
+        ["-m", "pytest", f"{ROOT}/bench", "-q", "-k", "sgd", *options], EMANEST_BENCH_QUICK="1"
+    )
+    data = json.loads(path.read_text())
+    kept = {b["name"]: b["extra_info"]["halves"] for b in data["benchmarks"]}
+    assert set(kept) == {peers.OURS_SGD, peers.TWO_PHASE_SGD, core.CEILING}
+    for each in data["benchmarks"]:
+        assert each["stats"]["data"] == pytest.approx(kept[each["name"]])
+    printed = subprocess_run([f"{ROOT}/bench/report.py", str(path)])
+    assert "two-phase around torch fused SGD / ours" in printed
+
+
+def test_the_source_tree_needs_no_installation(tmp_path):
+    for folder in ("emanest", "kernels", "bench"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so"))
+    code = "import bench.source_tree, emanest.kernels; print(emanest.kernels.__file__)"
+    printed = subprocess_run(["-c", code], tmp_path, PYTHONPATH=str(tmp_path))
+    assert printed.strip() == str(tmp_path / "kernels" / "__init__.py")

@@ -1,0 +1,179 @@
+"""Formulas recorded as programs: the same numbers, one program for all values of the options."""
+
+import itertools
+import operator
+
+import pytest
+
+import device_plans
+from device_plans import METHODS, PAIRS, SKIPPED, STEPS, Host, base_of, given, group_of, rate
+from emanest import NALA, SNOO, LongHorizon, Lookahead
+from emanest.device import record, record_clock
+from emanest.lookahead import At
+from emanest.tape import Program, Symbol, Tape, evaluate
+
+# the largest program has 66
+LARGEST = 80
+
+OPERATORS = [
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow),
+    *(operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne),
+]
+VALUES = [0.5, 1, 2, 3.25]
+
+each_pair = pytest.mark.parametrize(("method", "base"), PAIRS)
+
+
+def recorded(method, base, **more):
+    group = group_of(method, base, **more)
+    return record(group, METHODS[method], base_of(base), **given(group))
+
+
+def run(formula, *values):
+    """A formula of symbols, recorded and evaluated."""
+    tape = Tape()
+    names = [f"input {i}" for i in range(len(values))]
+    program, constants = tape.finish([formula(*map(tape.input, names))])
+    found = dict(zip(names, values, strict=True))
+    (number,), _ = evaluate(program, [found[name] for name in program.inputs], constants)
+    return number
+
+
+@pytest.mark.parametrize("operation", OPERATORS, ids=lambda f: f.__name__)
+def test_operations_are_pythons(operation):
+    for a, b in itertools.product(VALUES, VALUES):
+        expected = operation(a, b)
+        assert run(operation, a, b) == expected
+        assert run(lambda x, b=b: operation(x, b), a) == expected
+        assert run(lambda y, a=a: operation(a, y), b) == expected
+
+
+def test_comparisons_are_numbers():
+    window = lambda t: -((t >= 2) * (t < 5)) + 3  # noqa: E731
+    assert [run(window, t) for t in range(7)] == [3, 3, 2, 2, 2, 3, 3]
+
+
+@each_pair
+def test_a_program_computes_what_the_host_plans(method, base):
+    """Exactly: the same operations in the same order."""
+    host = Host(method, base)
+    program, constants, *rules = recorded(method, base)
+    for t in range(STEPS):
+        inputs = {**host.entries, "lr": rate(t), "initial_lr": 0.03, "grad_scale": 1024.0}
+        numbers, after = evaluate(program, [inputs[n] for n in program.inputs], constants)
+        assert numbers == host.step(rate(t), t in SKIPPED)
+        assert tuple(rules) == host.rules
+        names = [program.inputs[i] for i, _ in program.after]
+        assert sorted(names) == sorted(host.entries)
+        assert t in SKIPPED or dict(zip(names, after, strict=True)) == host.entries
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_group_without_gradients_still_counts_its_steps(method):
+    host = Host(method, "sgd")
+    program, constants, *_ = record_clock(METHODS[method])
+    inputs = {**host.entries, "lr": 0.02, "initial_lr": 0.03}
+    numbers, after = evaluate(program, [inputs[n] for n in program.inputs], constants)
+    host.step(0.02, False)
+    assert numbers == []
+    found = {program.inputs[i]: value for (i, _), value in zip(program.after, after, strict=True)}
+    assert found == {k: v for k, v in host.entries.items() if k.startswith("lookahead_")}
+
+
+@each_pair
+def test_programs_are_small(method, base):
+    assert len(recorded(method, base).program.operations) <= LARGEST
+
+
+@each_pair
+def test_other_options_are_the_same_program(method, base):
+    first, *others = (
+        recorded(method, base, weight_decay=decay, **options)
+        for decay, options in [(0.3, {}), (0.05, {"eps": 0.05}), (1e-300, {"eps": 2.0})]
+    )
+    for other in others:
+        assert (other.program, hash(other.program)) == (first.program, hash(first.program))
+    if base == "sgd" and method != "gpa":
+        assert others[0].constants != first.constants
+
+
+def test_a_sum_that_appears_twice_is_computed_once():
+    tape = Tape()
+    t = tape.input("t")
+    program, constants = tape.finish([(t + 1) * (t + 1)], {"t": t + 1})
+    operations = ("input", 0, 0), ("literal", 1, 0), ("+", 0, 1), ("*", 2, 2)
+    assert program == Program(("t",), operations, (3,), ((0, 2),))
+    assert constants == ()
+
+
+def test_equal_constants_stay_apart():
+    """They are options, and one of them may change."""
+    programs = []
+    for first, second in [(0.5, 0.5), (0.5, 0.25)]:
+        tape = Tape()
+        programs.append(tape.finish([tape.input("t") * first + second]))
+    assert programs[0][0] == programs[1][0]
+    assert [constants for _, constants in programs] == [(0.5, 0.5), (0.5, 0.25)]
+
+
+def test_what_is_not_needed_is_left_out():
+    tape = Tape()
+    t, _unused = tape.input("t"), tape.input("lr") * 0.5
+    program, constants = tape.finish([t * 0.25])
+    assert (program.inputs, constants, len(program.operations)) == (("t",), (0.25,), 3)
+
+
+# ---- what cannot be recorded --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda t: 1 if t > 3 else 0,
+        lambda t: t >= 2 and t < 5,
+        lambda t: not t,
+        lambda t: max(t, 2),
+        lambda t: 2 < t < 5,
+        lambda t: t in (1, 2),
+    ],
+)
+def test_a_branch_on_a_symbol_is_a_clear_error(branch):
+    with pytest.raises(TypeError, match=r"a branch .* that only the device knows; write it as"):
+        branch(Tape().input("t"))
+
+
+@pytest.mark.parametrize("read", [float, int, range, "{:.2f}".format])
+def test_reading_a_symbol_is_an_error(read):
+    with pytest.raises(TypeError):
+        read(Tape().input("t"))
+
+
+@pytest.mark.parametrize("method", [Lookahead(3), LongHorizon(3), SNOO(3), NALA(3)])
+def test_methods_with_syncs_cannot_be_recorded(method):
+    """They are refused by name before that (``capturable``)."""
+    t = Tape().input("t")
+    with pytest.raises(TypeError):
+        method.plan(At(t, t, t, t, t), {})
+
+
+def test_other_operands_are_pythons_error():
+    t = Tape().input("t")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        t + "1"
+    with pytest.raises(TypeError, match="expected a number, got 'x'"):
+        Tape().finish(["x"])
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(t)
+
+
+def test_symbols_of_two_tapes_do_not_mix():
+    with pytest.raises(ValueError, match="symbols of two tapes"):
+        Tape().input("t") + Tape().input("t")
+
+
+def test_every_operation_has_its_operator():
+    tape = Tape()
+    t = tape.input("t")
+    for operation in OPERATORS:
+        assert isinstance(operation(t, 0.5), Symbol)
+    assert set(device_plans.BASES) == {"adamw", "amsgrad", "sgd", "momentum", "nesterov"}
