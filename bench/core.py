@@ -119,7 +119,8 @@ def in_turn(running, device, rounds=None, cache_bytes=CACHE_BYTES):
     def round_():
         order.shuffle(turns)
         for each in turns:
-            cache.evict()
+            if each.case.cold:
+                cache.evict()
             each.sample(clock.time)
 
     gc.collect()

@@ -241,14 +241,14 @@ def test_our_own_failure_is_an_error(monkeypatch):
 
 
 def test_variants_take_turns(monkeypatch):
-    order = []
+    order, case = [], SimpleNamespace(steps=1, cold=True)
 
     def turn(name):
         def sample(_):
             order.append(name)
             each.samples.append(1e-3)
 
-        each = SimpleNamespace(samples=[], host=[], case=SimpleNamespace(steps=1), sample=sample)
+        each = SimpleNamespace(samples=[], host=[], case=case, sample=sample)
         return each
 
     running = [turn(name) for name in "abc"]
