@@ -42,6 +42,12 @@ Table find(std::string_view name) {
   }
 }
 
+// How much state and how many numbers a rule has.
+template <class Table>
+std::pair<size_t, size_t> sizes(const Table& rule) {
+  return std::visit([](auto r) { return std::pair<size_t, size_t>(r.states, r.numbers); }, rule);
+}
+
 namespace cpu {
 
 // numbers: a factor of the gradients, then the base's, then the lookahead's

@@ -7,16 +7,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "clones.h"
 #include "convert.h"
 #include "step.h"
-
-// compiled for each of these, the best chosen when the program starts
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EMANEST_CLONES \
-  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define EMANEST_CLONES
-#endif
 
 namespace emanest::cpu {
 namespace {

@@ -1,4 +1,4 @@
-"""The C++ back end: one pass over a bucket, for tensors on the CPU.
+"""The C++ back end: one pass over a bucket, on the CPU, or on a GPU where it was built with CUDA.
 
 ``eager`` documents the functions. Where tensors differ in memory order or format, so that one index
 does not serve them all, they are copied first (``layout.flat``).
@@ -17,61 +17,89 @@ except ImportError as error:
         "needs pybind11 and ninja (the `build` extra)"
     ) from error
 
-DEVICES = ("cpu",)
-
 
 def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
     """Advance parameters by one step, in place."""
-    split = len(base_state)
-    given = _floats(numbers), dtype == torch.float64
+    split, in_double = len(base_state), dtype == torch.float64
 
-    def work(ys, gs, columns):
-        return _C.step_(base, look, ys, gs, columns[:split], columns[split:], *given)
+    def work(target, ys, gs, columns):
+        columns = columns[:split], columns[split:]
+        return _C.step_(base, look, ys, gs, *columns, in_double, target)
 
-    if not _skipped(skip):
-        _run(work, ys, gs, [*base_state, *look_state], dtype)
+    target = _target(ys, numbers, skip, memo, ("step", base, look))
+    _run(work, target, ys, gs, [*base_state, *look_state], dtype)
 
 
 def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place."""
-    given = _floats(numbers), dtype == torch.float64
 
-    def work(ys, snapshots, columns):
-        return _C.follow_(look, ys, snapshots, columns, *given)
+    def work(target, ys, snapshots, columns):
+        return _C.follow_(look, ys, snapshots, columns, dtype == torch.float64, target)
 
-    if not _skipped(skip):
-        _run(work, ys, snapshots, look_state, dtype, writes_beside=True)
+    target = _target(ys, numbers, skip, memo, ("follow", look))
+    _run(work, target, ys, snapshots, look_state, dtype, writes_beside=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
     """Move parameters between x and y, in place."""
-    given = _floats(numbers), dtype == torch.float64
 
-    def work(ys, _, columns):
-        return _C.move_(point, ys, columns, *given)
+    def work(target, ys, _, columns):
+        return _C.move_(point, ys, columns, dtype == torch.float64, target)
 
-    _run(work, ys, [], state, dtype)
+    target = _target(ys, numbers, None, memo, ("move", point))
+    _run(work, target, ys, [], state, dtype)
 
 
 def nonfinite(gs, memo=None):
-    """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor."""
-    found = _C.nonfinite(gs)
-    if found is None:
+    """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
+    found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
+    target = _target(gs, (), None, memo, ("nonfinite",))
+    if not _C.nonfinite(gs, found.data_ptr(), target):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
-        found = _C.nonfinite([g.contiguous() for g in natives])
-    return torch.tensor([float(bool(found))])
+        # of any order: only whether a value is there matters
+        _C.nonfinite([g.contiguous() for g in natives], found.data_ptr(), target)
+    return found
 
 
-def _run(work, ys, beside, columns, dtype, writes_beside=False):
-    if not work(ys, beside, columns):
-        with flat(ys, beside, columns, dtype, writes_beside) as tensors:
-            if not work(*tensors):
-                raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
+def _run(work, target, ys, beside, columns, dtype, writes_beside=False):
+    if target is None or work(target, ys, beside, columns):
+        return
+    with flat(ys, beside, columns, dtype, writes_beside) as tensors:
+        if not work(target, *tensors):
+            raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 
 
-def _floats(numbers):
-    return numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers
+# ---- where a call runs --------------------------------------------------------------------------
 
 
-def _skipped(skip):
-    return skip is not None and skip.item() != 0
+def _target(tensors, numbers, skip, memo, key):
+    """Where a call on some tensors runs; None if it is skipped."""
+    device = tensors[0].device
+    return _TARGETS[device.type](device, numbers, skip, memo, key)
+
+
+def _on_cpu(device, numbers, skip, memo, key):
+    if skip is not None and skip.item() != 0:
+        return None
+    return _C.Target(numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers)
+
+
+def _on_cuda(device, numbers, skip, memo, key):
+    # on another stream a call could still read the table while this one changes it
+    stream = torch.cuda.current_stream(device).cuda_stream
+    tables = {} if memo is None else memo
+    key = "cuda", *key, stream
+    if key not in tables:
+        tables[key] = _C.Tables()
+    return _C.Target(numbers, tables[key], stream, skip)
+
+
+_TARGETS = {"cpu": _on_cpu, "cuda": _on_cuda}
+
+
+def _devices(has_cuda, cuda_version):
+    """Device types served; torch has a CUDA version unless it was built for the CPU or for ROCm."""
+    return ("cpu", "cuda") if has_cuda and cuda_version else ("cpu",)
+
+
+DEVICES = _devices(_C.build_info()["cuda"], torch.version.cuda)

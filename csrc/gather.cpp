@@ -1,0 +1,112 @@
+#include "gather.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace emanest {
+namespace {
+
+// by the C API: pybind11's accessor of list elements costs more than all the rest of `gather`
+const at::Tensor& tensor(Column list, size_t i) {
+  return THPVariable_Unpack(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
+}
+
+std::optional<Dtype> dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return Dtype::float32;
+    case at::kDouble: return Dtype::float64;
+    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kHalf: return Dtype::float16;
+    default: return std::nullopt;
+  }
+}
+
+// Whether two tensors hold their elements in the same order without gaps, so that one index serves
+// both, and as they are, not with a pending negation. The stride of a dimension of size 1 does not
+// matter.
+bool aligned(const at::Tensor& a, const at::Tensor& b) {
+  if (b.is_neg()) return false;
+  if (a.is_contiguous() && b.is_contiguous()) return a.sizes() == b.sizes();
+  if (a.sizes() != b.sizes() || !a.is_non_overlapping_and_dense()) return false;
+  for (int64_t i = 0; i < a.dim(); i++) {
+    if (a.size(i) != 1 && a.stride(i) != b.stride(i)) return false;
+  }
+  return true;
+}
+
+void check_device(const at::Tensor& t, at::Device expected) {
+  if (t.device() == expected) return;
+  throw std::runtime_error("tensors of one call are on " + expected.str() + " and on " +
+                           t.device().str());
+}
+
+}  // namespace
+
+void check_count(const char* what, size_t found, size_t expected) {
+  if (found == expected) return;
+  throw std::invalid_argument("expected " + std::to_string(expected) + " " + what + ", got " +
+                              std::to_string(found));
+}
+
+std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double) {
+  const bool alone = beside.empty();
+  if (!alone) check_count("tensors beside the parameters", beside.size(), ys.size());
+  for (Column column : state) check_count("tensors of state", column.size(), ys.size());
+  Bucket bucket{{}, Dtype::float32, in_double};
+  const auto wide = in_double ? at::kDouble : at::kFloat;
+  const at::Device device = device_of(ys);
+  bucket.tensors.reserve(ys.size());
+  for (size_t i = 0; i < ys.size(); i++) {
+    const at::Tensor& y = tensor(ys, i);
+    check_device(y, device);
+    const auto y_dtype = dtype_of(y);
+    if (!y_dtype || !aligned(y, y)) return std::nullopt;
+    if (i > 0 && *y_dtype != bucket.y_dtype) return std::nullopt;
+    bucket.y_dtype = *y_dtype;
+    Tensors row{y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
+    if (!alone) {
+      const at::Tensor& g = tensor(beside, i);
+      check_device(g, device);
+      const auto g_dtype = dtype_of(g);
+      if (!g_dtype || !aligned(y, g)) return std::nullopt;
+      row.beside = g.data_ptr();
+      row.beside_dtype = *g_dtype;
+    }
+    for (size_t k = 0; k < state.size(); k++) {
+      const at::Tensor& s = tensor(state[k], i);
+      check_device(s, device);
+      if (s.scalar_type() != wide || !aligned(y, s)) return std::nullopt;
+      row.state[k] = s.data_ptr();
+    }
+    bucket.tensors.push_back(row);
+  }
+  return bucket;
+}
+
+std::optional<Bucket> gather(Column gs) {
+  Bucket bucket{{}, Dtype::float32, false};
+  bucket.tensors.reserve(gs.size());
+  for (size_t i = 0; i < gs.size(); i++) {
+    const at::Tensor& g = tensor(gs, i);
+    check_device(g, device_of(gs));
+    const auto dtype = dtype_of(g);
+    if (!dtype || !aligned(g, g)) return std::nullopt;
+    bucket.tensors.push_back({nullptr, g.data_ptr(), {}, g.numel(), *dtype});
+  }
+  return bucket;
+}
+
+void count_writes(Column tensors) {
+  for (size_t i = 0; i < tensors.size(); i++) {
+    tensor(tensors, i).unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+void count_writes(Columns columns) {
+  for (Column column : columns) count_writes(column);
+}
+
+at::Device device_of(Column tensors) {
+  return tensors.empty() ? at::Device(at::kCPU) : tensor(tensors, 0).device();
+}
+
+}  // namespace emanest

@@ -1,0 +1,34 @@
+// From lists of Python tensors to addresses.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "step.h"
+
+namespace emanest {
+
+using Column = const pybind11::list&;
+using Columns = const std::vector<pybind11::list>&;
+
+void check_count(const char* what, size_t found, size_t expected);
+
+// A bucket made of the tensors of a call; empty if some of them must be copied first, because of
+// their memory order or format. `beside` may be empty. All are on one device, or it is an error.
+std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double);
+
+// The same of gradients alone.
+std::optional<Bucket> gather(Column gs);
+
+// Tensors were written behind autograd's back: tell it, or a stale backward would go unnoticed.
+void count_writes(Column tensors);
+void count_writes(Columns columns);
+
+// Where a list has its tensors.
+at::Device device_of(Column tensors);
+
+}  // namespace emanest

@@ -1,0 +1,71 @@
+#include "info.h"
+
+#include <pybind11/stl.h>
+
+#include "clones.h"
+#include "cuda.h"
+
+namespace py = pybind11;
+
+namespace emanest {
+namespace {
+
+// A table as Python's rules.py has it: name -> (state tensors, numbers).
+template <class Table, size_t... i>
+py::dict describe(std::index_sequence<i...>) {
+  py::dict rows;
+  ((rows[std::variant_alternative_t<i, Table>::name] =
+        sizes(Table(std::variant_alternative_t<i, Table>{}))),
+   ...);
+  return rows;
+}
+
+template <class Table>
+py::dict describe() {
+  return describe<Table>(std::make_index_sequence<std::variant_size_v<Table>>());
+}
+
+py::dict rules() {
+  py::dict tables;
+  tables["BASES"] = describe<Base>();
+  tables["LOOKAHEADS"] = describe<Lookahead>();
+  tables["POINTS"] = describe<Point>();
+  return tables;
+}
+
+#ifdef __clang__
+constexpr const char* kCompiler = "clang " __VERSION__;
+#else
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#endif
+
+const std::vector<std::string> kTargets = {EMANEST_TARGETS};
+
+// The target that this CPU takes, by the rule of `target_clones`.
+std::string chosen() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (kTargets.size() > 1 && __builtin_cpu_supports("x86-64-v4")) return kTargets[2];
+  if (kTargets.size() > 1 && __builtin_cpu_supports("x86-64-v3")) return kTargets[1];
+#endif
+  return kTargets[0];
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["cuda"] = !cuda::archs().empty();
+  info["cuda_archs"] = cuda::archs();
+  info["compiler"] = kCompiler;
+  info["vector_widths"] = kTargets;
+  info["chosen"] = chosen();
+  return info;
+}
+
+}  // namespace
+
+void bind_info(py::module_& m) {
+  m.def("rules", &rules);
+  m.def("build_info", &build_info);
+}
+
+}  // namespace emanest

@@ -1,0 +1,267 @@
+// What one thread of a GPU does. A CPU can do it too: a test runs all of it there.
+#pragma once
+
+#include "values.h"
+
+namespace emanest::device {
+
+// threads of a block
+constexpr int kThreads = 256;
+// elements that a block takes, all of one tensor
+constexpr int64_t kChunk = 8192;
+// the most numbers: a factor, those of a base, those of a lookahead
+constexpr int kNumbers = 10;
+
+// One parameter, and the first of its chunks.
+struct alignas(16) Entry {
+  Tensors tensors;
+  int64_t first;
+};
+
+// kChunk elements, from `begin` on, of a parameter; fewer at its end.
+struct alignas(16) Chunk {
+  int64_t entry;
+  int64_t begin;
+};
+
+// Where the tensors are, in the memory of the device. Block i takes chunk i.
+struct Table {
+  Entry* entries;
+  Chunk* chunks;
+};
+
+// Numbers by value, or a vector in the memory of the device.
+struct Given {
+  double values[kNumbers];
+  const double* vector;
+
+  EMANEST_INLINE double operator[](int k) const { return vector ? vector[k] : values[k]; }
+};
+
+template <class Rule>
+EMANEST_INLINE void copy(const Given& from, int first, typename Rule::Numbers& to) {
+  for (int k = 0; k < Rule::numbers; k++) to[k] = from[first + k];
+}
+
+// ---- operations on one element: the formulas of rules.h -----------------------------------------
+
+template <class T_, class B, class L>
+struct Step {
+  using T = T_;
+  static constexpr int states = B::states + L::states;
+  static constexpr bool reads_beside = true, writes_beside = false;
+
+  EMANEST_INLINE explicit Step(const Given& given) : scale(given[0]) {
+    copy<B>(given, 1, base_numbers);
+    copy<L>(given, 1 + B::numbers, look_numbers);
+  }
+
+  EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state) const {
+    Row<T, B::states> base_state;
+    Row<T, L::states> look_state;
+    for (int k = 0; k < B::states; k++) base_state[k] = state[k];
+    for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
+    y = step<T, B, L>(y, g * scale, base_state, look_state, base_numbers, look_numbers);
+    for (int k = 0; k < B::states; k++) state[k] = base_state[k];
+    for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
+  }
+
+  Number scale;
+  typename B::Numbers base_numbers;
+  typename L::Numbers look_numbers;
+};
+
+template <class T_, class L>
+struct Follow {
+  using T = T_;
+  static constexpr int states = L::states;
+  static constexpr bool reads_beside = true, writes_beside = true;
+
+  EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
+
+  EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state) const {
+    y = snapshot = L::apply(y, y - snapshot, state, numbers);
+  }
+
+  typename L::Numbers numbers;
+};
+
+template <class T_, class P>
+struct Move {
+  using T = T_;
+  static constexpr int states = P::states;
+  static constexpr bool reads_beside = false, writes_beside = false;
+
+  EMANEST_INLINE explicit Move(const Given& given) { copy<P>(given, 0, numbers); }
+
+  EMANEST_INLINE void operator()(T& y, T&, Row<T, states>& state) const {
+    y = P::template apply<T>(y, state, numbers);
+  }
+
+  typename P::Numbers numbers;
+};
+
+// ---- kernels: what the thread with a number in the block with a number does ---------------------
+
+// The elements that a block takes of a tensor.
+struct Range {
+  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors)
+      : begin(chunk.begin),
+        end(tensors.size - begin < kChunk ? tensors.size : begin + kChunk) {}
+
+  int64_t begin, end;
+};
+
+// An operation on every element of all tensors.
+template <class Operation>
+struct Pass {
+  using T = typename Operation::T;
+  static constexpr int states = Operation::states;
+  static constexpr bool beside = Operation::reads_beside;
+
+  // A tensor's y, what stands beside it, and its state.
+  struct Streams {
+    EMANEST_INLINE Streams(const Tensors& from, Dtype y_dtype)
+        : y(from.y, y_dtype), beside(from.beside, from.beside_dtype), tensors(from) {}
+
+    EMANEST_INLINE Values<T> state(int k) const {
+      return {tensors.state[k], std::is_same_v<T, double> ? Dtype::float64 : Dtype::float32};
+    }
+
+    EMANEST_INLINE bool in_fours() const {
+      bool all = y.in_fours() && (!Pass::beside || beside.in_fours());
+      for (int k = 0; k < states; k++) all = all && state(k).in_fours();
+      return all;
+    }
+
+    Values<T> y, beside;
+    // copied: the compiler cannot know that no store changes it
+    Tensors tensors;
+  };
+
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    if (skip && *skip != 0) return;
+    const Operation operation(given);
+    const Chunk chunk = table.chunks[block];
+    const Streams streams(table.entries[chunk.entry].tensors, y_dtype);
+    const Range range(chunk, streams.tensors);
+    int64_t rest = range.begin;
+    // float64 is rare on GPUs: half of the code is not worth it
+    if constexpr (std::is_same_v<T, float>) {
+      if (streams.in_fours()) {
+        rest = range.end - range.end % 4;
+        for (int64_t i = range.begin + thread * 4; i < rest; i += kThreads * 4) {
+          four(operation, streams, i);
+        }
+      }
+    }
+    for (int64_t i = rest + thread; i < range.end; i += kThreads) one(operation, streams, i);
+  }
+
+  EMANEST_INLINE static void one(const Operation& operation, const Streams& streams, int64_t i) {
+    T y = streams.y.load(i), aside{};
+    Row<T, states> state;
+    if constexpr (beside) aside = streams.beside.load(i);
+    for (int k = 0; k < states; k++) state[k] = streams.state(k).load(i);
+    operation(y, aside, state);
+    streams.y.store(i, y);
+    if constexpr (Operation::writes_beside) streams.beside.store(i, aside);
+    for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+  }
+
+  EMANEST_INLINE static void four(const Operation& operation, const Streams& streams, int64_t i) {
+    Words words[2 + states];
+    words[0] = streams.y.load_four(i);
+    if constexpr (beside) words[1] = streams.beside.load_four(i);
+    for (int k = 0; k < states; k++) words[2 + k] = streams.state(k).load_four(i);
+    T y[4], aside[4]{}, columns[states + 1][4];
+    streams.y.widen_four(words[0], y);
+    if constexpr (beside) streams.beside.widen_four(words[1], aside);
+    for (int k = 0; k < states; k++) streams.state(k).widen_four(words[2 + k], columns[k]);
+    for (int j = 0; j < 4; j++) {
+      Row<T, states> state;
+      for (int k = 0; k < states; k++) state[k] = columns[k][j];
+      operation(y[j], aside[j], state);
+      for (int k = 0; k < states; k++) columns[k][j] = state[k];
+    }
+    streams.y.store_four(i, y);
+    if constexpr (Operation::writes_beside) streams.beside.store_four(i, aside);
+    for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+  }
+
+  Table table;
+  Given given;
+  const float* skip;
+  Dtype y_dtype;
+};
+
+// Whether a gradient holds NaN or an infinity; `found` was 0 before.
+struct Nonfinite {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    const Chunk chunk = table.chunks[block];
+    const Tensors& tensors = table.entries[chunk.entry].tensors;
+    const Range range(chunk, tensors);
+    const void* from = tensors.beside;
+    bool bad = false;
+    // all bits of the exponent are set in NaN and in infinities
+    switch (tensors.beside_dtype) {
+      case Dtype::float32: bad = any<uint32_t, 0x7f800000>(from, range, thread); break;
+      case Dtype::float64: bad = any<uint64_t, 0x7ff0000000000000>(from, range, thread); break;
+      case Dtype::bfloat16: bad = any<uint16_t, 0x7f80>(from, range, thread); break;
+      case Dtype::float16: bad = any<uint16_t, 0x7c00>(from, range, thread); break;
+    }
+    if (bad) *found = 1;
+  }
+
+  template <class Bits, Bits exponent>
+  EMANEST_INLINE static bool any(const void* memory, const Range& range, int thread) {
+    constexpr int width = sizeof(Words) / sizeof(Bits);
+    struct alignas(Words) Group { Bits bits[width]; };
+    const auto* from = global(static_cast<const Bits*>(memory));
+    bool bad = false;
+    int64_t rest = range.begin;
+    if (reinterpret_cast<uintptr_t>(from) % sizeof(Words) == 0) {
+      rest = range.end - range.end % width;
+      for (int64_t i = range.begin + thread * width; i < rest; i += kThreads * width) {
+        const Group group = *reinterpret_cast<const Group*>(from + i);
+        for (Bits bits : group.bits) bad |= (bits & exponent) == exponent;
+      }
+    }
+    for (int64_t i = rest + thread; i < range.end; i += kThreads) {
+      bad |= (from[i] & exponent) == exponent;
+    }
+    return bad;
+  }
+
+  Table table;
+  float* found;
+};
+
+// Entries travel as arguments of a launch: there is no buffer on the host that must not be written
+// before it has been read, and a captured graph has its own copy. A launch takes 4 KB.
+constexpr int kBatch = 40;
+
+struct WriteEntries {
+  EMANEST_INLINE void operator()(int64_t, int thread) const {
+    if (thread < count) to[thread] = entries[thread];
+  }
+
+  Entry entries[kBatch];
+  Entry* to;
+  int count;
+};
+
+// A block for each parameter.
+struct WriteChunks {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    const Entry& entry = table.entries[block];
+    const int64_t count = (entry.tensors.size + kChunk - 1) / kChunk;
+    for (int64_t i = thread; i < count; i += kThreads) {
+      table.chunks[entry.first + i] = {block, i * kChunk};
+    }
+  }
+
+  Table table;
+};
+
+}  // namespace emanest::device

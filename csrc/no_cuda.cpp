@@ -1,0 +1,19 @@
+// What stands in for step_cuda.cu where there is no nvcc.
+#include "cuda.h"
+
+namespace emanest::cuda {
+namespace {
+
+[[noreturn]] void missing() {
+  throw std::runtime_error("the extension was built without CUDA: nvcc was not found, or failed");
+}
+
+}  // namespace
+
+void step(const Base&, const Lookahead&, const Bucket&, const device::Call&, Place) { missing(); }
+void follow(const Lookahead&, const Bucket&, const device::Call&, Place) { missing(); }
+void move(const Point&, const Bucket&, const device::Call&, Place) { missing(); }
+void nonfinite(const Bucket&, float*, const device::Call&, Place) { missing(); }
+std::vector<int> archs() { return {}; }
+
+}  // namespace emanest::cuda

@@ -1,0 +1,77 @@
+#include "target.h"
+
+#include <ATen/ops/empty.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "gather.h"
+
+namespace py = pybind11;
+
+namespace emanest {
+namespace {
+
+at::Tensor tensor_or_none(const py::object& given) {
+  return THPVariable_Check(given.ptr()) ? THPVariable_Unpack(given.ptr()) : at::Tensor();
+}
+
+void check_vector(const char* what, const at::Tensor& t, at::Device device, at::ScalarType dtype,
+                  size_t size) {
+  if (t.device() == device && t.scalar_type() == dtype && t.numel() == int64_t(size) &&
+      t.is_contiguous()) {
+    return;
+  }
+  throw std::invalid_argument(std::string(what) + ": expected " + std::to_string(size) + " of " +
+                              at::toString(dtype) + " on " + device.str() + ", got " +
+                              std::to_string(t.numel()) + " of " + at::toString(t.scalar_type()) +
+                              " on " + t.device().str());
+}
+
+template <class T>
+const T* address(const at::Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.data_ptr()) : nullptr;
+}
+
+}  // namespace
+
+Target::Target(const py::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
+               const py::object& skip)
+    : vector_(tensor_or_none(numbers)),
+      skip_(tensor_or_none(skip)),
+      tables_(std::move(tables)),
+      stream_(stream) {
+  if (!vector_.defined()) numbers_ = numbers.cast<std::vector<double>>();
+}
+
+void Target::check(at::Device device, size_t numbers) const {
+  if (!on_gpu() && !device.is_cpu()) {
+    throw std::invalid_argument("expected tensors on the CPU, got " + device.str());
+  }
+  if (vector_.defined()) check_vector("numbers", vector_, device, at::kDouble, numbers);
+  else check_count("numbers", numbers_.size(), numbers);
+  if (skip_.defined()) check_vector("skip", skip_, device, at::kFloat, 1);
+}
+
+device::Call Target::call(at::Device device) const {
+  // freed in the order of the stream, which is the one that torch is using
+  const auto allocate = [device](size_t bytes) {
+    const auto options = at::TensorOptions().dtype(at::kByte).device(device);
+    auto memory = std::make_shared<at::Tensor>(at::empty({int64_t(bytes)}, options));
+    return device::Memory(memory, memory->data_ptr());
+  };
+  return {*tables_, allocate, numbers_.data(), address<double>(vector_), address<float>(skip_)};
+}
+
+cuda::Place Target::place(at::Device device) const {
+  return {device.index(), reinterpret_cast<void*>(stream_)};
+}
+
+void bind_target(py::module_& m) {
+  py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables").def(py::init<>());
+  py::class_<Target>(m, "Target")
+      .def(py::init<py::object, std::shared_ptr<device::Tables>, intptr_t, py::object>(),
+           py::arg("numbers"), py::arg("tables") = nullptr, py::arg("stream") = 0,
+           py::arg("skip") = py::none());
+}
+
+}  // namespace emanest

@@ -1,0 +1,39 @@
+// Where a call runs, and what it is given there besides lists of tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <vector>
+
+#include "cuda.h"
+
+namespace emanest {
+
+class Target {
+ public:
+  // numbers: floats, or, on a GPU, a float64 vector there. The rest is for a GPU: what the caller
+  // keeps from call to call, the stream, and null or one float32 there that is 0 unless nothing
+  // shall happen.
+  Target(const pybind11::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
+         const pybind11::object& skip);
+
+  // An error unless it has so many numbers and all is on that device.
+  void check(at::Device device, size_t numbers) const;
+
+  bool on_gpu() const { return tables_ != nullptr; }
+  const double* numbers() const { return numbers_.data(); }
+  device::Call call(at::Device device) const;
+  cuda::Place place(at::Device device) const;
+
+ private:
+  std::vector<double> numbers_;
+  at::Tensor vector_, skip_;
+  std::shared_ptr<device::Tables> tables_;
+  intptr_t stream_;
+};
+
+void bind_target(pybind11::module_& m);
+
+}  // namespace emanest
