@@ -20,7 +20,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-SOURCES = [f"csrc/{name}.cpp" for name in "bindings gather info step_cpu target watch".split()]
+SOURCES = [
+    f"csrc/{name}.cpp" for name in ["bindings", "gather", "info", "step_cpu", "target", "watch"]
+]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
 # no errno and no traps: else sqrt and comparisons stay scalar
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -56,9 +58,10 @@ def runtime_link_args(nvcc):
     Its symbols stay private: torch may bring another version of it.
     """
     probe = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
-    lines = _run(probe).splitlines()
-    found = next(line for line in lines if line.startswith("#$ LIBRARIES="))
-    folders = shlex.split(found.partition("=")[2])
+    found = [line for line in _run(probe).splitlines() if line.startswith("#$ LIBRARIES=")]
+    if not found:
+        raise RuntimeError("nvcc --dryrun names no LIBRARIES")
+    folders = shlex.split(found[0].partition("=")[2])
     library = "libcudart_static.a"
     return [*folders, f"-l:{library}", f"-Wl,--exclude-libs,{library}", "-ldl", "-lrt", "-lpthread"]
 

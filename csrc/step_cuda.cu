@@ -64,7 +64,10 @@ void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Pla
   device::nonfinite(bucket, found, call, Launch(place));
 }
 
-// nvcc's own list, such as 800, 900
-std::vector<int> archs() { return {__CUDA_ARCH_LIST__}; }
+std::vector<int> archs() {
+  std::vector<int> found = {__CUDA_ARCH_LIST__};  // nvcc's own, such as 800, 900
+  for (int& each : found) each /= 10;
+  return found;
+}
 
 }  // namespace emanest::cuda

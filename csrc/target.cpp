@@ -67,8 +67,10 @@ cuda::Place Target::place(at::Device device) const {
 }
 
 void bind_target(py::module_& m) {
-  py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables").def(py::init<>());
-  py::class_<Target>(m, "Target")
+  // local, so that the extension of a test can have them too
+  py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables", py::module_local())
+      .def(py::init<>());
+  py::class_<Target>(m, "Target", py::module_local())
       .def(py::init<py::object, std::shared_ptr<device::Tables>, intptr_t, py::object>(),
            py::arg("numbers"), py::arg("tables") = nullptr, py::arg("stream") = 0,
            py::arg("skip") = py::none());

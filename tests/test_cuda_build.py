@@ -1,0 +1,350 @@
+"""What is in the extension that is imported here, and how setup.py builds it."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from emanest.rules import BASES, LOOKAHEADS, POINTS
+
+ROOT = Path(__file__).parents[1]
+SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="not main")
+# setup.py's own names, which a test may replace
+NAMES = SETUP["find_nvcc"].__globals__
+
+_C = pytest.importorskip("emanest._C")
+
+
+def cuobjdump():
+    """The disassembler of CUDA; Triton brings one."""
+    beside = [os.path.dirname(path) for path in (SETUP["find_nvcc"](),) if path]
+    try:
+        import triton.backends.nvidia as nvidia
+
+        beside.append(os.path.join(os.path.dirname(nvidia.__file__), "bin"))
+    except ImportError:
+        pass
+    return shutil.which("cuobjdump", path=os.pathsep.join([os.environ.get("PATH", ""), *beside]))
+
+
+needs_nvcc = pytest.mark.skipif(
+    SETUP["find_nvcc"]() is None or os.environ.get("EMANEST_CUDA") == "0",
+    reason="there is no nvcc on this machine, or EMANEST_CUDA is 0",
+)
+needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
+
+
+# ---- the extension ------------------------------------------------------------------------------
+
+
+@cache
+def dumped(*options):
+    command = [cuobjdump(), *options, _C.__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_was_built_can_be_asked():
+    info = _C.build_info()
+    assert info["cuda"] == bool(info["cuda_archs"])
+    assert re.match(r"(gcc|clang) \d+\.\d+", info["compiler"])
+    assert info["chosen"] in info["vector_widths"]
+    assert info["vector_widths"][0] == "default"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="there is no /proc/cpuinfo")
+def test_the_widest_vectors_of_this_cpu_are_chosen():
+    info, flags = _C.build_info(), Path("/proc/cpuinfo").read_text()
+    level = 4 if "avx512vl" in flags else 3 if "avx2" in flags else None
+    if len(info["vector_widths"]) > 1:
+        assert info["chosen"] == (f"arch=x86-64-v{level}" if level else "default")
+
+
+@needs_nvcc
+def test_where_nvcc_is_the_extension_has_cuda():
+    assert _C.build_info()["cuda"]
+    assert _C.build_info()["cuda_archs"] == [80, 90]
+
+
+@needs_nvcc
+def test_no_library_of_cuda_is_needed_to_import_it():
+    """Nor does it share symbols with the CUDA runtime of torch."""
+    needed = subprocess.run(["readelf", "-d", _C.__file__], capture_output=True, text=True).stdout
+    assert "NEEDED" in needed
+    assert not re.search(r"NEEDED.*cuda", needed)
+    symbols = subprocess.run(["nm", "-D", _C.__file__], capture_output=True, text=True).stdout
+    assert "PyInit__C" in symbols
+    assert not re.search(r" (cuda|__cuda)\w+", symbols)
+
+
+@needs_nvcc
+@needs_cuobjdump
+def test_machine_code_is_there_for_both_architectures_and_ptx_for_newer_ones():
+    assert set(re.findall(r"sm_\d+", dumped("--list-elf"))) == {"sm_80", "sm_90"}
+    assert set(re.findall(r"sm_\d+", dumped("--list-ptx"))) == {"sm_90"}
+
+
+@cache
+def resources():
+    """(architecture, kernel, what it takes) of every kernel."""
+    found, arch = [], None
+    for line in dumped("--dump-resource-usage").splitlines():
+        if match := re.search(r"arch = (sm_\d+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function (\S+):", line):
+            name = match[1]
+        elif "REG:" in line:
+            found.append((arch, name, dict(re.findall(r"(\w+):(\d+)", line))))
+    return found
+
+
+@needs_nvcc
+@needs_cuobjdump
+def test_no_kernel_spills():
+    # every pair, every lookahead that follows, every point, in two types; the table; nonfinite
+    steps = len(BASES) * len(LOOKAHEADS)
+    assert len(resources()) == 2 * (2 * (steps + len(LOOKAHEADS) + len(POINTS)) + 3)
+    for arch, name, usage in resources():
+        assert (usage["STACK"], usage["LOCAL"]) == ("0", "0"), (arch, name)
+        # four blocks of 256 threads fit into a multiprocessor
+        assert int(usage["REG"]) <= 64, (arch, name)
+
+
+@needs_nvcc
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_float32_streams_are_read_and_written_16_bytes_at_a_time(arch):
+    """In AdamW with EMA-Nesterov: four are read and written, the gradient is read."""
+    names = [
+        n for a, n, _ in resources() if a == arch and re.search(r"StepIfN.*5adamw.*12ema_nes", n)
+    ]
+    text = dumped("--dump-sass", "--gpu-architecture", arch, "--function", *names)
+    assert len(names) == 1
+    # and the chunk, which has 16 bytes
+    assert len(re.findall(r"\bLDG\.E\.128\b", text)) == 5 + 1
+    assert len(re.findall(r"\bSTG\.E\.128\b", text)) == 4
+    # narrow parameters and gradients, half as wide
+    assert re.search(r"\bSTG\.E\.64\b", text)
+    assert not re.search(r"\b(LDL|STL|LD\.E|ST\.E|FFMA\.FTZ)\b", text)
+
+
+# ---- setup.py -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder with sources, where setup.py is run; nothing of CUDA is found."""
+    (tmp_path / "csrc").mkdir()
+    for name in ("step_cuda.cu", "rules.h"):
+        (tmp_path / "csrc" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name in ("EMANEST_CUDA", "CUDA_HOME", "CUDA_PATH", "EMANEST_REQUIRE_EXTENSION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(NAMES, "find_nvcc", lambda: None)
+    return tmp_path
+
+
+def fake_nvcc(folder, body):
+    """A shell script in place of nvcc, which writes down how it is called."""
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{body}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+WORKS = """
+case "$1" in --dryrun) echo '#$ LIBRARIES=  "-L/a b/stubs" "-L/a b/lib"' >&2;; *) ;; esac
+for last; do :; done
+[ "$last" = /dev/null ] || echo object > "$last"
+"""
+
+
+def use(monkeypatch, nvcc):
+    monkeypatch.setitem(NAMES, "find_nvcc", lambda: nvcc)
+
+
+def module():
+    return SimpleNamespace(sources=["a.cpp"], extra_objects=[], depends=[], extra_link_args=["-x"])
+
+
+def calls(folder):
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_the_command_line():
+    command = SETUP["nvcc_command"]("/cuda/bin/nvcc", "a.cu", "a.o")
+    assert command[0] == "/cuda/bin/nvcc"
+    assert command[-4:] == ["-c", "a.cu", "-o", "a.o"]
+    assert [option for option in command if option.startswith("-gencode")] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    # as eager and C++ compute
+    assert {"-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"} <= set(command)
+    assert "--use_fast_math" not in command
+
+
+def test_the_runtime_is_linked_statically_and_kept_private(elsewhere):
+    args = SETUP["runtime_link_args"](fake_nvcc(elsewhere, WORKS))
+    assert args[:2] == ["-L/a b/stubs", "-L/a b/lib"]
+    assert "-l:libcudart_static.a" in args
+    assert "-Wl,--exclude-libs,libcudart_static.a" in args
+
+
+def test_an_object_is_added_where_nvcc_works(elsewhere, monkeypatch, capsys):
+    nvcc, built = fake_nvcc(elsewhere, WORKS), module()
+    use(monkeypatch, nvcc)
+    SETUP["add_cuda"](built, "build")
+    target = str(Path("build", "step_cuda.o"))
+    command = SETUP["nvcc_command"](nvcc, "csrc/step_cuda.cu", target)
+    assert calls(elsewhere)[0] == " ".join(command[1:])
+    assert (built.sources, built.extra_objects, built.depends) == (["a.cpp"], [target], [target])
+    assert built.extra_link_args == ["-x", *SETUP["runtime_link_args"](nvcc)]
+    assert capsys.readouterr().out == ""
+
+
+def compilations(folder):
+    return sum(" -c csrc/step_cuda.cu" in call for call in calls(folder))
+
+
+def test_it_is_compiled_again_only_if_something_changed(elsewhere, monkeypatch):
+    nvcc = fake_nvcc(elsewhere, WORKS)
+    use(monkeypatch, nvcc)
+    counts = []
+
+    def build():
+        SETUP["compile_cuda"]("build")
+        counts.append(compilations(elsewhere))
+
+    build()
+    build()
+    late = os.path.getmtime("build/step_cuda.command") + 10
+    os.utime("csrc/rules.h", (late, late))
+    build()
+    os.utime("csrc/rules.h", (late - 20, late - 20))
+    build()
+    monkeypatch.setitem(NAMES, "CUDA_ARCHS", ("90",))
+    build()
+    build()
+    assert counts == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_failure_is_not_taken_for_an_object(elsewhere, monkeypatch):
+    use(monkeypatch, fake_nvcc(elsewhere, WORKS + "exit 1"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="nvcc failed"):
+            SETUP["compile_cuda"]("build")
+    assert compilations(elsewhere) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (None, "no nvcc was found"),
+        (
+            "echo 'a.cu(3): error: no such thing' >&2\necho '1 error detected' >&2\nexit 2",
+            "no such",
+        ),
+        ("exit 1", "nvcc failed with status 1"),
+        ("#", "LIBRARIES"),
+    ],
+)
+def test_without_a_working_nvcc_there_is_one_line_and_no_cuda(
+    elsewhere, monkeypatch, capsys, body, reason
+):
+    use(monkeypatch, body and fake_nvcc(elsewhere, body))
+    built = module()
+    SETUP["add_cuda"](built, "build")
+    assert built.sources == ["a.cpp", "csrc/no_cuda.cpp"]
+    assert (built.extra_objects, built.extra_link_args) == ([], ["-x"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("emanest: building without CUDA, because ")
+    assert reason in lines[0]
+
+
+def test_cuda_can_be_left_out(elsewhere, monkeypatch, capsys):
+    use(monkeypatch, fake_nvcc(elsewhere, WORKS))
+    monkeypatch.setenv("EMANEST_CUDA", "0")
+    built = module()
+    SETUP["add_cuda"](built, "build")
+    assert built.sources == ["a.cpp", "csrc/no_cuda.cpp"]
+    assert "EMANEST_CUDA is 0" in capsys.readouterr().out
+    assert not (elsewhere / "calls").exists()
+
+
+def test_nvcc_is_found_on_the_path_and_where_cuda_is_said_to_be(tmp_path, monkeypatch):
+    nvcc = fake_nvcc(tmp_path, "")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+        monkeypatch.setenv("PATH", "")
+        assert SETUP["find_nvcc"]() == nvcc
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert SETUP["find_nvcc"]() == nvcc
+
+
+def test_an_extension_that_fails_is_a_warning_or_an_error(elsewhere, monkeypatch):
+    error = RuntimeError("first line\nError compiling objects for extension")
+    with pytest.warns(UserWarning, match="pure Python package.*Error compiling objects") as caught:
+        SETUP["give_up"](error)
+    assert len(caught) == 1
+    monkeypatch.setenv("EMANEST_REQUIRE_EXTENSION", "1")
+    with pytest.raises(RuntimeError) as raised, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SETUP["give_up"](error)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_installing_without_a_compiler(tmp_path, required):
+    """The whole of setup.py, with a compiler that fails."""
+    for name in (
+        "setup.py",
+        "csrc",
+        "emanest",
+        "kernels",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
+        target = tmp_path / name
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, target, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / name, target)
+    variables = {
+        **os.environ,
+        **{"CXX": "false", "CC": "false", "EMANEST_CUDA": "0"},
+        "EMANEST_REQUIRE_EXTENSION": str(int(required)),
+    }
+    command = [sys.executable, "setup.py", "build", "--build-lib", "built"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert (done.returncode != 0) == required, done.stdout + done.stderr
+    if not required:
+        assert done.stderr.count("installing the pure Python package") == 1
+        assert (tmp_path / "built" / "emanest" / "__init__.py").exists()
+
+
+def test_no_torch_header_is_read_by_the_cuda_source():
+    """What it includes, and what that includes."""
+    seen, todo = set(), ["step_cuda.cu"]
+    while todo:
+        text = (ROOT / "csrc" / todo.pop()).read_text()
+        for name in re.findall(r'#include ["<]([^">]+)', text):
+            if (ROOT / "csrc" / name).exists() and name not in seen:
+                todo.append(name)
+            seen.add(name)
+    assert "rules.h" in seen
+    assert not [name for name in seen if re.match(r"(torch|ATen|c10|pybind11)/", name)]
