@@ -19,6 +19,8 @@ help:  ## list the targets
 
 env: $(STAMP)  ## create .venv: pinned packages, and this one built and installed in place
 
+# without this, an extension that cannot be built is only a warning
+$(STAMP): export EMANEST_REQUIRE_EXTENSION := 1
 $(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt

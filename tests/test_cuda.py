@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import emulated_cuda
-from emanest import cpp
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from test_rules import columns, each_base, each_dtype, each_look, numbers, tensors, wide
+
+cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
 
 # as csrc/kernels.h has it; a test compares
 CHUNK = 8192
@@ -178,7 +179,9 @@ def test_values_that_are_not_finite_and_tiny_ones(place, dtype):
     for backend, args in ((cpp, expected), (place.backend, found)):
         backend.step_("sgd", "none", *args, (1.0, -1.0, 0.0), wide(dtype))
     assert same(found, expected)
-    assert all(torch.equal(a.cpu().signbit(), b.signbit()) for a, b in zip(found[0], expected[0]))
+    # a NaN has any sign
+    signs = [args[0][0].cpu().double().nan_to_num(7.25).signbit() for args in (found, expected)]
+    assert torch.equal(*signs)
 
 
 @each_dtype
@@ -387,50 +390,79 @@ def graphed(work):
     return graph
 
 
+def on_gpu(base, look):
+    """Dense parameters, gradients and state on the GPU."""
+
+    def dense(value):
+        if isinstance(value, torch.Tensor):
+            return value.to("cuda", copy=True, memory_format=torch.contiguous_format)
+        return [dense(each) for each in value]
+
+    return dense(arguments(base, look, torch.float32))
+
+
 @pytest.mark.gpu
 def test_a_graph_can_be_replayed_between_other_calls():
-    args = everywhere(arguments("adamw", "ema_nesterov", torch.float32), "cuda")
-    dense = [[t.contiguous() for t in ts] for ts in args[:2]]
-    state = [[[t.contiguous() for t in ts] for ts in columns_] for columns_ in args[2:]]
+    ys, gs, *state = on_gpu("adamw", "ema_nesterov")
     values = given(BASES["adamw"], LOOKAHEADS["ema_nesterov"])
-    vector, skip = (
-        torch.tensor(values, dtype=torch.float64, device="cuda"),
-        torch.zeros(1, device="cuda"),
-    )
-    memo = {}
+    vector = torch.tensor(values, dtype=torch.float64, device="cuda")
+    skip, memo = torch.zeros(1, device="cuda"), {}
 
-    def work(gs=dense[1]):
-        cpp.step_(
-            *("adamw", "ema_nesterov", dense[0], gs, *state),
-            *(vector, torch.float32, skip, memo),
-        )
+    def work(gs=gs):
+        tail = vector, torch.float32, skip, memo
+        cpp.step_("adamw", "ema_nesterov", ys, gs, *state, *tail)
 
     graph = graphed(work)
-    expected = everywhere([*dense, *state], "cpu")
-    other = [g.clone() for g in dense[1]]
+    expected = everywhere([ys, gs, *state], "cpu")
+    other = [g.clone() for g in gs]
     for _ in range(2):
         graph.replay()
         work(other)
         work()
         for _ in range(3):
             cpp.step_("adamw", "ema_nesterov", *expected, values, torch.float32)
-    assert same([*dense, *state], expected)
+    assert same([ys, gs, *state], expected)
 
 
 @pytest.mark.gpu
 def test_a_call_does_not_wait_for_the_device():
-    args = everywhere(arguments("adamw", "none", torch.float32), "cuda")
-    dense = (
-        [[t.contiguous() for t in ts] for ts in args[:2]],
-        [[[*map(torch.clone, ts)] for ts in args[2]]],
-    )
-    memo, values = {}, given(BASES["adamw"])
-    torch.cuda.synchronize()
-    torch.cuda._sleep(1_000_000_000)
-    for _ in range(3):
-        gs = [g.clone() for g in dense[0][1]]
-        cpp.step_("adamw", "none", dense[0][0], gs, *dense[1], [], values, torch.float32, memo=memo)
-    done = torch.cuda.Event()
+    ys, gs, *state = on_gpu("adamw", "none")
+    memo, done = {}, torch.cuda.Event()
+    others = [[g.clone() for g in gs] for _ in range(3)]
+    vector = torch.tensor(given(BASES["adamw"]), dtype=torch.float64, device="cuda")
+    for t, each in enumerate(others):
+        tail = vector, torch.float32, torch.zeros(1, device="cuda"), memo
+        cpp.step_("adamw", "none", ys, each, *state, *tail)
+        found = cpp.nonfinite(each, memo)
+        if t == 0:  # all is loaded now
+            torch.cuda.synchronize()
+            torch.cuda._sleep(2_000_000_000)
     done.record()
     assert not done.query()
-    torch.cuda.synchronize()
+    assert found.item() == 0
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_count():
+    size = 2**32 + 9
+    if torch.cuda.mem_get_info()[0] < 6 * size:
+        pytest.skip("needs 24 GiB")
+    y, g = (torch.zeros(size, dtype=torch.float16, device="cuda") for _ in range(2))
+    ends = [0, 2**31 - 2, 2**31 + 3, 2**32 - 1, 2**32, size - 1]
+    g[ends] = torch.arange(1.0, 7.0, device="cuda").half()
+    stepped(cpp, [y], [g])
+    assert torch.equal(y[ends], -g[ends])
+    assert torch.count_nonzero(y) == len(ends)
+    g[size - 1] = torch.inf
+    assert cpp.nonfinite([g]).item() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("torch.cuda.device_count() < 2")
+def test_a_device_that_is_not_the_current_one():
+    ys, gs = everywhere([small(9), small(9, 1)], "cuda:1")
+    expected = everywhere([ys, gs], "cpu")
+    stepped(cpp, ys, gs)
+    stepped(cpp, *expected)
+    assert torch.cuda.current_device() == 0
+    assert same([ys, gs], expected)

@@ -6,7 +6,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import warnings
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,8 @@ SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="not main")
 # setup.py's own names, which a test may replace
 NAMES = SETUP["find_nvcc"].__globals__
 
-_C = pytest.importorskip("emanest._C")
+cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
+_C = cpp._C
 
 
 def cuobjdump():
@@ -65,6 +65,19 @@ def test_the_widest_vectors_of_this_cpu_are_chosen():
     level = 4 if "avx512vl" in flags else 3 if "avx2" in flags else None
     if len(info["vector_widths"]) > 1:
         assert info["chosen"] == (f"arch=x86-64-v{level}" if level else "default")
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "cuda_version", "devices"),
+    [
+        (True, "13.0", ("cpu", "cuda")),
+        # of the torch for CPUs, and for ROCm, which calls its devices "cuda" too
+        (True, None, ("cpu",)),
+        (False, "13.0", ("cpu",)),
+    ],
+)
+def test_gpus_are_served_if_the_extension_and_torch_have_cuda(has_cuda, cuda_version, devices):
+    assert cpp._devices(has_cuda, cuda_version) == devices
 
 
 @needs_nvcc
@@ -299,8 +312,7 @@ def test_an_extension_that_fails_is_a_warning_or_an_error(elsewhere, monkeypatch
         SETUP["give_up"](error)
     assert len(caught) == 1
     monkeypatch.setenv("EMANEST_REQUIRE_EXTENSION", "1")
-    with pytest.raises(RuntimeError) as raised, warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.raises(RuntimeError) as raised:
         SETUP["give_up"](error)
     assert raised.value is error
 
