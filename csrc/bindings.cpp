@@ -78,8 +78,8 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
   return run(ys, py::list(), state, in_double, target, numbers, work);
 }
 
-// found: address of a float on the device that receives 1 if a gradient holds NaN or an infinity, is 0 before. False: some must be copied
-// first.
+// found: the address of a 0 on the device, which becomes 1 if a gradient holds NaN or an infinity.
+// False: some must be copied first.
 bool nonfinite(Column gs, intptr_t found, const Target& target) {
   const at::Device device = device_of(gs);
   target.check(device, 0);

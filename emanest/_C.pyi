@@ -1,8 +1,18 @@
-# The extension (csrc/bindings.cpp). A function that returns False has changed nothing: some tensors
-# must be copied first, because of their memory order or format.
+# The extension (csrc/). A function that returns False has changed nothing: some tensors must be
+# copied first, because of their memory order or format.
 from typing import Any
 
 from torch import Tensor
+
+class Tables:
+    """Where a GPU finds the tensors of its calls; kept from call to call."""
+
+class Target:
+    """Numbers, and where a call runs: on the CPU, or with tables on a stream of a GPU."""
+
+    def __init__(
+        self, numbers: Any, tables: Tables | None = None, stream: int = 0, skip: Any = None
+    ) -> None: ...
 
 def step_(
     base: str,
@@ -11,25 +21,27 @@ def step_(
     gs: list[Tensor],
     base_state: list[list[Tensor]],
     look_state: list[list[Tensor]],
-    numbers: Any,
     in_double: bool,
+    target: Target,
 ) -> bool: ...
 def follow_(
     look: str,
     ys: list[Tensor],
     snapshots: list[Tensor],
     state: list[list[Tensor]],
-    numbers: Any,
     in_double: bool,
+    target: Target,
 ) -> bool: ...
 def move_(
-    point: str, ys: list[Tensor], state: list[list[Tensor]], numbers: Any, in_double: bool
+    point: str, ys: list[Tensor], state: list[list[Tensor]], in_double: bool, target: Target
 ) -> bool: ...
-def nonfinite(gs: list[Tensor]) -> bool | None: ...
-def rules() -> dict[str, dict[str, tuple[int, int]]]: ...
+def nonfinite(gs: list[Tensor], found: int, target: Target) -> bool: ...
+def build_info() -> dict[str, Any]: ...
 def versions(tensors: list[Tensor]) -> list[int]: ...
 def gradients(params: list[Tensor]) -> list[Any]: ...
 
 class Watch:
+    """See ``emanest.watch``."""
+
     def __init__(self, lists: list[Any], mappings: list[Any], entries: list[Any]) -> None: ...
     def unchanged(self, lists: list[Any], mappings: list[Any]) -> bool: ...

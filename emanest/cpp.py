@@ -54,6 +54,7 @@ def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
     target = _target(gs, (), None, memo, ("nonfinite",))
+    assert target is not None  # nothing to skip by
     if not _C.nonfinite(gs, found.data_ptr(), target):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
