@@ -13,13 +13,15 @@ namespace py = pybind11;
 namespace emanest {
 namespace {
 
-// Gathers the tensors and calls `work` on them without Python's lock (the caller holds the tensors,
-// so their memory stays). False: nothing has changed, and some tensors must be copied first.
+// Gathers the tensors, calls `work` on them without Python's lock (the caller holds the tensors, so
+// their memory stays), and counts what it wrote. False: nothing has changed, and some tensors must
+// be copied first.
 template <class Work>
-bool run(Column ys, Column beside, Columns state, bool in_double, const Target& target,
-         size_t numbers, Work work) {
+bool run(Column ys, Column beside, Columns state, Columns written, bool in_double,
+         const Target& target, size_t numbers, Work work) {
   const at::Device device = device_of(ys);
   target.check(device, numbers);
+  if (target.skipped()) return true;
   const auto bucket = gather(ys, beside, state, in_double);
   if (!bucket) return false;
   {
@@ -27,7 +29,7 @@ bool run(Column ys, Column beside, Columns state, bool in_double, const Target& 
     const c10::DeviceGuard guard(device);
     work(*bucket, device);
   }
-  count_writes(ys);
+  for (Column column : written) count_writes(column);
   return true;
 }
 
@@ -40,13 +42,13 @@ bool step_(const std::string& base, const std::string& look, Column ys, Column g
   const size_t numbers = 1 + sizes(b).second + sizes(l).second;
   std::vector<py::list> state = base_state;
   state.insert(state.end(), look_state.begin(), look_state.end());
-  const auto work = [&](const Bucket& bucket, auto device) {
-    target.on_gpu() ? cuda::step(b, l, bucket, target.call(device), target.place(device))
+  auto written = state;
+  written.push_back(ys);
+  const auto work = [&](const Bucket& bucket, auto on) {
+    target.on_gpu() ? cuda::step(b, l, bucket, target.call(on), target.place(on))
                     : cpu::step(b, l, bucket, target.numbers());
   };
-  const bool done = run(ys, gs, state, in_double, target, numbers, work);
-  if (done) count_writes(state);
-  return done;
+  return run(ys, gs, state, written, in_double, target, numbers, work);
 }
 
 bool follow_(const std::string& look, Column ys, Column snapshots, Columns state, bool in_double,
@@ -54,16 +56,13 @@ bool follow_(const std::string& look, Column ys, Column snapshots, Columns state
   const auto l = find<Lookahead>(look);
   const auto [states, numbers] = sizes(l);
   check_count("columns of state", state.size(), states);
-  const auto work = [&](const Bucket& bucket, auto device) {
-    target.on_gpu() ? cuda::follow(l, bucket, target.call(device), target.place(device))
+  auto written = state;
+  written.insert(written.end(), {ys, snapshots});
+  const auto work = [&](const Bucket& bucket, auto on) {
+    target.on_gpu() ? cuda::follow(l, bucket, target.call(on), target.place(on))
                     : cpu::follow(l, bucket, target.numbers());
   };
-  const bool done = run(ys, snapshots, state, in_double, target, numbers, work);
-  if (done) {
-    count_writes(snapshots);
-    count_writes(state);
-  }
-  return done;
+  return run(ys, snapshots, state, written, in_double, target, numbers, work);
 }
 
 bool move_(const std::string& point, Column ys, Columns state, bool in_double,
@@ -71,15 +70,15 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
   const auto p = find<Point>(point);
   const auto [states, numbers] = sizes(p);
   check_count("columns of state", state.size(), states);
-  const auto work = [&](const Bucket& bucket, auto device) {
-    target.on_gpu() ? cuda::move(p, bucket, target.call(device), target.place(device))
+  const auto work = [&](const Bucket& bucket, auto on) {
+    target.on_gpu() ? cuda::move(p, bucket, target.call(on), target.place(on))
                     : cpu::move(p, bucket, target.numbers());
   };
-  return run(ys, py::list(), state, in_double, target, numbers, work);
+  return run(ys, py::list(), state, {ys}, in_double, target, numbers, work);
 }
 
-// found: the address of a 0 on the device, which becomes 1 if a gradient holds NaN or an infinity.
-// False: some must be copied first.
+// found: address, on the device, of a float that is 0 and receives 1 if a gradient holds NaN or an
+// infinity. False: some must be copied first.
 bool nonfinite(Column gs, intptr_t found, const Target& target) {
   const at::Device device = device_of(gs);
   target.check(device, 0);

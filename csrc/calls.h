@@ -18,7 +18,8 @@ class Tables {
  public:
   // launch(kernel, blocks): entries that changed are sent; all of them, and chunks, if a size did.
   template <class Launch>
-  Table update(const std::vector<Tensors>& tensors, const Allocate& allocate, const Launch& launch) {
+  Table update(const std::vector<Tensors>& tensors, const Allocate& allocate,
+               const Launch& launch) {
     // forgotten until everything is sent: an error in between leaves nothing half known
     const std::vector<Tensors> known = std::move(known_);
     known_.clear();
@@ -33,7 +34,9 @@ class Tables {
     for (; first < last; first += batch.count) {
       batch.count = int(std::min(last - first, size_t(kBatch)));
       batch.to = table_.entries + first;
-      for (int k = 0; k < batch.count; k++) batch.entries[k] = {tensors[first + k], firsts_[first + k]};
+      for (int k = 0; k < batch.count; k++) {
+        batch.entries[k] = {tensors[first + k], firsts_[first + k]};
+      }
       launch(batch, 1);
     }
     if (!fits && chunks_) launch(WriteChunks{table_}, int64_t(tensors.size()));
@@ -83,8 +86,8 @@ struct Call {
   const float* skip;      // on the device; null: never
 };
 
-// Launches a kernel for the chunks of a bucket. What is captured for a graph gets a table of its own,
-// which every replay writes again: the kept one could have changed until then.
+// Launches a kernel for the chunks of a bucket. What is captured for a graph gets a table of its
+// own, which every replay writes again: the kept one could have changed until then.
 template <class Launch, class Make>
 void run(const Bucket& bucket, const Call& call, const Launch& launch, Make make) {
   Tables own;

@@ -101,10 +101,6 @@ void count_writes(Column tensors) {
   }
 }
 
-void count_writes(Columns columns) {
-  for (Column column : columns) count_writes(column);
-}
-
 at::Device device_of(Column tensors) {
   return tensors.empty() ? at::Device(at::kCPU) : tensor(tensors, 0).device();
 }

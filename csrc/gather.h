@@ -26,7 +26,6 @@ std::optional<Bucket> gather(Column gs);
 
 // Tensors were written behind autograd's back: tell it, or a stale backward would go unnoticed.
 void count_writes(Column tensors);
-void count_writes(Columns columns);
 
 // Where a list has its tensors.
 at::Device device_of(Column tensors);

@@ -1,6 +1,7 @@
 // What one thread of a GPU does. A CPU can do it too: a test runs all of it there.
 #pragma once
 
+#include "operations.h"
 #include "values.h"
 
 namespace emanest::device {
@@ -9,8 +10,6 @@ namespace emanest::device {
 constexpr int kThreads = 256;
 // elements that a block takes, all of one tensor
 constexpr int64_t kChunk = 8192;
-// the most numbers: a factor, those of a base, those of a lookahead
-constexpr int kNumbers = 10;
 
 // One parameter, and the first of its chunks.
 struct alignas(16) Entry {
@@ -30,78 +29,7 @@ struct Table {
   Chunk* chunks;
 };
 
-// Numbers by value, or a vector in the memory of the device.
-struct Given {
-  double values[kNumbers];
-  const double* vector;
-
-  EMANEST_INLINE double operator[](int k) const { return vector ? vector[k] : values[k]; }
-};
-
-template <class Rule>
-EMANEST_INLINE void copy(const Given& from, int first, typename Rule::Numbers& to) {
-  for (int k = 0; k < Rule::numbers; k++) to[k] = from[first + k];
-}
-
-// ---- operations on one element: the formulas of rules.h -----------------------------------------
-
-template <class T_, class B, class L>
-struct Step {
-  using T = T_;
-  static constexpr int states = B::states + L::states;
-  static constexpr bool reads_beside = true, writes_beside = false;
-
-  EMANEST_INLINE explicit Step(const Given& given) : scale(given[0]) {
-    copy<B>(given, 1, base_numbers);
-    copy<L>(given, 1 + B::numbers, look_numbers);
-  }
-
-  EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state) const {
-    Row<T, B::states> base_state;
-    Row<T, L::states> look_state;
-    for (int k = 0; k < B::states; k++) base_state[k] = state[k];
-    for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
-    y = step<T, B, L>(y, g * scale, base_state, look_state, base_numbers, look_numbers);
-    for (int k = 0; k < B::states; k++) state[k] = base_state[k];
-    for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
-  }
-
-  Number scale;
-  typename B::Numbers base_numbers;
-  typename L::Numbers look_numbers;
-};
-
-template <class T_, class L>
-struct Follow {
-  using T = T_;
-  static constexpr int states = L::states;
-  static constexpr bool reads_beside = true, writes_beside = true;
-
-  EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
-
-  EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state) const {
-    y = snapshot = L::apply(y, y - snapshot, state, numbers);
-  }
-
-  typename L::Numbers numbers;
-};
-
-template <class T_, class P>
-struct Move {
-  using T = T_;
-  static constexpr int states = P::states;
-  static constexpr bool reads_beside = false, writes_beside = false;
-
-  EMANEST_INLINE explicit Move(const Given& given) { copy<P>(given, 0, numbers); }
-
-  EMANEST_INLINE void operator()(T& y, T&, Row<T, states>& state) const {
-    y = P::template apply<T>(y, state, numbers);
-  }
-
-  typename P::Numbers numbers;
-};
-
-// ---- kernels: what the thread with a number in the block with a number does ---------------------
+// What follows are kernels: functions of the numbers of a block and of a thread in it.
 
 // The elements that a block takes of a tensor.
 struct Range {

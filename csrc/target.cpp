@@ -52,6 +52,14 @@ void Target::check(at::Device device, size_t numbers) const {
   if (skip_.defined()) check_vector("skip", skip_, device, at::kFloat, 1);
 }
 
+bool Target::skipped() const {
+  return !on_gpu() && skip_.defined() && *address<float>(skip_) != 0;
+}
+
+const double* Target::numbers() const {
+  return vector_.defined() ? address<double>(vector_) : numbers_.data();
+}
+
 device::Call Target::call(at::Device device) const {
   // freed in the order of the stream, which is the one that torch is using
   const auto allocate = [device](size_t bytes) {

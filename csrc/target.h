@@ -13,9 +13,9 @@ namespace emanest {
 
 class Target {
  public:
-  // numbers: floats, or, on a GPU, a float64 vector there. The rest is for a GPU: what the caller
-  // keeps from call to call, the stream, and null or one float32 there that is 0 unless nothing
-  // shall happen.
+  // numbers: floats, or a float64 vector on the device. skip: None, or one float32 there that is 0
+  // unless nothing shall happen. On a GPU also what the caller keeps from call to call, and the
+  // stream.
   Target(const pybind11::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
          const pybind11::object& skip);
 
@@ -23,7 +23,9 @@ class Target {
   void check(at::Device device, size_t numbers) const;
 
   bool on_gpu() const { return tables_ != nullptr; }
-  const double* numbers() const { return numbers_.data(); }
+  // On the CPU, where `skip` can be read.
+  bool skipped() const;
+  const double* numbers() const;
   device::Call call(at::Device device) const;
   cuda::Place place(at::Device device) const;
 

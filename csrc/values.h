@@ -9,8 +9,8 @@ namespace emanest::device {
 // Read and written as a whole, so that an access is as wide as a GPU can make it.
 struct alignas(16) Words { uint32_t bits[4]; };
 
-// Says of a pointer, which could point anywhere, that it points into the memory of the device: a GPU
-// has faster instructions for that.
+// Says of a pointer, which could point anywhere, that it points into the memory of the device: a
+// GPU has faster instructions for that.
 template <class Item>
 EMANEST_INLINE Item* global(Item* memory) {
 #ifdef __CUDA_ARCH__

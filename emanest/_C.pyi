@@ -1,17 +1,21 @@
-# The extension (csrc/). A function that returns False has changed nothing: some tensors must be
-# copied first, because of their memory order or format.
+# The extension (csrc/bindings.cpp). A function that returns False has changed nothing: some tensors
+# must be copied first, because of their memory order or format.
 from typing import Any
 
 from torch import Tensor
 
 class Tables:
-    """Where a GPU finds the tensors of its calls; kept from call to call."""
+    """What is kept from call to call for tensors on a GPU: where they are, in its memory."""
 
 class Target:
-    """Numbers, and where a call runs: on the CPU, or with tables on a stream of a GPU."""
+    """Where a call runs, and what it is given there besides lists of tensors."""
 
     def __init__(
-        self, numbers: Any, tables: Tables | None = None, stream: int = 0, skip: Any = None
+        self,
+        numbers: Any,
+        tables: Tables | None = None,
+        stream: int = 0,
+        skip: Tensor | None = None,
     ) -> None: ...
 
 def step_(
@@ -37,11 +41,10 @@ def move_(
 ) -> bool: ...
 def nonfinite(gs: list[Tensor], found: int, target: Target) -> bool: ...
 def build_info() -> dict[str, Any]: ...
+def rules() -> dict[str, dict[str, tuple[int, int]]]: ...
 def versions(tensors: list[Tensor]) -> list[int]: ...
 def gradients(params: list[Tensor]) -> list[Any]: ...
 
 class Watch:
-    """See ``emanest.watch``."""
-
     def __init__(self, lists: list[Any], mappings: list[Any], entries: list[Any]) -> None: ...
     def unchanged(self, lists: list[Any], mappings: list[Any]) -> bool: ...

@@ -54,7 +54,6 @@ def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
     target = _target(gs, (), None, memo, ("nonfinite",))
-    assert target is not None  # nothing to skip by
     if not _C.nonfinite(gs, found.data_ptr(), target):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
@@ -63,7 +62,7 @@ def nonfinite(gs, memo=None):
 
 
 def _run(work, target, ys, beside, columns, dtype, writes_beside=False):
-    if target is None or work(target, ys, beside, columns):
+    if work(target, ys, beside, columns):
         return
     with flat(ys, beside, columns, dtype, writes_beside) as tensors:
         if not work(target, *tensors):
@@ -74,15 +73,13 @@ def _run(work, target, ys, beside, columns, dtype, writes_beside=False):
 
 
 def _target(tensors, numbers, skip, memo, key):
-    """Where a call on some tensors runs; None if it is skipped."""
+    """Where a call on some tensors runs."""
     device = tensors[0].device
     return _TARGETS[device.type](device, numbers, skip, memo, key)
 
 
 def _on_cpu(device, numbers, skip, memo, key):
-    if skip is not None and skip.item() != 0:
-        return None
-    return _C.Target(numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers)
+    return _C.Target(numbers, skip=skip)
 
 
 def _on_cuda(device, numbers, skip, memo, key):

@@ -369,6 +369,19 @@ def test_what_a_kernel_could_not_read_is_an_error(emulated, numbers, skip, messa
     assert launches(emulated.stream) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("skip", [torch.ones(2), torch.ones(1, dtype=torch.float64)])
+def test_on_the_cpu_too(skip):
+    with pytest.raises(ValueError, match="skip: expected 1 of Float on cpu"):
+        stepped(cpp, [torch.ones(3)], [torch.ones(3)], skip=skip)
+
+
+def test_a_call_that_is_skipped_on_the_cpu_writes_nothing():
+    y, g = torch.ones(3), torch.full((3,), torch.nan)
+    stepped(cpp, [y], [g], skip=torch.ones(1))
+    assert torch.equal(y, torch.ones(3))
+    assert y._version == 0
+
+
 def test_tensors_on_two_devices_are_an_error():
     with pytest.raises(RuntimeError, match="tensors of one call are on cpu and on meta"):
         stepped(cpp, [torch.ones(3)], [torch.ones(3, device="meta")])

@@ -1,0 +1,80 @@
+// What a kernel does to one element: a formula of rules.h, with the numbers of the call.
+#pragma once
+
+#include "rules.h"
+
+namespace emanest::device {
+
+// the most numbers: a factor, those of a base, those of a lookahead
+constexpr int kNumbers = 10;
+
+// Numbers by value, or a vector in the memory of the device.
+struct Given {
+  double values[kNumbers];
+  const double* vector;
+
+  EMANEST_INLINE double operator[](int k) const { return vector ? vector[k] : values[k]; }
+};
+
+template <class Rule>
+EMANEST_INLINE void copy(const Given& from, int first, typename Rule::Numbers& to) {
+  for (int k = 0; k < Rule::numbers; k++) to[k] = from[first + k];
+}
+
+template <class T_, class B, class L>
+struct Step {
+  using T = T_;
+  static constexpr int states = B::states + L::states;
+  static constexpr bool reads_beside = true, writes_beside = false;
+
+  EMANEST_INLINE explicit Step(const Given& given) : scale(given[0]) {
+    copy<B>(given, 1, base_numbers);
+    copy<L>(given, 1 + B::numbers, look_numbers);
+  }
+
+  EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state) const {
+    Row<T, B::states> base_state;
+    Row<T, L::states> look_state;
+    for (int k = 0; k < B::states; k++) base_state[k] = state[k];
+    for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
+    y = step<T, B, L>(y, g * scale, base_state, look_state, base_numbers, look_numbers);
+    for (int k = 0; k < B::states; k++) state[k] = base_state[k];
+    for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
+  }
+
+  Number scale;
+  typename B::Numbers base_numbers;
+  typename L::Numbers look_numbers;
+};
+
+template <class T_, class L>
+struct Follow {
+  using T = T_;
+  static constexpr int states = L::states;
+  static constexpr bool reads_beside = true, writes_beside = true;
+
+  EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
+
+  EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state) const {
+    y = snapshot = L::apply(y, y - snapshot, state, numbers);
+  }
+
+  typename L::Numbers numbers;
+};
+
+template <class T_, class P>
+struct Move {
+  using T = T_;
+  static constexpr int states = P::states;
+  static constexpr bool reads_beside = false, writes_beside = false;
+
+  EMANEST_INLINE explicit Move(const Given& given) { copy<P>(given, 0, numbers); }
+
+  EMANEST_INLINE void operator()(T& y, T&, Row<T, states>& state) const {
+    y = P::template apply<T>(y, state, numbers);
+  }
+
+  typename P::Numbers numbers;
+};
+
+}  // namespace emanest::device
