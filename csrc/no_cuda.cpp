@@ -5,7 +5,7 @@ namespace emanest::cuda {
 namespace {
 
 [[noreturn]] void missing() {
-  throw std::runtime_error("the extension was built without CUDA: nvcc was not found, or failed");
+  throw std::runtime_error("the extension was built without CUDA; its build said why");
 }
 
 }  // namespace

@@ -284,13 +284,37 @@ def test_what_has_not_changed_is_not_sent_again(emulated):
     assert counts == [(3, 1, 1), (0, 0, 1), (1, 0, 1), (0, 0, 1)]
 
 
+def test_whatever_moves_is_sent_again(emulated):
+    """Parameters, gradients, each state; and a gradient that only changes its format."""
+    columns_ = [small(3, seed) for seed in range(5)]
+    expected, memo = everywhere(columns_, "cpu"), {}
+
+    def step(backend, columns_, **options):
+        ys, gs, *state, m = columns_
+        tail = given(BASES["adamw"], LOOKAHEADS["nag"]), torch.float32
+        backend.step_("adamw", "nag", ys, gs, [s[:] for s in state], [m], *tail, **options)
+
+    for column in [None, *range(5), "format"]:
+        if column == "format":
+            # in the same memory
+            columns_[1][2] = columns_[1][2].view(torch.bfloat16)[:7]
+            expected[1][2] = expected[1][2].view(torch.bfloat16)[:7]
+        elif column is not None:
+            columns_[column][1] = columns_[column][1].clone()
+        step(emulated.backend, columns_, memo=memo)
+        step(cpp, expected)
+        assert same(columns_, expected)
+    assert launches(emulated.stream) == (7, 1, 7)
+
+
 def test_other_tensors_in_the_same_memo(emulated):
     memo = {}
-    for count, seed in ((5, 0), (90, 1), (5, 2), (0, 3), (1, 4)):
-        ys, gs = [*small(count, seed), torch.ones(3)], [*small(count, seed + 9), torch.ones(3)]
+    for sizes in ([3, 5], [5, 3], [CHUNK + 1, 3], [3, CHUNK + 1], [4] * 90, [0, 1], [], [1]):
+        ys, gs = ([torch.randn(size) for size in sizes] for _ in range(2))
         expected = everywhere(ys, "cpu")
-        stepped(emulated.backend, ys, gs, memo=memo)
-        stepped(cpp, expected, gs)
+        one = torch.ones(1)
+        stepped(emulated.backend, [*ys, one.clone()], [*gs, one], memo=memo)
+        stepped(cpp, [*expected, one.clone()], [*gs, one])
         assert same(ys, expected)
 
 
