@@ -1,9 +1,15 @@
 #include "gather.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/python_variable.h>
+
+#include <atomic>
 
 namespace emanest {
 namespace {
+
+// tensors worth a thread: what is asked of one takes about 40 ns, a thread's start a few us
+constexpr int64_t kGrain = 256;
 
 // by the C API: pybind11's accessor of list elements costs more than all the rest of `gather`
 const at::Tensor& tensor(Column list, size_t i) {
@@ -51,35 +57,42 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
   const bool alone = beside.empty();
   if (!alone) check_count("tensors beside the parameters", beside.size(), ys.size());
   for (Column column : state) check_count("tensors of state", column.size(), ys.size());
-  Bucket bucket{{}, Dtype::float32, in_double};
+  if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
   const auto wide = in_double ? at::kDouble : at::kFloat;
   const at::Device device = device_of(ys);
-  bucket.tensors.reserve(ys.size());
-  for (size_t i = 0; i < ys.size(); i++) {
+  const auto first = dtype_of(tensor(ys, 0));
+  if (!first) return std::nullopt;
+  Bucket bucket{std::vector<Tensors>(ys.size()), *first, in_double};
+  const auto fill = [&](size_t i) {
     const at::Tensor& y = tensor(ys, i);
     check_device(y, device);
-    const auto y_dtype = dtype_of(y);
-    if (!y_dtype || !aligned(y, y)) return std::nullopt;
-    if (i > 0 && *y_dtype != bucket.y_dtype) return std::nullopt;
-    bucket.y_dtype = *y_dtype;
-    Tensors row{y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
+    if (dtype_of(y) != first || !aligned(y, y)) return false;
+    Tensors& row = bucket.tensors[i];
+    row = {y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
     if (!alone) {
       const at::Tensor& g = tensor(beside, i);
       check_device(g, device);
       const auto g_dtype = dtype_of(g);
-      if (!g_dtype || !aligned(y, g)) return std::nullopt;
+      if (!g_dtype || !aligned(y, g)) return false;
       row.beside = g.data_ptr();
       row.beside_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);
       check_device(s, device);
-      if (s.scalar_type() != wide || !aligned(y, s)) return std::nullopt;
+      if (s.scalar_type() != wide || !aligned(y, s)) return false;
       row.state[k] = s.data_ptr();
     }
-    bucket.tensors.push_back(row);
-  }
-  return bucket;
+    return true;
+  };
+  // the lists are read without Python's lock, which this call holds for all of its threads
+  std::atomic<bool> fits{true};
+  at::parallel_for(0, int64_t(ys.size()), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end && fits.load(std::memory_order_relaxed); i++) {
+      if (!fill(size_t(i))) fits = false;
+    }
+  });
+  return fits ? std::optional(std::move(bucket)) : std::nullopt;
 }
 
 std::optional<Bucket> gather(Column gs) {
@@ -96,9 +109,11 @@ std::optional<Bucket> gather(Column gs) {
 }
 
 void count_writes(Column tensors) {
-  for (size_t i = 0; i < tensors.size(); i++) {
-    tensor(tensors, i).unsafeGetTensorImpl()->bump_version();
-  }
+  at::parallel_for(0, int64_t(tensors.size()), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      tensor(tensors, size_t(i)).unsafeGetTensorImpl()->bump_version();
+    }
+  });
 }
 
 at::Device device_of(Column tensors) {
