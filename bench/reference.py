@@ -88,24 +88,21 @@ class Idle(torch.optim.Optimizer):
                     p.add_(p.grad, alpha=-group["lr"])
 
 
-def adamw(p, g, m, v, t):
-    """The AdamW update u, one pass over flat tensors; t is a 1-element float64 tensor."""
-    t.add_(1)
-    correction1 = (1 - BETAS[0] ** t).float()
-    correction2 = (1 - BETAS[1] ** t).float()
+def adamw(p, g, m, v, step_size, scale):
+    """The AdamW update u, one pass over flat tensors; the last two are 1-element tensors."""
     m.lerp_(g, 1 - BETAS[0])
     v.mul_(BETAS[1]).add_((1 - BETAS[1]) * g * g)
-    return -LR * (m / correction1) / ((v / correction2).sqrt() + EPS) - LR * WEIGHT_DECAY * p
+    return -step_size * m / (v.sqrt() * scale + EPS) - LR * WEIGHT_DECAY * p
 
 
-def flat_adamw(p, g, m, v, t):
+def flat_adamw(p, g, m, v, step_size, scale):
     """One AdamW step, in place."""
-    p.add_(adamw(p, g, m, v, t))
+    p.add_(adamw(p, g, m, v, step_size, scale))
 
 
-def flat_ema_adamw(p, g, m, v, e, t):
+def flat_ema_adamw(p, g, m, v, e, step_size, scale):
     """One step of AdamW with EMA-Nesterov in its one-buffer form, in place: p holds y."""
-    u = adamw(p, g, m, v, t)
+    u = adamw(p, g, m, v, step_size, scale)
     e.add_((1 - DECAY) * (STEPSIZE * e + u - e))
     p.add_(u + STEPSIZE * e)
 
@@ -119,15 +116,21 @@ class Flat:
         self.p = torch.cat([p.detach().flatten() for p in params])
         self.g = torch.cat([g.flatten() for g in self.gradients])
         self.buffers = [torch.zeros_like(self.p) for _ in range(buffers)]
-        # on the device, so that neither a new step nor a CUDA graph recompiles or freezes it; not
-        # 0-d, since torch 2.13 takes a 0-d float64 CPU tensor for a number and loses what is added
-        self.t = torch.zeros(1, dtype=torch.float64, device=self.p.device)
+        # on the device, so that neither a new step nor a CUDA graph recompiles or freezes it; found
+        # outside the compiled pass, which would take the powers anew for every parameter
+        self.t = torch.zeros((), dtype=torch.float64, device=self.p.device)
+        self.betas = torch.tensor(BETAS, dtype=torch.float64, device=self.p.device)
+        self.factors = torch.ones(2, device=self.p.device)
         self.compiled = torch.compile(formula, dynamic=False, fullgraph=True)
 
     @torch.no_grad()
     def step(self):
-        """One compiled pass."""
-        self.compiled(self.p, self.g, *self.buffers, self.t)
+        """One compiled pass, after the few numbers that it needs."""
+        self.t.add_(1)
+        bias = 1 - self.betas**self.t
+        self.factors[:1] = LR / bias[:1]
+        self.factors[1:] = bias[1:] ** -0.5
+        self.compiled(self.p, self.g, *self.buffers, self.factors[:1], self.factors[1:])
 
     def take_gradients(self):
         """Copy the gradients again, which are not in one tensor."""
