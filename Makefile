@@ -56,7 +56,9 @@ bench: $(STAMP)  ## time the CPU cases against their peers: table, JSON; wants a
 kernels-report: $(STAMP)  ## compile the Triton kernels for GPUs that are not here: registers, widths, spills
 	$(BIN)/python -m emanest.kernels.report $(ARGS)
 
-gpu-test:  ## the tests that need a GPU, from the source tree, with the python3 that has torch for it
+# on a GPU machine: no network, no .venv, the python3 that has torch for it, from the source tree
+gpu-test:  ## build the extension in place and run the tests that need a GPU
+	$(PYTHON) setup.py build_ext --inplace
 	PYTHONPATH=. $(PYTHON) -m pytest -p bench.source_tree -m gpu tests $(ARGS)
 
 gpu-bench:  ## the GPU cases: table, and JSON in bench/results

@@ -1,9 +1,12 @@
-"""The CUDA back end against the C++ one, bit for bit: on the CPU, emulated, and on a GPU."""
+"""GPU back ends against the C++ one of the CPU, bit for bit; that in CUDA C++ is emulated too."""
+
+import functools
 
 import pytest
 import torch
 
 import emulated_cuda
+from emanest import backends
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from test_rules import columns, each_base, each_dtype, each_look, numbers, tensors, wide
 
@@ -25,17 +28,31 @@ class Emulated:
         self.backend = emulated_cuda.backend(self.stream)
 
 
-class Gpu:
-    device, backend = "cuda", cpp
+class OnGpu:
+    """Tensors and kernels of a GPU."""
+
+    device = "cuda"
+
+    def __init__(self, name):
+        self.backend, reason = backends.find(name, "cuda")
+        if self.backend is None:
+            pytest.skip(reason)
 
 
-@pytest.fixture(
-    params=[Emulated, pytest.param(Gpu, marks=pytest.mark.gpu)], ids=lambda p: p.__name__
-)
+ON_GPU = [
+    pytest.param(functools.partial(OnGpu, name), marks=pytest.mark.gpu, id=name)
+    for name in ("cpp", "triton")
+]
+
+
+@pytest.fixture(params=[pytest.param(Emulated, id="emulated"), *ON_GPU])
 def place(request):
-    if request.param is Gpu and "cuda" not in cpp.DEVICES:
-        pytest.skip("the extension was built without CUDA")
     return request.param()
+
+
+@pytest.fixture(params=ON_GPU)
+def gpu(request):
+    return request.param().backend
 
 
 @pytest.fixture
@@ -438,8 +455,7 @@ def on_gpu(base, look):
     return dense(arguments(base, look, torch.float32))
 
 
-@pytest.mark.gpu
-def test_a_graph_can_be_replayed_between_other_calls():
+def test_a_graph_can_be_replayed_between_other_calls(gpu):
     ys, gs, *state = on_gpu("adamw", "ema_nesterov")
     values = given(BASES["adamw"], LOOKAHEADS["ema_nesterov"])
     vector = torch.tensor(values, dtype=torch.float64, device="cuda")
@@ -447,7 +463,7 @@ def test_a_graph_can_be_replayed_between_other_calls():
 
     def work(gs=gs):
         tail = vector, torch.float32, skip, memo
-        cpp.step_("adamw", "ema_nesterov", ys, gs, *state, *tail)
+        gpu.step_("adamw", "ema_nesterov", ys, gs, *state, *tail)
 
     graph = graphed(work)
     expected = everywhere([ys, gs, *state], "cpu")
@@ -461,16 +477,15 @@ def test_a_graph_can_be_replayed_between_other_calls():
     assert same([ys, gs, *state], expected)
 
 
-@pytest.mark.gpu
-def test_a_call_does_not_wait_for_the_device():
+def test_a_call_does_not_wait_for_the_device(gpu):
     ys, gs, *state = on_gpu("adamw", "none")
     memo, done = {}, torch.cuda.Event()
     others = [[g.clone() for g in gs] for _ in range(3)]
     vector = torch.tensor(given(BASES["adamw"]), dtype=torch.float64, device="cuda")
     for t, each in enumerate(others):
         tail = vector, torch.float32, torch.zeros(1, device="cuda"), memo
-        cpp.step_("adamw", "none", ys, each, *state, *tail)
-        found = cpp.nonfinite(each, memo)
+        gpu.step_("adamw", "none", ys, each, *state, *tail)
+        found = gpu.nonfinite(each, memo)
         if t == 0:  # all is loaded now
             torch.cuda.synchronize()
             torch.cuda._sleep(2_000_000_000)
@@ -479,27 +494,25 @@ def test_a_call_does_not_wait_for_the_device():
     assert found.item() == 0
 
 
-@pytest.mark.gpu
-def test_more_elements_than_32_bits_count():
+def test_more_elements_than_32_bits_count(gpu):
     size = 2**32 + 9
     if torch.cuda.mem_get_info()[0] < 6 * size:
         pytest.skip("needs 24 GiB")
     y, g = (torch.zeros(size, dtype=torch.float16, device="cuda") for _ in range(2))
     ends = [0, 2**31 - 2, 2**31 + 3, 2**32 - 1, 2**32, size - 1]
     g[ends] = torch.arange(1.0, 7.0, device="cuda").half()
-    stepped(cpp, [y], [g])
+    stepped(gpu, [y], [g])
     assert torch.equal(y[ends], -g[ends])
     assert torch.count_nonzero(y) == len(ends)
     g[size - 1] = torch.inf
-    assert cpp.nonfinite([g]).item() == 1
+    assert gpu.nonfinite([g]).item() == 1
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif("torch.cuda.device_count() < 2")
-def test_a_device_that_is_not_the_current_one():
+def test_a_device_that_is_not_the_current_one(gpu):
     ys, gs = everywhere([small(9), small(9, 1)], "cuda:1")
     expected = everywhere([ys, gs], "cpu")
-    stepped(cpp, ys, gs)
+    stepped(gpu, ys, gs)
     stepped(cpp, *expected)
     assert torch.cuda.current_device() == 0
     assert same([ys, gs], expected)

@@ -156,3 +156,35 @@ def test_under_a_gpu_scaler_the_host_never_waits(method):
         scaler.update()
         optimizer.zero_grad()
     assert float(optimizer.param_groups[0]["lookahead_t"]) == 5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", CAPTURABLE)
+def test_a_captured_graph_replays_steps(method):
+    """With a learning rate that moves between replays."""
+    options = {"betas": (0.0, 0.99), "lookahead": CAPTURABLE[method]}
+    starts = [p.detach().cuda() for p in helpers.parameters()]
+    captured, plain_ = ([torch.nn.Parameter(s.clone()) for s in starts] for _ in range(2))
+    lr = torch.tensor(0.05, device="cuda")
+    optimizer = emanest.AdamW(captured, lr=lr, capturable=True, **options)
+    (lr,) = (group["lr"] for group in optimizer.param_groups)
+    reference = emanest.AdamW(plain_, lr=0.05, **options)
+    for p, q in zip(captured, plain_, strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            optimizer.step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        optimizer.step()
+    for t in range(20):
+        lr.fill_(0.05 / (1 + t))
+        graph.replay()
+    for t in range(-3, 20):
+        reference.param_groups[0]["lr"] = 0.05 / (1 + max(t, 0))
+        reference.step()
+    for p, q in zip(captured, plain_, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

@@ -3,14 +3,16 @@
 import copy
 
 import pytest
-import pytorch_optimizer as other
-import schedulefree
 import torch
 from torch import nn, optim
 
 import helpers
 from emanest import NAG, SGD, AdamW, EMANesterov, Lookahead, ScheduleFree, Wrap
 from helpers import METHODS, content, differing, run
+
+# not on every machine with a GPU, where the tests marked so run alone
+other = pytest.importorskip("pytorch_optimizer")
+schedulefree = pytest.importorskip("schedulefree")
 
 LR = 0.05
 EMA = METHODS["ema"]
