@@ -2,6 +2,8 @@
 
 from . import schedules
 from .lookahead import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
+from .muon import Muon, NorMuon
+from .newton_schulz import orthogonalize
 from .optimizer import Optimizer
 from .optimizers import SGD, AdamW
 from .probe import probe_lookahead
@@ -19,9 +21,12 @@ __all__ = [
     "EMANesterov",
     "LongHorizon",
     "Lookahead",
+    "Muon",
+    "NorMuon",
     "Optimizer",
     "ScheduleFree",
     "Wrap",
+    "orthogonalize",
     "probe_lookahead",
     "schedules",
 ]

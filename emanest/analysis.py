@@ -18,8 +18,9 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from .bases import SGD
+from .checks import check_group
 from .lookahead import At, Method, Plan
-from .options import check_group, count, real
+from .options import count, real
 from .rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
 
 SETTLED = 10_000  # the default t: late enough for every start-up effect to have gone

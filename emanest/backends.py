@@ -56,20 +56,27 @@ def pick(device_type, choice=None):
 
 
 def call(function, device_type, choice, *args) -> Any:
-    """Call a function of the back end that ``pick`` returns.
+    """Call a function of the back end that ``pick`` returns, by its name; see ``run``."""
+    return run(lambda backend: getattr(backend, function)(*args), device_type, choice)
 
-    Under automatic choice, when a back end raises, the next one takes over for this call and, if it
-    succeeds, from then on; one warning gives the reason. This relies on a back end that raises to
-    have changed nothing. Memory that runs out is not taken for a failure of the back end.
+
+def run(work, device_type, choice) -> Any:
+    """Work with the back end that ``pick`` returns.
+
+    Under automatic choice, when the work raises, the next back end takes over for this call and, if
+    it succeeds, from then on; one warning gives the reason. This relies on work that raises to have
+    changed nothing. Memory that runs out is not taken for a failure of the back end.
 
     Args:
-        function: the name of the function.
+        work: a function of a back end's module.
         device_type, choice: as in ``pick``.
-        args: the function's arguments, by position.
+
+    Returns:
+        What ``work`` returns.
     """
     backend = pick(device_type, choice)
     try:
-        return getattr(backend, function)(*args)
+        return work(backend)
     except _NOT_FAILURES:
         raise
     except Exception as error:
@@ -78,7 +85,7 @@ def call(function, device_type, choice, *args) -> Any:
             raise
         _picked[device_type, None] = following
         try:
-            return call(function, device_type, None, *args)
+            return run(work, device_type, None)
         except BaseException:
             # the input may be at fault, not the back end
             _picked[device_type, None] = backend

@@ -1,15 +1,24 @@
 """From a parameter group's options to a base rule and its numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Base(NamedTuple):
-    """A base optimizer, as a group names it in ``group["base"]``."""
+    """A base optimizer, as a group names it in ``group["base"]``.
+
+    ``search`` is called with the gradients before the pass and returns what the pass takes in their
+    place; ``orthogonal`` has one, and says how.
+    """
 
     rule: Callable[[dict], str]  # group -> a row of rules.BASES
-    numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers of the rule
+    numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers: search's, rule's
+    options: Mapping[str, Any]  # its own options of a group, with their defaults
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error
+    search: Callable | None = None
+    state: tuple[str, ...] = ()  # what the search keeps
+    check: Callable[[str, Any, dict], None] | None = None  # (name, parameter, group): may raise
 
 
 def _adamw_rule(group):
@@ -46,6 +55,29 @@ def _sgd_numbers(group, lr, step):
     return lr, group["weight_decay"], 1 - group["momentum"], weight
 
 
-ADAMW = Base(_adamw_rule, _adamw_numbers)
-# torch saves no `step` for SGD, and only the first one differs from the others
-SGD = Base(_sgd_rule, _sgd_numbers, uncounted=1.0)
+ADAMW = Base(
+    _adamw_rule,
+    _adamw_numbers,
+    MappingProxyType(
+        {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False}
+    ),
+)
+SGD = Base(
+    _sgd_rule,
+    _sgd_numbers,
+    MappingProxyType(
+        {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    ),
+    # torch saves no `step` for SGD, and only the first one differs from the others
+    uncounted=1.0,
+)
+
+# rule -> factor of an orthogonal update of a matrix (rows, columns), whose entries have a root mean
+# square of 1 / sqrt(max(rows, columns))
+SCALES = {
+    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
+    "match_rms_adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
+    "spectral_norm": lambda rows, columns: (rows / columns) ** 0.5,
+    "unit_rms": lambda rows, columns: max(rows, columns) ** 0.5,
+    "none": lambda rows, columns: 1.0,
+}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .layout import dense_strides
-from .rules import POSITIONS
+from .rules import POSITIONS, ROWWISE
 from .watch import versions
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
@@ -106,7 +106,8 @@ class Bucket:
             if name in self.views:
                 continue
             complex_ = self.param_dtype.is_complex
-            views = _views(self.params, self.dtype.to_complex() if complex_ else self.dtype)
+            dtype = self.dtype.to_complex() if complex_ else self.dtype
+            views = _views([shape_like(name, p) for p in self.params], dtype, self.device)
             if name in POSITIONS:
                 for view, p in zip(views, self.params, strict=True):
                     view.copy_(p.detach())
@@ -151,10 +152,10 @@ class Bucket:
             self.state[p][key] = views[i]
         elif found is None:
             self.state[p][key] = views[i]
-        elif found.shape != p.shape:
+        elif found.shape != views[i].shape:
             raise RuntimeError(
-                f"state {key!r} of a parameter of shape {tuple(p.shape)} was replaced by a tensor "
-                f"of shape {tuple(found.shape)}"
+                f"state {key!r} of a parameter of shape {tuple(p.shape)}, itself of shape "
+                f"{tuple(views[i].shape)}, was replaced by a tensor of shape {tuple(found.shape)}"
             )
         else:
             views[i] = found
@@ -290,20 +291,25 @@ class Bucket:
         return p.dtype == self.param_dtype and p.device == self.device
 
 
+def shape_like(name, p):
+    """A tensor without values that has the shape and the strides of a parameter's state."""
+    return torch.empty(len(p), 1, device="meta") if name in ROWWISE else p
+
+
 def real_view(tensor):
     """A complex tensor as pairs of reals, any other as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _views(params, dtype):
-    """One zeroed buffer, and a view of it for each parameter with the parameter's layout."""
+def _views(likes, dtype, device):
+    """One zeroed buffer on a device, and a view of it for each tensor, laid out as that is."""
     step = math.ceil(_ALIGNMENT / dtype.itemsize)
     offsets, total = [], 0
-    for p in params:
+    for t in likes:
         offsets.append(total)
-        total += math.ceil(p.numel() / step) * step
-    flat = torch.zeros(total, dtype=dtype, device=params[0].device)
+        total += math.ceil(t.numel() / step) * step
+    flat = torch.zeros(total, dtype=dtype, device=device)
     return [
-        flat.as_strided(p.shape, dense_strides(p), offset)
-        for p, offset in zip(params, offsets, strict=True)
+        flat.as_strided(t.shape, dense_strides(t), offset)
+        for t, offset in zip(likes, offsets, strict=True)
     ]

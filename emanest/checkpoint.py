@@ -4,7 +4,15 @@ import warnings
 
 import torch
 
-from .groups import CLOCK, check_method, is_lookahead_entry, state_names
+from .bucket import shape_like
+from .groups import (
+    CLOCK,
+    check_fit,
+    check_method,
+    defaults_of,
+    is_lookahead_entry,
+    state_names,
+)
 from .lookahead import method_of
 from .options import choice, flag, real
 
@@ -89,6 +97,7 @@ def prepare(optimizer, state_dict):
 
 def _merged(optimizer, index, live, saved):
     """The saved group, completed from the live one."""
+    params = live["params"]
     if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
         raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
     if saved.get("lookahead") is None:
@@ -111,6 +120,7 @@ def _merged(optimizer, index, live, saved):
     method = check_method(group)
     if optimizer.bases:
         choice("base", group["base"], optimizer.bases)
+        check_fit(index, {**group, "params": params}, optimizer.bases)
     flag("train_mode", group["train_mode"])
     for name in ("t", *(method.memory if method else ())):
         key = f"lookahead_{name}"
@@ -126,7 +136,9 @@ def _checked_entries(optimizer, where, group, p, entries):
     entries = {k: v for k, v in entries.items() if v is not None}
     method = method_of(group)
     own = {optimizer._key(name) for name in (method.state if method else ())}
-    names = {optimizer._key(name) for name in state_names(optimizer.bases, group)}
+    needed = state_names(optimizer.bases, group)
+    names = {optimizer._key(name) for name in needed}
+    shapes = {optimizer._key(name): shape_like(name, p).shape for name in (*needed, "y")}
     entries.setdefault(optimizer._key("lookahead"), 0.0)
     uncounted = optimizer._uncounted(group)
     if uncounted is not None:
@@ -142,13 +154,13 @@ def _checked_entries(optimizer, where, group, p, entries):
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
         real(f"{key!r} of {where}", value)
-    for key in (names | {optimizer._key("y")}) & entries.keys():
+    for key in shapes.keys() & entries.keys():
         if not isinstance(entries[key], torch.Tensor):
             raise TypeError(f"{key!r} of {where} must be a tensor, got {entries[key]!r}")
-        if entries[key].shape != p.shape:
+        if entries[key].shape != shapes[key]:
             raise ValueError(
                 f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
-                f"parameter has {tuple(p.shape)}"
+                f"parameter needs {tuple(shapes[key])}"
             )
     return entries, own - entries.keys()
 
@@ -163,7 +175,7 @@ def unpacked(entries):
 def complete(optimizer):
     """Give groups that an older version pickled the options that it did not know."""
     for group in optimizer.param_groups:
-        for key, value in optimizer.defaults.items():
+        for key, value in defaults_of(group, optimizer).items():
             if not is_lookahead_entry(key):
                 group.setdefault(key, value)
 

@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 
 
-def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
+def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None):
     """Advance parameters by one step, in place."""
     split, in_double = len(base_state), dtype == torch.float64
 

@@ -1,17 +1,20 @@
 """The reference back end: the rules on torch tensors, on any device.
 
-Every back end is a module with these five functions. Tensors of one call share a device, and
+Every back end is a module with these functions. Tensors of one call share a device, and
 parameters a dtype; ``dtype`` is the dtype of the arithmetic. State comes as columns: for each name
 that the rule unpacks, a list with one tensor per parameter.
 """
 
 import torch
 
-from .rules import BASES, LOOKAHEADS, POINTS, step
+from . import products as torch_products
+from .rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
 from .tape import evaluate
 
 
-def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
+def step_(
+    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+):
     """Advance parameters by one step, in place.
 
     Args:
@@ -23,6 +26,8 @@ def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None,
             lookahead's: floats, or one vector on the device.
         dtype: float32 or float64.
         skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
+        scales: for each parameter a vector of ``dtype`` with further factors of its gradient, one
+            in all or one for each row (all that shares the first index); or nothing.
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
@@ -30,8 +35,9 @@ def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None,
     scale, *numbers = _scalars(numbers, dtype)
     base_numbers, look_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
     states = zip(_rows(base_state, ys), _rows(look_state, ys), strict=True)
-    for y, g, (old_base, old_look) in zip(ys, gs, states, strict=True):
-        g = g.to(dtype) * scale
+    factors = map(_by_row, scales, ys) if scales else [1.0] * len(ys)
+    for y, g, factor, (old_base, old_look) in zip(ys, gs, factors, states, strict=True):
+        g = g.to(dtype) * scale * factor
         new_y, new_base, new_look = step(
             *(base.function, look.function, y.to(dtype), g, old_base, old_look),
             *(base_numbers, look_numbers),
@@ -69,6 +75,48 @@ def move_(point, ys, state, numbers, dtype, memo=None):
         y.copy_(move(y.to(dtype), tensors, numbers))
 
 
+def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
+    """Average gradients into momenta, in place, and make updates of them.
+
+    Args:
+        name: a row of ``rules.MOMENTA``.
+        us: receive the updates; shaped as ``gs``, of one real floating dtype.
+        gs, state, dtype, skip, memo: as in ``step_``.
+        squares: a float64 vector on the device; receives for each update the sum of its squares,
+            added up in float64 before the update is rounded to the dtype of ``us``.
+        numbers: a factor of the gradients, then the rule's.
+    """
+    rule = MOMENTA[name].function
+    scale, *numbers = _scalars(numbers, dtype)
+    for i, (u, g, old) in enumerate(zip(us, gs, _rows(state, us), strict=True)):
+        value, new = rule(g.to(dtype) * scale, old, numbers)
+        square = value.double().square().sum()
+        _write((*old, u, squares[i]), (*new, value, square), skip)
+
+
+def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
+    """Find for each row of a matrix a factor that evens rows out and keeps the matrix's norm.
+
+    Args:
+        name: a row of ``rules.ROWS``.
+        os: matrices, of one real floating dtype, each contiguous; only read.
+        state: columns of tensors of ``dtype`` with one element for each row.
+        scales: for each matrix a 1-element vector of ``dtype``, which multiplies its factors.
+        factors: for each matrix a vector of ``dtype``; receives a factor for each row.
+        numbers: the rule's, eps (of the norms too) the last.
+        dtype, skip, memo: as in ``step_``.
+    """
+    rule, numbers = ROWS[name].function, _scalars(numbers, dtype)
+    *_, eps = numbers
+    for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
+        squares = o.double().square().sum(1)
+        mean_square = (squares / o.shape[1]).to(dtype)
+        value, new = rule(mean_square.view_as(old[0]), old, numbers)
+        evening = value.double().flatten()
+        kept = squares.sum().sqrt() / ((evening.square() * squares).sum().sqrt() + eps)
+        _write((*old, factor), (*new, (evening * kept).to(dtype) * scale), skip)
+
+
 def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     bad = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
@@ -100,6 +148,11 @@ def plan_(program, inputs, constants, out, skip=None):
         inputs[i].copy_(value)
 
 
+def products(device_type):
+    """The namespace of matrix products that Newton-Schulz is written against."""
+    return torch_products
+
+
 def _double(value):
     return value.double() if isinstance(value, torch.Tensor) else float(value)
 
@@ -107,6 +160,11 @@ def _double(value):
 def _rows(columns, like):
     """For each parameter the tuple of its state."""
     return list(zip(*columns, strict=True)) if columns else [()] * len(like)
+
+
+def _by_row(scale, y):
+    """A vector with one element, or one for each row, shaped to multiply a parameter."""
+    return scale.view(-1, *[1] * (y.dim() - 1)) if y.dim() else scale.view(())
 
 
 def _scalars(numbers, dtype):

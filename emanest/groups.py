@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import torch
 
 from . import backends, rules
+from .checks import check_group
+from .gradients import parameter_name
 from .lookahead import group_entries, method_of
-from .options import check_group, check_parameter, warn_of_typos
+from .options import check_parameter, choice, warn_of_typos
 
 # entries that all groups of an optimizer share
 CLOCK = ("lookahead_t", "train_mode")
@@ -29,8 +31,9 @@ def completed(index, group, optimizer):
         raise ValueError(f"group {index} has no 'params'")
     # a late group joins the clock and the mode of the others
     shared = {k: g[k] for g in optimizer.param_groups[:1] for k in CLOCK}
-    complete = completed_entries(group, {**optimizer.defaults, **shared})
-    known = {"params", "param_names", *optimizer.defaults, *group_entries(method_of(complete))}
+    defaults = {**defaults_of(group, optimizer), **shared}
+    complete = completed_entries(group, defaults)
+    known = {"params", "param_names", *defaults, *group_entries(method_of(complete))}
     warn_of_typos(f"group {index}", group, known)
     group = check_group(complete)
     if isinstance(group["lr"], torch.Tensor):
@@ -38,6 +41,17 @@ def completed(index, group, optimizer):
         group["lr"] = group["lr"].clone()
     check_method(group)
     return group
+
+
+def defaults_of(group, optimizer):
+    """What a group starts from: the optimizer's defaults, or the options of another base's own."""
+    defaults, bases = optimizer.defaults, optimizer.bases
+    own = defaults["base"]
+    name = choice("base", group.get("base", own), bases)
+    if name == own:
+        return defaults
+    shared = {k: v for k, v in defaults.items() if k not in bases[own].options}
+    return {**shared, **bases[name].options, "base": name}
 
 
 def completed_entries(group, defaults):
@@ -67,20 +81,30 @@ def check_method(group):
     return method
 
 
-def check_params_of(index, group):
+def check_params_of(index, group, bases):
     """Check the parameters of a group that torch has accepted, and drop repetitions."""
     # torch only warns of a repeated parameter, and then updates it twice
     group["params"] = list(dict.fromkeys(group["params"]))
     for j, p in enumerate(group["params"]):
-        check_parameter(f"parameter {j} of group {index}", p)
+        check_parameter(parameter_name(group, index, j), p)
         backends.require(p.device.type, group.get("backend"))
+    check_fit(index, group, bases)
+
+
+def check_fit(index, group, bases):
+    """Raise ValueError if the group's base cannot step one of its parameters."""
+    check = bases[group["base"]].check
+    for j, p in enumerate(group["params"]):
+        if check is not None:
+            check(parameter_name(group, index, j), p, group)
 
 
 def state_names(bases, group):
     """Names of all state that a group's parameters need."""
     method = method_of(group)
-    base = rules.BASES[bases[group["base"]].rule(group)].state if bases else ()
-    return (*base, *(method.state if method else ()))
+    base = bases[group["base"]] if bases else None
+    searched = (*base.state, *rules.BASES[base.rule(group)].state) if base else ()
+    return (*searched, *(method.state if method else ()))
 
 
 class Clock(NamedTuple):

@@ -6,6 +6,7 @@ and a small launch before each pass finds its numbers and moves them on.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Launch:
     Attributes:
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
         look: a row of ``rules.LOOKAHEADS``.
+        search: ``bases.Base.search``, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
@@ -31,6 +33,7 @@ class Launch:
     group: dict[str, Any]
     base: str | None
     look: str
+    search: Callable | None
     skip: torch.Tensor | None = None
 
     def numbers(self) -> contextlib.AbstractContextManager[Any]:
@@ -52,6 +55,8 @@ class HostLaunch(Launch):
         base = plan.base or optimizer._base_numbers(group, plan, clock.lr, step)
         self.base, numbers = base or (None, None)
         self.look = plan.rule
+        # a base of the method's own takes gradients as they are
+        self.search = None if plan.base else optimizer._search(group)
         self._counts, self._lookahead = plan.base is None, plan.lookahead
         self._numbers = plan.numbers
         if numbers is not None:
@@ -85,6 +90,7 @@ class DeviceLaunch(Launch):
         )
         self._inputs = {**_clock_inputs(group, method), "grad_scale": grad_scale}
         self.base, self.look = self._recorded.base, self._recorded.look
+        self.search = optimizer._search(group)
 
     @contextlib.contextmanager
     def numbers(self):

@@ -64,3 +64,39 @@ def flat(ys, beside, columns, dtype, writes_beside=False):
     yield ys, beside, columns
     for t, copy in written:
         t.copy_(copy)
+
+
+def scaled(gs, ys, scales, dtype):
+    """Apply those scales that memory order cannot find: copies of gradients in place of them.
+
+    A kernel sees a parameter as one row of memory, and has the scale of element i at ``i // run``,
+    ``run`` elements to a scale. With a scale for each row (all that shares the first index) this
+    is right where rows follow each other in memory, as in contiguous and channels_last tensors; in
+    a transposed one they are interleaved.
+
+    Args:
+        gs, ys, scales, dtype: as in ``eager.step_``, before ``flat`` (which keeps the order that is
+            judged here); none is written.
+
+    Returns:
+        gs and scales: the lists that were given where there is nothing to do. Otherwise new lists,
+        in which such a gradient is multiplied into a new tensor of ``dtype``, laid out as its
+        parameter, and has a 1-element scale of ones. The factor in the numbers then comes after
+        the scale instead of before it, which can differ in the last bit unless it is a power of 2.
+    """
+    found = [i for i, (y, s) in enumerate(zip(ys, scales, strict=True)) if not _in_runs(y, s)]
+    if not found:
+        return gs, scales
+    gs, scales = list(gs), list(scales)
+    for i in found:
+        # rows first, whatever follows
+        factor = scales[i].view(-1, *[1] * (ys[i].dim() - 1))
+        product = torch.empty_like(ys[i], dtype=dtype)
+        gs[i] = torch.mul(gs[i].to(dtype), factor, out=product)
+        scales[i] = factor.new_ones(1)
+    return gs, scales
+
+
+def _in_runs(y, scale):
+    """Whether each scale belongs to elements that follow each other in memory."""
+    return scale.numel() <= 1 or y.is_contiguous() or dense_strides(y)[0] * y.shape[0] == y.numel()

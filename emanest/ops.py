@@ -1,10 +1,10 @@
 """What optimizers call: the functions of the back ends, as operators where a graph is traced.
 
-``step_``, ``follow_``, ``move_`` and ``nonfinite`` have the signatures of ``emanest.eager`` and one
-more argument, ``backend``: the choice of the group. They call the back end without passing through
-torch's dispatcher. While ``torch.compile`` or ``torch.export`` traces, they put the operators
-``torch.ops.emanest.*`` into the graph instead, one node each. Numbers that are given as a vector
-are an input of the graph, so that others need no new graph.
+``step_``, ``follow_``, ``move_``, ``momentum_``, ``rows_`` and ``nonfinite`` have the signatures of
+``emanest.eager`` and one more argument, ``backend``: the choice of the group. They call the back
+end without passing through torch's dispatcher. While ``torch.compile`` or ``torch.export`` traces,
+they put the operators ``torch.ops.emanest.*`` into the graph instead, one node each. Numbers that
+are given as a vector are an input of the graph, so that others need no new graph.
 
 Nothing here can be differentiated: call it under ``torch.no_grad()``.
 """
@@ -17,7 +17,8 @@ from . import backends
 ARGUMENTS = {
     "step_": (
         "str base, str look, Tensor(a!)[] ys, Tensor[] gs, Tensor(b!)[] base_state, "
-        "Tensor(c!)[] look_state, Tensor numbers, ScalarType dtype, Tensor? skip, str? backend"
+        "Tensor(c!)[] look_state, Tensor numbers, ScalarType dtype, Tensor? skip, Tensor[] scales, "
+        "str? backend"
     ),
     "follow_": (
         "str look, Tensor(a!)[] ys, Tensor(b!)[] snapshots, Tensor(c!)[] look_state, "
@@ -26,16 +27,35 @@ ARGUMENTS = {
     "move_": (
         "str point, Tensor(a!)[] ys, Tensor[] state, Tensor numbers, ScalarType dtype, str? backend"
     ),
+    "momentum_": (
+        "str name, Tensor(a!)[] us, Tensor[] gs, Tensor(b!)[] state, Tensor(c!) squares, "
+        "Tensor numbers, ScalarType dtype, Tensor? skip, str? backend"
+    ),
+    "rows_": (
+        "str name, Tensor[] os, Tensor(a!)[] state, Tensor[] scales, Tensor(b!)[] factors, "
+        "Tensor numbers, ScalarType dtype, Tensor? skip, str? backend"
+    ),
     "nonfinite": "Tensor[] gs, str? backend",
 }
 RETURNS = {"nonfinite": "Tensor"}
 
 
 def step_(
-    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None, backend=None
+    base,
+    look,
+    ys,
+    gs,
+    base_state,
+    look_state,
+    numbers,
+    dtype,
+    skip=None,
+    scales=(),
+    memo=None,
+    backend=None,
 ):
     """As ``eager.step_``."""
-    args = (base, look, ys, gs, base_state, look_state, numbers, dtype, skip)
+    args = (base, look, ys, gs, base_state, look_state, numbers, dtype, skip, scales)
     _call("step_", ys, args, memo, backend)
 
 
@@ -47,6 +67,17 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
 def move_(point, ys, state, numbers, dtype, memo=None, backend=None):
     """As ``eager.move_``."""
     _call("move_", ys, (point, ys, state, numbers, dtype), memo, backend)
+
+
+def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None, backend=None):
+    """As ``eager.momentum_``."""
+    _call("momentum_", us, (name, us, gs, state, squares, numbers, dtype, skip), memo, backend)
+
+
+def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None, backend=None):
+    """As ``eager.rows_``."""
+    args = (name, os, state, scales, factors, numbers, dtype, skip)
+    _call("rows_", os, args, memo, backend)
 
 
 def nonfinite(gs, memo=None, backend=None):

@@ -7,10 +7,11 @@ import torch
 
 from . import checkpoint, launches, ops, points
 from .bases import Base
+from .checks import check_group
 from .gradients import check_rates
-from .groups import check_params_of, completed, is_lookahead_entry
+from .groups import check_params_of, completed
 from .lookahead import group_entries
-from .options import check_group, check_params
+from .options import check_params
 from .rules import BASES, LOOKAHEADS
 from .survey import Survey
 from .verdict import verdict
@@ -74,9 +75,9 @@ class Optimizer(torch.optim.Optimizer):
         group = completed(index, param_group, self)
         super().add_param_group(group)
         added = self.param_groups.pop()
-        check_params_of(index, added)
-        # torch has filled in settings of the default method, which the group may not use
-        stale = {k for k in added if k not in group and is_lookahead_entry(k)}
+        check_params_of(index, added, self.bases)
+        # torch has filled in settings of the default method and base, which the group may not use
+        stale = self.defaults.keys() - group.keys()
         self.param_groups.append({k: v for k, v in added.items() if k not in stale})
 
     # ---- one step -------------------------------------------------------------------------------
@@ -140,17 +141,22 @@ class Optimizer(torch.optim.Optimizer):
     def _run_base(self, launch):
         bucket, indices = launch.bucket, launch.indices
         params = bucket.members(indices)
+        gs, scales = bucket.reals(self._gradients(params)), ()
         with launch.numbers() as numbers:
+            if launch.search is not None:
+                found = launch.search(bucket, indices, launch.group, gs, numbers, launch.skip)
+                gs, scales, numbers = found
             ops.step_(
                 launch.base,
                 launch.look,
                 bucket.reals(params),
-                bucket.reals(self._gradients(params)),
+                gs,
                 bucket.columns(BASES[launch.base].state, indices),
                 bucket.columns(LOOKAHEADS[launch.look].state, indices),
                 numbers,
                 bucket.dtype,
                 launch.skip,
+                scales,
                 bucket.memo(indices),
                 launch.group.get("backend"),
             )
@@ -191,6 +197,10 @@ class Optimizer(torch.optim.Optimizer):
         """The base rule of a group and its numbers; None: another optimizer makes the update."""
         base = self.bases[group["base"]]
         return base.rule(group), base.numbers({**group, **plan.options}, lr, step)
+
+    def _search(self, group):
+        """What finds the directions of a group before the pass; None: they are its gradients."""
+        return self.bases[group["base"]].search
 
     def _uncounted(self, group):
         """The ``step`` of state that was saved without one; None: that is an error."""

@@ -1,4 +1,4 @@
-"""Checks of everything that a user passes in: one function per kind, one table per option."""
+"""Checks of what a user passes in, one function for each kind of value."""
 
 import difflib
 import math
@@ -111,77 +111,6 @@ def betas(name, value):
         except ValueError as error:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta} ({error})") from None
     return tuple(checked)
-
-
-def _at_least_zero(torch_words):
-    def check(name, value):
-        try:
-            return real(name, value, 0)
-        except ValueError as error:
-            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
-
-    return check
-
-
-def _nonfinite(name, value):
-    return choice(name, value, ("propagate", "skip", "raise"))
-
-
-# option -> check(name, value) -> value; options without a row are kept as they are, as in torch
-CHECKS = {
-    "lr": learning_rate,
-    "betas": betas,
-    "eps": _at_least_zero("epsilon"),
-    "weight_decay": _at_least_zero("weight_decay"),
-    "momentum": _at_least_zero("momentum"),
-    "dampening": real,
-    "nesterov": flag,
-    "amsgrad": flag,
-    "maximize": flag,
-    "capturable": flag,
-    "differentiable": flag,
-    "foreach": optional_flag,
-    "fused": optional_flag,
-    "nonfinite": _nonfinite,
-}
-
-# (condition on a whole group, error, message): what no single option shows
-CONFLICTS = (
-    (
-        lambda group: group.get("fused") and group.get("differentiable"),
-        RuntimeError,
-        "`fused` does not support `differentiable`",
-    ),
-    (
-        lambda group: group.get("fused") and group.get("foreach"),
-        RuntimeError,
-        "`fused` and `foreach` cannot be `True` together.",
-    ),
-    (
-        lambda group: group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0),
-        ValueError,
-        "Nesterov momentum requires a momentum and zero dampening",
-    ),
-    (
-        lambda group: group.get("differentiable"),
-        ValueError,
-        "differentiable=True is not supported: the step is not recorded by autograd",
-    ),
-)
-
-
-def check_group(group):
-    """Return the checked options of a group; unknown keys are kept.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
-            contradicts another; the message names it.
-    """
-    group = {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
-    for contradicts, error, message in CONFLICTS:
-        if contradicts(group):
-            raise error(message)
-    return group
 
 
 def warn_of_typos(name, keys, known):

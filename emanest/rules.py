@@ -13,6 +13,12 @@ One step is a base rule followed by a lookahead rule:
     base       (y, g, state, numbers) -> (u, state)        gradient -> update
     lookahead  (w, u, state, numbers) -> (y, state)        update -> next gradient point
 
+Where the base steps along a direction that has to be found first (Muon), a momentum rule precedes
+the search, and a row rule may follow it:
+
+    momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
+    row        (mean square, state, numbers) -> (factor, state)
+
 A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and
 ``.sqrt()``, so the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``,
 and on plain numbers where it takes no square root. State comes and goes as a tuple. This module
@@ -79,6 +85,27 @@ def direction(y, g, state, numbers):
     """Step along a direction that was computed elsewhere; the decay is decoupled."""
     step_size, decay = numbers
     return -step_size * g - decay * y, state
+
+
+# ---- momentum rules and row rules ---------------------------------------------------------------
+
+
+def ema(g, state, numbers):
+    """Average gradients; ``blend`` moves the result on, towards the newest (Muon's "nesterov")."""
+    (momentum_buffer,) = state
+    weight, blend = numbers
+    momentum_buffer = (weight < 1.0) * momentum_buffer
+    momentum_buffer = momentum_buffer + weight * (g - momentum_buffer)
+    return momentum_buffer + blend * (g - momentum_buffer), (momentum_buffer,)
+
+
+def normuon(mean_square, state, numbers):
+    """Factor that evens rows out: one over the root of the average of their mean squares."""
+    (second_momentum_buffer,) = state
+    weight, eps = numbers
+    delta = mean_square - second_momentum_buffer
+    second_momentum_buffer = second_momentum_buffer + weight * delta
+    return 1.0 / (second_momentum_buffer.sqrt() + eps), (second_momentum_buffer,)
 
 
 # ---- lookahead rules ----------------------------------------------------------------------------
@@ -229,6 +256,10 @@ BASES = {
     "direction": Rule(direction, (), ("step_size", "decay")),
 }
 
+MOMENTA = {"ema": Rule(ema, ("momentum_buffer",), ("weight", "blend"))}
+
+ROWS = {"normuon": Rule(normuon, ("second_momentum_buffer",), ("weight", "eps"))}
+
 LOOKAHEADS = {
     "none": Rule(none),
     "ema_nesterov": Rule(
@@ -254,3 +285,6 @@ POINTS = {
 
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
+
+# state with one value for each row (all that shares the first index), of shape (rows, 1)
+ROWWISE = frozenset({"second_momentum_buffer"})

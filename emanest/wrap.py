@@ -163,6 +163,9 @@ class Wrap(Optimizer):
     def _base_numbers(self, group, plan, lr, step):
         return None
 
+    def _search(self, group):
+        return None
+
     def _uncounted(self, group):
         # a checkpoint of the inner optimizer alone: the lookahead begins now
         return 0.0

@@ -27,6 +27,14 @@ def state(seed, names):
     return [tensors(10 * seed + i, low=0.1) for i in range(names)]
 
 
+ROWS = (3, 5)
+
+
+def matrices(seed):
+    torch.manual_seed(seed)
+    return [torch.rand(n, 4) for n in ROWS]
+
+
 # name -> arguments of a back end's function; the numbers are tuples, as the optimizers give them
 CALLS = {
     "step_": lambda: (
@@ -35,9 +43,19 @@ CALLS = {
     ),
     "follow_": lambda: ("snoo", tensors(1), tensors(2), state(3, 2), (0.7, 0.9), torch.float32),
     "move_": lambda: ("x_along", tensors(1), state(3, 1), (0.5,), torch.float32),
+    "momentum_": lambda: (
+        *("ema", tensors(1), tensors(2), state(3, 1), torch.zeros(3, dtype=torch.float64)),
+        *((-1.0, 0.1, 0.2), torch.float32),
+    ),
+    "rows_": lambda: (
+        *("normuon", matrices(1), [[torch.rand(n, 1) for n in ROWS]]),
+        *([torch.ones(1)] * 2, [torch.zeros(n) for n in ROWS], (0.1, 1e-8), torch.float32),
+    ),
     "nonfinite": lambda: (tensors(1),),
 }
-SKIPPABLE = ("step_", "follow_")
+SKIPPABLE = ("step_", "follow_", "momentum_", "rows_")
+# what follows the flag
+REST = {"step_": ([],)}
 
 
 def flat(value):
@@ -57,7 +75,8 @@ def vector(numbers):
 
 def packed(name, args, skip=None):
     """The operator's arguments."""
-    named = zip(ops._NAMES[name], (*args, *([skip] * (name in SKIPPABLE))), strict=False)
+    given = (*args, *([skip] * (name in SKIPPABLE)), *REST.get(name, ()))
+    named = zip(ops._NAMES[name][:-1], given, strict=True)
     return (*(ops._pack(n, a) for n, a in named), "eager")
 
 
@@ -144,7 +163,10 @@ def requiring(args, which):
 
 
 # name -> position of a list of tensors that it reads or writes
-DIFFERENTIATED = [("step_", 2), ("step_", 3), ("step_", 4), ("follow_", 2), ("move_", 1)]
+DIFFERENTIATED = [
+    *(("step_", 2), ("step_", 3), ("step_", 4), ("follow_", 2), ("move_", 1)),
+    *(("momentum_", 2), ("momentum_", 3), ("rows_", 1), ("rows_", 2)),
+]
 
 
 WAYS = {
@@ -284,7 +306,7 @@ def test_the_module_may_be_imported_twice(again):
         for finalized in (False, True):
             y = torch.ones(2)
             args = ("sgd", "none", [y], [y], [], [], torch.tensor([1, 0.5, 0]), y.dtype, None)
-            torch.ops.emanest.step_(*args, "eager")
+            torch.ops.emanest.step_(*args, [], "eager")
             print(y.tolist())
             del old, ops
             gc.collect()

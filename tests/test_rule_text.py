@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from emanest import rules
-from emanest.rules import BASES, LOOKAHEADS, POINTS
+from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 
-TABLES = (BASES, LOOKAHEADS, POINTS)
+TABLES = (BASES, MOMENTA, ROWS, LOOKAHEADS, POINTS)
 
 
 def unpacked(rule, argument):
@@ -22,6 +22,8 @@ def unpacked(rule, argument):
 
 RULES = {name: rule for table in TABLES for name, rule in table.items()}
 READ = [(n, a) for n, r in RULES.items() for a in ("state", "numbers") if unpacked(r, a)]
+# rules of one array, besides state
+ALONE = {*MOMENTA, *ROWS, *POINTS}
 # slow weights are read, and anchored, without looking at anything else
 UNREAD = {("x_slow", "numbers"), ("anchor", "state")}
 
@@ -40,7 +42,7 @@ def test_a_wrong_length_is_an_error(name, argument, change):
     given = {"state": rule.state, "numbers": rule.numbers}
     given[argument] = (*given[argument], "one more")[: len(given[argument]) + change]
     values = {k: tuple(torch.ones(3) for _ in names) for k, names in given.items()}
-    points = [torch.ones(3)] * (1 if name in POINTS else 2)
+    points = [torch.ones(3)] * (1 if name in ALONE else 2)
     with pytest.raises(ValueError, match="values to unpack"):
         rule.function(*points, **values)
 

