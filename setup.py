@@ -21,7 +21,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 SOURCES = [
-    f"csrc/{name}.cpp" for name in ["bindings", "gather", "info", "step_cpu", "target", "watch"]
+    f"csrc/{name}.cpp"
+    for name in [
+        "bindings",
+        "gather",
+        "info",
+        "momentum_cpu",
+        "products",
+        "step_cpu",
+        "target",
+        "watch",
+    ]
 ]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
 # no errno and no traps: else sqrt and comparisons stay scalar

@@ -5,6 +5,24 @@ from typing import NamedTuple
 import torch
 
 from .models import MODELS
+from .orthogonal import (
+    COMPILED_16,
+    DION,
+    GRAM_16,
+    GRAM_32,
+    GRAM_NEWTON_SCHULZ,
+    OURS_MIXED,
+    OURS_MIXED_ALONE,
+    OURS_MUON,
+    OURS_MUON_ALONE,
+    OURS_NS,
+    PLAIN_16,
+    PLAIN_32,
+    PLAIN_B16,
+    PYTORCH_OPTIMIZER_MUON,
+    TORCH_MUON,
+    TWO_PHASE_MIXED,
+)
 from .peers import (
     COMPILED,
     COMPILED_ALONE,
@@ -52,6 +70,9 @@ class Case(NamedTuple):
     steps: int = 1  # per timed call: a cycle of methods that have one, or a burst
     captured: bool = False  # replays of a CUDA graph
     cold: bool = True  # the caches hold something else when a call begins
+    sigma: float = 0.02  # of the parameters, when timing starts; gradients have 1
+    spread: float = 1.0  # of gradients: sigma of the last column over that of the first
+    full_size: bool = False  # errors are found at full size too
 
     @property
     def shapes(self):
@@ -74,6 +95,37 @@ def cost(peer, must=None, stretch=None):
     return Claim("cost", peer, must, stretch)
 
 
+def of_ours(peer, must=None, stretch=None):
+    """What share of our time, in %, a peer that does less does not need."""
+    return Claim("lookahead", peer, must, stretch)
+
+
+def newton_schulz(name, device, model, peers, claims):
+    """A case of Newton-Schulz alone, on matrices as gradients are: some columns matter little."""
+    # a function: from zero, x is what it returns
+    more = {"sigma": 0.0, "spread": SPREAD, "full_size": True}
+    return Case(name, device, model, OURS_NS, peers, claims, **more)
+
+
+def newton_schulz_on_gpu(model, cublas=(), dion=(), gram=()):
+    """The same against all that there is for GPUs; (must, stretch) for three of them."""
+    return newton_schulz(
+        f"newton-schulz {model}",
+        "cuda",
+        model,
+        (PLAIN_16, PLAIN_B16, COMPILED_16, GRAM_16, DION, GRAM_NEWTON_SCHULZ),
+        (
+            speedup(PLAIN_16, *cublas),
+            speedup(PLAIN_B16),
+            speedup(COMPILED_16),
+            speedup(GRAM_16),
+            speedup(DION, *dion),
+            speedup(GRAM_NEWTON_SCHULZ, *gram),
+        ),
+    )
+
+
+SPREAD = 1e-2
 MEMORY = (Claim("state", OURS_ALONE, 4, 4), Claim("transient", None, 0, 0))
 FUSED_FLOOR = 36 / 28  # of bytes: EMA-Nesterov AdamW over AdamW
 
@@ -127,6 +179,26 @@ CPU = (
         (PYTORCH_OPTIMIZER_LOOKAHEAD,),
         (speedup(PYTORCH_OPTIMIZER_LOOKAHEAD),),
         steps=SYNC["every"],
+    ),
+    Case(
+        *("muon", "cpu", "two GPT-2 blocks", OURS_MUON),
+        (TORCH_MUON, OURS_MUON_ALONE, PYTORCH_OPTIMIZER_MUON),
+        (
+            speedup(TORCH_MUON, 4, 7),
+            Claim("accuracy", TORCH_MUON, 100, 1000),
+            of_ours(OURS_MUON_ALONE, 2),
+            speedup(PYTORCH_OPTIMIZER_MUON),
+        ),
+        spread=SPREAD,
+        full_size=True,
+    ),
+    newton_schulz(
+        *("newton-schulz wide", "cpu", "768x3072", (PLAIN_32, GRAM_32, PLAIN_B16)),
+        (speedup(PLAIN_32, 1.6, 2.4), speedup(GRAM_32), speedup(PLAIN_B16)),
+    ),
+    newton_schulz(
+        *("newton-schulz tall", "cpu", "3072x768", (PLAIN_32, GRAM_32, PLAIN_B16)),
+        (speedup(PLAIN_32, 1.6, 2.4), speedup(GRAM_32), speedup(PLAIN_B16)),
     ),
 )
 
@@ -190,6 +262,42 @@ CUDA = (
         captured=True,
     ),
     Case("memory", "cuda", "GPT-2 124M", OURS, (OURS_ALONE,), MEMORY),
+    newton_schulz_on_gpu("768x768 x12", (1.2, 1.4), (1.3, 1.4), (1.1,)),
+    newton_schulz_on_gpu("768x768 x48", (1.2, 1.4), (1.3, 1.4), (1.1,)),
+    newton_schulz_on_gpu("768x3072 x24", (2, 2.4), (1.6,), (1.2,)),
+    newton_schulz_on_gpu("3072x768 x24", (2, 2.4), (1.6,), (1.2,)),
+    newton_schulz_on_gpu("2048x8192", (), (1.5,), (1.0,)),
+    newton_schulz_on_gpu("2048x8192 x24", (), (1.5,), (1.0,)),
+    newton_schulz_on_gpu("4096x4096", (1.3, 1.7), (1.2, 1.7), (1.1,)),
+    newton_schulz_on_gpu("4096x11008", (1.5, 2.1), (1.2, 1.7), (1.1,)),
+    # the one place where kernels in CuTe should stay level
+    newton_schulz_on_gpu("8192x28672", (), (1.6,), (0.95,)),
+    Case(
+        *("muon", "cuda", "GPT-2 matrices", OURS_MUON),
+        (TORCH_MUON, OURS_MUON_ALONE, PYTORCH_OPTIMIZER_MUON),
+        (
+            speedup(TORCH_MUON, 5, 7),
+            of_ours(OURS_MUON_ALONE, 2),
+            speedup(PYTORCH_OPTIMIZER_MUON, 1.4),
+        ),
+        spread=SPREAD,
+        full_size=True,
+    ),
+    Case(
+        *("muon replay", "cuda", "GPT-2 matrices", OURS_MUON),
+        (TORCH_MUON, OURS_MUON_ALONE),
+        (Claim("host", None, 30), speedup(TORCH_MUON), of_ours(OURS_MUON_ALONE, 2)),
+        captured=True,
+        spread=SPREAD,
+        full_size=True,
+    ),
+    Case(
+        *("muon mixed", "cuda", "Llama 1.3B", OURS_MIXED),
+        (TWO_PHASE_MIXED, OURS_MIXED_ALONE),
+        (speedup(TWO_PHASE_MIXED, 3, 4), of_ours(OURS_MIXED_ALONE, 2)),
+        spread=SPREAD,
+        full_size=True,
+    ),
 )
 
 CASES = (*CPU, *CUDA)

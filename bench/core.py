@@ -16,12 +16,13 @@ import torch
 
 from emanest import backends
 
-from . import peers
-from .check import SIGMA, WARM_UP, Disagreement, Skipped, check_spots, drawn, errors, leaves
+from . import variants
+from .check import WARM_UP, Disagreement, Skipped, check_spots, drawn, errors, leaves
 from .devices import CACHE_BYTES, DEVICES, Cache, capture, side_stream, surroundings
 from .models import parameters, shrunk
-from .peers import VARIANTS, Stepper, Variant
 from .roofline import Streams
+from .table import VARIANTS
+from .variants import Stepper, Variant
 
 CEILING = "ceiling"
 
@@ -45,7 +46,7 @@ class Running:
             leaves(params, self.spoiled)
         memory, count = DEVICES[case.device].memory, sum(p.numel() for p in params)
         with memory() as first:
-            self.stepper = peers.build(variant.make, params, case.captured)
+            self.stepper = variants.build(variant.make, params, case.captured)
             self._warm_up(1)
         with memory() as later:
             self._warm_up(1)
@@ -179,12 +180,12 @@ def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
     shapes = case.shapes if shapes is None else shapes
     # first of all, since the load is to be that of others
     about = surroundings(case.device)
-    checked = errors(case)
+    checked = errors(case, shapes)
     skipped = {k: v.reason for k, v in checked.items() if isinstance(v, Skipped)}
-    gradients = drawn(shapes, case.device, case.dtype, 1)
+    gradients = drawn(shapes, case.device, case.dtype, 1, spread=case.spread)
 
     def fresh():
-        return leaves(drawn(shapes, case.device, case.dtype, 0, SIGMA), gradients)
+        return leaves(drawn(shapes, case.device, case.dtype, 0, case.sigma), gradients)
 
     running = {n: Running(case, VARIANTS[n], fresh()) for n in case.variants if n not in skipped}
     check_spots(case, {k: each.stepper for k, each in running.items()}, shapes)
@@ -202,7 +203,9 @@ def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
     }
     entries = {name: each.entry(common) for name, each in running.items()}
     for name, entry in entries.items():
-        entry.info.update(variant=name, error=checked.get(name), **rates(case, name, entries))
+        entry.info.update(variant=name, error=checked.get(name))
+        entry.info.update(rates(case, name, entries))
+        entry.info.update(work(case, name, shapes, entry.samples))
     entries[case.ours].info.update(claims=case.claims, skipped=skipped)
     return {**entries, **{name: Skipped(reason) for name, reason in skipped.items()}}
 
@@ -231,3 +234,12 @@ def rates(case, name, entries):
     if CEILING in entries:
         found["share"] = gigabytes / rate(CEILING, ceiling)[1]
     return found
+
+
+def work(case, name, shapes, samples):
+    """Useful operations of a step by their formula, and the rate; empty where not counted."""
+    row = VARIANTS.get(name)
+    if row is None or row.work is None:
+        return {}
+    flops = row.work.flops(shapes, case.device, row.arithmetic(case.device, case.dtype))
+    return {"flops": flops, "gigaflops_per_second": flops / statistics.median(samples) / 1e9}

@@ -111,20 +111,40 @@ def cpu_name():
     return f"{names[0] if names else platform.processor()}, {cores} cores"
 
 
+def cpu_units():
+    """What bfloat16 is multiplied with, upon which the speed of torch's Muon depends."""
+    found = {
+        "AVX512_BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AMX": torch.cpu._is_amx_tile_supported(),
+    }
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *(k for k, v in found.items() if v)])
+
+
+def gpu_units():
+    """The compute capability."""
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
 class Device(NamedTuple):
     """How to measure on a kind of device."""
 
     time: Callable
     memory: Callable
     name: Callable[[], str]
+    units: Callable[[], str]  # arithmetic units that speed depends on
     rounds: tuple[int, int]  # at least, at most
     seconds: float  # of timed rounds per case, between those bounds
 
 
 DEVICES = {
-    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, (9, 101), 20.0),
+    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, cpu_units, (9, 101), 20.0),
     "cuda": Device(
-        time_on_cuda, memory_on_cuda, lambda: torch.cuda.get_device_name(), (51, 201), 5.0
+        time_on_cuda,
+        memory_on_cuda,
+        lambda: torch.cuda.get_device_name(),
+        gpu_units,
+        (51, 201),
+        5.0,
     ),
 }
 
@@ -165,6 +185,7 @@ def surroundings(device):
     return {
         "device": device,
         "machine": DEVICES[device].name(),
+        "units": DEVICES[device].units(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -21,6 +21,11 @@ def llama(layers, width, hidden, vocabulary=32000):
     return [(vocabulary, width), *block * layers, (width,), (vocabulary, width)]
 
 
+def gpt2_matrices(layers=12, width=768):
+    """What Muon gets of GPT-2, as (outputs, inputs)."""
+    return [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
+
+
 def tiny(count=1000):
     """Biases, norms and small matrices, 1.8 million parameters: calls cost more than bytes."""
     cycle = [(256,), (1024,), (32, 64), (60, 64)]
@@ -41,6 +46,19 @@ MODELS = {
     "Llama 1.3B": llama(24, 2048, 5461),
     "1000 tiny": tiny(),
     "4000 small": small(),
+    "GPT-2 matrices": gpt2_matrices(),
+    "two GPT-2 blocks": gpt2_matrices(2),
+    "768x768 x12": [(768, 768)] * 12,
+    "768x768 x48": [(768, 768)] * 48,
+    "768x3072": [(768, 3072)],
+    "3072x768": [(3072, 768)],
+    "768x3072 x24": [(768, 3072)] * 24,
+    "3072x768 x24": [(3072, 768)] * 24,
+    "2048x8192": [(2048, 8192)],
+    "2048x8192 x24": [(2048, 8192)] * 24,
+    "4096x4096": [(4096, 4096)],
+    "4096x11008": [(4096, 11008)],
+    "8192x28672": [(8192, 28672)],
 }
 
 
@@ -49,6 +67,24 @@ def parameters(shapes):
     return sum(math.prod(shape) for shape in shapes)
 
 
-def shrunk(shapes, dimension=48, tensors=20):
-    """A model of the same kind that costs milliseconds: fewer tensors, no dimension above 48."""
-    return [tuple(min(n, dimension) for n in shape) for shape in shapes[:tensors]]
+def hidden(shapes):
+    """Which tensors of a Llama Muon gets: matrices between the embedding and the head."""
+    return [i for i in range(1, len(shapes) - 1) if len(shapes[i]) == 2]
+
+
+def shrunk(shapes, dimension=48, ratio=4, tensors=20):
+    """A model of the same kind that costs milliseconds: fewer tensors, of 48 rows or columns.
+
+    Matrices keep their proportions, up to 1 : 4.
+    """
+
+    def smaller(shape):
+        scale = min(1, dimension / min(shape))
+        return tuple(min(round(n * scale), ratio * dimension) for n in shape)
+
+    return [smaller(shape) for shape in shapes[:tensors]]
+
+
+def distinct(shapes):
+    """Each shape once."""
+    return list(dict.fromkeys(shapes))

@@ -1,15 +1,6 @@
-"""Everything that is timed, ours and others: a table, name -> how to make it and what it computes.
-
-A variant is built from parameters whose gradients are set, and gives a ``Stepper``. Variants of
-one family compute the same function, which is checked against the family's float64 run.
-"""
+"""What is timed of the optimizers that work element by element, ours and others."""
 
 import contextlib
-import importlib.util
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -17,6 +8,7 @@ import emanest
 
 from . import reference
 from .reference import BETAS, DECAY, EPS, LR, MOMENTUM, STEPSIZE, WEIGHT_DECAY
+from .variants import Stepper, Traffic, Variant, ours, plain, two_phase
 
 EMA = emanest.EMANesterov(stepsize=STEPSIZE, decay=DECAY)
 SYNC = {"every": 5, "alpha": 0.5}
@@ -24,63 +16,6 @@ ADAMW = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
 SGD = {"lr": LR, "momentum": MOMENTUM}
 # Schedule-Free brings the momentum itself
 NO_MOMENTUM = {**ADAMW, "betas": (0.0, BETAS[1])}
-
-
-@dataclass
-class Stepper:
-    """A variant on its parameters."""
-
-    step: Callable[[], object]
-    iterate: Callable[[], list[torch.Tensor]] = list  # x, or views of it
-    at_iterate: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    take_gradients: Callable[[], object] = lambda: None  # called after gradients have changed
-
-    def read(self, indices):
-        """Copies of some tensors of x, in float64."""
-        with torch.no_grad(), self.at_iterate():
-            x = self.iterate()
-            return [x[i].detach().to(torch.float64, copy=True) for i in indices]
-
-
-class Traffic(NamedTuple):
-    """Values that a step reads and writes per parameter, counted by its formula."""
-
-    param: int
-    grad: int
-    state: int
-    state_itemsize: int | None = None  # None: that of the parameters
-
-    def bytes(self, dtype):
-        """Bytes per parameter."""
-        state = self.state_itemsize or dtype.itemsize
-        return (self.param + self.grad) * dtype.itemsize + self.state * state
-
-
-class Variant(NamedTuple):
-    """A row of the table."""
-
-    family: str
-    make: Callable  # (params, capturable) -> Stepper
-    traffic: Traffic | None = None  # None: not counted
-    needs: str | None = None  # a package that is not ours
-    slack: float = 1.0  # factor of the tolerance, where a low precision is the variant's own choice
-    flat: bool = False  # holds parameters and gradients of its own
-    spoils: bool = False  # overwrites gradients
-
-
-def missing(variant):
-    """Why a variant cannot run here, or None."""
-    if variant.needs and importlib.util.find_spec(variant.needs) is None:
-        return f"the package {variant.needs} is not installed"
-    return None
-
-
-def ours(optimizer, params):
-    return Stepper(optimizer.step, lambda: params, optimizer.at_iterate)
-
-
-def plain(optimizer, params):
-    return Stepper(optimizer.step, lambda: params)
 
 
 def with_modes(optimizer, params):
@@ -115,17 +50,6 @@ def emanest_wrap(params, capturable):
 
 def torch_adamw(params, capturable, **options):
     return plain(torch.optim.AdamW(params, **ADAMW, **options, capturable=capturable), params)
-
-
-def two_phase(cls, **options):
-    """The eager reference around an optimizer of torch.optim."""
-
-    def make(params, capturable):
-        more = {"capturable": True} if capturable else {}
-        inner = cls(params, **options, **more)
-        return Stepper(reference.TwoPhase(inner, params).step, lambda: params)
-
-    return make
 
 
 def two_phase_master(params, capturable):
@@ -248,7 +172,6 @@ VARIANTS = {
     ),
 }
 
-# family -> what is run in float64 to compare with; where we wrote no second form, our eager one
 ORACLES = {
     "ema adamw": two_phase(TorchAdamW, **ADAMW, foreach=False),
     "adamw": lambda params, capturable: torch_adamw(params, capturable, foreach=False),
@@ -261,10 +184,3 @@ ORACLES = {
         params, False, emanest.Lookahead(**SYNC), backend="eager"
     ),
 }
-
-
-def build(make, params, capturable=False):
-    """Make a stepper; what others warn of while being made is not ours to treat as an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(params, capturable)

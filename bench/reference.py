@@ -17,6 +17,13 @@ MOMENTUM = 0.9
 # of EMA-Nesterov: step size (the paper's beta) and decay (gamma)
 STEPSIZE = 0.5
 DECAY = 0.99
+# of Muon: with a step that leaves more than rounding errors of the parameters to be compared
+MUON_LR = 0.02
+MUON_MOMENTUM = 0.95
+MUON_WEIGHT_DECAY = 0.1
+# of Newton-Schulz: everybody's, torch's included
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
 
 
 class TwoPhase:

@@ -38,12 +38,20 @@ QUANTITIES = {
         "transient bytes per parameter", lambda ours, peer: ours.info["transient_bytes"], False
     ),
     "share": Quantity("share of the ceiling", lambda ours, peer: ours.info["share"], True),
+    "accuracy": Quantity(
+        "error of {peer} / error of ours",
+        lambda ours, peer: peer.info["error"] / ours.info["error"],
+        True,
+    ),
+    "lookahead": Quantity(
+        "% of ours beyond {peer}", lambda ours, peer: 100 * (1 - peer.median / ours.median), False
+    ),
     "host": Quantity("host µs per step", lambda ours, peer: ours.info["host"] * 1e6, False),
 }
 
 COLUMNS = (
     *("case", "quantity", "value", "must", "stretch", ""),
-    *("ours, ms", "peer, ms", "GB/s", "of ceiling", "error"),
+    *("ours, ms", "peer, ms", "GB/s", "of ceiling", "GFLOP/s", "peer's", "error", "peer's"),
 )
 
 
@@ -95,7 +103,10 @@ def row(ours, peer, quantity, must, stretch):
         milliseconds(peer) if peer else "",
         number(info.get("gigabytes_per_second"), ".1f"),
         number(info.get("share"), ".0%"),
+        number(info.get("gigaflops_per_second"), ".4g"),
+        number(peer and peer.info.get("gigaflops_per_second"), ".4g"),
         number(info.get("error"), ".1e"),
+        number(peer and peer.info.get("error"), ".1e"),
     )
 
 
@@ -113,8 +124,9 @@ def rows(cases):
 def header(cases):
     """Where and when, from any entry."""
     info = next(entry.info for variants in cases.values() for entry in variants.values())
+    machine = ", ".join(info[key] for key in ("machine", "units") if key in info)
     return (
-        f"{info['date']}, commit {info['commit']}, {info['machine']}, {info['threads']} threads, "
+        f"{info['date']}, commit {info['commit']}, {machine}, {info['threads']} threads, "
         f"torch {info['torch']}, Python {info['python']}, back end {info['backend']}"
     )
 
@@ -137,8 +149,9 @@ def report(data):
     busy = [i["load"] for i in infos if (i["load"] or 0) > i["threads"] + 0.5]
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows(cases)]
     lines = [header(cases), "", *("| " + " | ".join(cells) + " |" for cells in table)]
-    lines += ["", "Times are medians (first to third quartile); the error is that of ours against"]
-    lines += ["a float64 run, relative to how far the parameters moved."]
+    lines += ["", "Times are medians (first to third quartile); errors are those against a float64"]
+    lines += ["run, relative to how far the parameters moved. GFLOP/s are those of the operations"]
+    lines += ["that Newton-Schulz needs, by its formula, over the time of the whole step."]
     if busy:
         lines += [
             "",

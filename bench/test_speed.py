@@ -15,7 +15,7 @@ import pytest
 from .cases import CPU
 from .check import Skipped
 from .core import CEILING, measure, quick
-from .peers import VARIANTS
+from .table import VARIANTS
 
 
 class Playback:

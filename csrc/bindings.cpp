@@ -5,6 +5,7 @@
 
 #include "gather.h"
 #include "info.h"
+#include "products.h"
 #include "target.h"
 #include "watch.h"
 
@@ -16,13 +17,13 @@ namespace {
 // Gathers the tensors, calls `work` on them without Python's lock (the caller holds the tensors, so
 // their memory stays), and counts what it wrote. False: nothing has changed, and some tensors must
 // be copied first.
-template <class Work>
-bool run(Column ys, Column beside, Columns state, Columns written, bool in_double,
-         const Target& target, size_t numbers, Work work) {
-  const at::Device device = device_of(ys);
+template <class Gather, class Work>
+bool run_on(Column first, Gather gather, Columns written, const Target& target, size_t numbers,
+            Work work) {
+  const at::Device device = device_of(first);
   target.check(device, numbers);
   if (target.skipped()) return true;
-  const auto bucket = gather(ys, beside, state, in_double);
+  const auto bucket = gather();
   if (!bucket) return false;
   {
     py::gil_scoped_release release;
@@ -33,8 +34,17 @@ bool run(Column ys, Column beside, Columns state, Columns written, bool in_doubl
   return true;
 }
 
+template <class Work>
+bool run(Column ys, Column beside, Columns state, Columns written, bool in_double,
+         const Target& target, size_t numbers, Work work, Column scales = py::list()) {
+  return run_on(
+      ys, [&] { return gather(ys, beside, state, in_double, scales); }, written, target, numbers,
+      work);
+}
+
 bool step_(const std::string& base, const std::string& look, Column ys, Column gs,
-           Columns base_state, Columns look_state, bool in_double, const Target& target) {
+           Columns base_state, Columns look_state, Column scales, bool in_double,
+           const Target& target) {
   const auto b = find<Base>(base);
   const auto l = find<Lookahead>(look);
   check_count("columns of base state", base_state.size(), sizes(b).first);
@@ -48,7 +58,7 @@ bool step_(const std::string& base, const std::string& look, Column ys, Column g
     target.on_gpu() ? cuda::step(b, l, bucket, target.call(on), target.place(on))
                     : cpu::step(b, l, bucket, target.numbers());
   };
-  return run(ys, gs, state, written, in_double, target, numbers, work);
+  return run(ys, gs, state, written, in_double, target, numbers, work, scales);
 }
 
 bool follow_(const std::string& look, Column ys, Column snapshots, Columns state, bool in_double,
@@ -77,6 +87,36 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
   return run(ys, py::list(), state, {ys}, in_double, target, numbers, work);
 }
 
+// squares: address, on the device, of a float64 for each tensor
+bool momentum_(const std::string& name, Column us, Column gs, Columns state, intptr_t squares,
+               bool in_double, const Target& target) {
+  const auto rule = find<Momentum>(name);
+  const auto [states, numbers] = sizes(rule);
+  check_count("columns of state", state.size(), states);
+  auto written = state;
+  written.push_back(us);
+  auto* to = reinterpret_cast<double*>(squares);
+  const auto work = [&](const Bucket& bucket, auto on) {
+    target.on_gpu() ? cuda::momentum(rule, bucket, to, target.call(on), target.place(on))
+                    : cpu::momentum(rule, bucket, target.numbers(), to);
+  };
+  return run(us, gs, state, written, in_double, target, 1 + numbers, work);
+}
+
+bool rows_(const std::string& name, Column matrices, Columns state, Column scales, Column factors,
+           bool in_double, const Target& target) {
+  const auto rule = find<RowRule>(name);
+  const auto [states, numbers] = sizes(rule);
+  check_count("columns of state", state.size(), states);
+  auto written = state;
+  written.push_back(factors);
+  const auto gather = [&] { return gather_rows(matrices, written, in_double, scales); };
+  return run_on(matrices, gather, written, target, numbers, [&](const Bucket& bucket, auto on) {
+    target.on_gpu() ? cuda::rows(rule, bucket, target.call(on), target.place(on))
+                    : cpu::rows(rule, bucket, target.numbers());
+  });
+}
+
 // found: address, on the device, of a float that is 0 and receives 1 if a gradient holds NaN or an
 // infinity. False: some must be copied first.
 bool nonfinite(Column gs, intptr_t found, const Target& target) {
@@ -102,8 +142,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   emanest::bind_target(m);
   emanest::bind_watch(m);
   emanest::bind_info(m);
+  emanest::bind_products(m);
   m.def("step_", &emanest::step_);
   m.def("follow_", &emanest::follow_);
   m.def("move_", &emanest::move_);
+  m.def("momentum_", &emanest::momentum_);
+  m.def("rows_", &emanest::rows_);
   m.def("nonfinite", &emanest::nonfinite);
 }

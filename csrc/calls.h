@@ -6,7 +6,7 @@
 #include <iterator>
 #include <memory>
 
-#include "kernels.h"
+#include "sums.h"
 
 namespace emanest::device {
 
@@ -17,9 +17,11 @@ using Allocate = std::function<Memory(size_t bytes)>;
 class Tables {
  public:
   // launch(kernel, blocks): entries that changed are sent; all of them, and chunks, if a size did.
+  // The length of chunks is always the same.
   template <class Launch>
   Table update(const std::vector<Tensors>& tensors, const Allocate& allocate,
-               const Launch& launch) {
+               const Launch& launch, int64_t length = kChunk) {
+    table_.length = length;
     // forgotten until everything is sent: an error in between leaves nothing half known
     const std::vector<Tensors> known = std::move(known_);
     known_.clear();
@@ -52,12 +54,13 @@ class Tables {
     chunks_ = 0;
     for (const Tensors& each : tensors) {
       firsts_.push_back(chunks_);
-      chunks_ += (each.size + kChunk - 1) / kChunk;
+      chunks_ += (each.size + table_.length - 1) / table_.length;
     }
     const size_t bytes = tensors.size() * sizeof(Entry);
     memory_ = allocate(bytes + size_t(chunks_) * sizeof(Chunk));
     auto* begin = static_cast<char*>(memory_.get());
-    table_ = {reinterpret_cast<Entry*>(begin), reinterpret_cast<Chunk*>(begin + bytes)};
+    table_.entries = reinterpret_cast<Entry*>(begin);
+    table_.chunks = reinterpret_cast<Chunk*>(begin + bytes);
   }
 
   static bool same_sizes(const std::vector<Tensors>& a, const std::vector<Tensors>& b) {
@@ -67,6 +70,7 @@ class Tables {
 
   static bool same(const Tensors& a, const Tensors& b) {
     return a.y == b.y && a.beside == b.beside && a.beside_dtype == b.beside_dtype &&
+           a.scales == b.scales && a.run == b.run &&
            std::equal(std::begin(a.state), std::end(a.state), std::begin(b.state));
   }
 
@@ -86,27 +90,49 @@ struct Call {
   const float* skip;      // on the device; null: never
 };
 
-// Launches a kernel for the chunks of a bucket. What is captured for a graph gets a table of its
-// own, which every replay writes again: the kept one could have changed until then.
-template <class Launch, class Make>
-void run(const Bucket& bucket, const Call& call, const Launch& launch, Make make) {
+// Calls f(table, chunks) for a bucket. What is captured for a graph gets a table of its own, which
+// every replay writes again: the kept one could have changed until then.
+template <class Launch, class F>
+void with_table(const Bucket& bucket, const Call& call, const Launch& launch, F f,
+                int64_t length = kChunk) {
   Tables own;
   Tables& tables = launch.capturing() ? own : call.tables;
-  const Table table = tables.update(bucket.tensors, call.allocate, launch);
-  if (tables.chunks()) launch(make(table), tables.chunks());
+  const Table table = tables.update(bucket.tensors, call.allocate, launch, length);
+  f(table, tables.chunks());
+}
+
+// Launches a kernel for the chunks of a bucket.
+template <class Launch, class Make>
+void run(const Bucket& bucket, const Call& call, const Launch& launch, Make make) {
+  with_table(bucket, call, launch, [&](Table table, int64_t chunks) {
+    if (chunks) launch(make(table), chunks);
+  });
+}
+
+// The numbers of a call: those of the host by value.
+inline Given given(const Call& call, int count) {
+  Given numbers{{}, call.vector};
+  if (!call.vector) std::copy_n(call.numbers, count, numbers.values);
+  return numbers;
 }
 
 template <class T>
 struct Type { using type = T; };
 
+// An operation, and how many numbers it is given.
+template <class T, int numbers_>
+struct Counted {
+  using type = T;
+  static constexpr int numbers = numbers_;
+};
+
 template <template <class T, class... Rules> class Operation, class... Rules, class Launch>
 void pass(const Bucket& bucket, int count, const Call& call, const Launch& launch) {
-  Given given{{}, call.vector};
-  if (!call.vector) std::copy_n(call.numbers, count, given.values);
+  const Given numbers = given(call, count);
   const auto with = [&](auto operation) {
     using Kernel = Pass<typename decltype(operation)::type>;
     run(bucket, call, launch,
-        [&](Table table) { return Kernel{table, given, call.skip, bucket.y_dtype}; });
+        [&](Table table) { return Kernel{table, numbers, call.skip, bucket.y_dtype, {}}; });
   };
   if (bucket.in_double) {
     with(Type<Operation<double, Rules...>>{});
@@ -134,6 +160,57 @@ void follow(const Lookahead& look, const Bucket& bucket, const Call& call, const
 template <class Launch>
 void move(const Point& point, const Bucket& bucket, const Call& call, const Launch& launch) {
   std::visit([&](auto p) { pass<Move, decltype(p)>(bucket, p.numbers, call, launch); }, point);
+}
+
+// squares: on the device, one for each tensor
+template <class Launch>
+void momentum(const Momentum& rule, const Bucket& bucket, double* squares, const Call& call,
+              const Launch& launch) {
+  const auto with = [&](auto operation) {
+    using Kernel = Pass<typename decltype(operation)::type>;
+    using M = decltype(operation);
+    const Given numbers = given(call, M::numbers);
+    with_table(bucket, call, launch, [&](Table table, int64_t chunks) {
+      const Memory memory = call.allocate(size_t(chunks) * kThreads * sizeof(double));
+      auto* parts = static_cast<double*>(memory.get());
+      const auto tensors = int64_t(bucket.tensors.size());
+      if (chunks) launch(Kernel{table, numbers, call.skip, bucket.y_dtype, parts}, chunks);
+      launch(SumChunks{table, call.skip, parts}, tensors);
+      launch(SumThreads{table, call.skip, parts, squares}, tensors);
+    });
+  };
+  std::visit(
+      [&](auto m) {
+        using M = decltype(m);
+        if (bucket.in_double) {
+          with(Counted<Average<double, M>, 1 + M::numbers>{});
+        } else {
+          with(Counted<Average<float, M>, 1 + M::numbers>{});
+        }
+      },
+      rule);
+}
+
+template <class Launch>
+void rows(const RowRule& rule, const Bucket& bucket, const Call& call, const Launch& launch) {
+  const auto with = [&](auto type, auto r) {
+    using T = typename decltype(type)::type;
+    using R = decltype(r);
+    const Given numbers = given(call, R::numbers);
+    const auto work = [&](Table table, int64_t chunks) {
+      const auto matrices = int64_t(bucket.tensors.size());
+      const Memory sums = call.allocate(size_t(chunks) * kThreads * sizeof(double));
+      const Memory whole = call.allocate(size_t(matrices) * kThreads * sizeof(Norms));
+      auto* parts = static_cast<double*>(sums.get());
+      auto* norms = static_cast<Norms*>(whole.get());
+      if (chunks) launch(RowSquares{table, call.skip, bucket.y_dtype, parts}, chunks);
+      launch(RowFactors<T, R>{table, numbers, call.skip, parts, norms}, matrices);
+      launch(KeepNorms<T, R>{table, numbers, call.skip, norms}, matrices);
+    };
+    with_table(bucket, call, launch, work, kRows);
+  };
+  std::visit(
+      [&](auto r) { bucket.in_double ? with(Type<double>{}, r) : with(Type<float>{}, r); }, rule);
 }
 
 // found: on the device, 0 before

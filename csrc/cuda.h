@@ -16,6 +16,10 @@ void step(const Base& base, const Lookahead& look, const Bucket& bucket, const d
           Place place);
 void follow(const Lookahead& look, const Bucket& bucket, const device::Call& call, Place place);
 void move(const Point& point, const Bucket& bucket, const device::Call& call, Place place);
+// squares: on the device, one for each tensor
+void momentum(const Momentum& rule, const Bucket& bucket, double* squares,
+              const device::Call& call, Place place);
+void rows(const RowRule& rule, const Bucket& bucket, const device::Call& call, Place place);
 // sets `found`, on the device, to 1 if a gradient holds NaN or an infinity
 void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Place place);
 

@@ -45,6 +45,14 @@ void check_device(const at::Tensor& t, at::Device expected) {
                            t.device().str());
 }
 
+void check_scales(const at::Tensor& t, at::Device device, at::ScalarType dtype, int64_t rows) {
+  check_device(t, device);
+  if (t.scalar_type() == dtype && t.is_contiguous() && (t.numel() == 1 || t.numel() == rows)) return;
+  throw std::invalid_argument("scales of a parameter with " + std::to_string(rows) +
+                              " rows: expected 1 or as many of " + at::toString(dtype) + ", got " +
+                              std::to_string(t.numel()) + " of " + at::toString(t.scalar_type()));
+}
+
 }  // namespace
 
 void check_count(const char* what, size_t found, size_t expected) {
@@ -53,8 +61,10 @@ void check_count(const char* what, size_t found, size_t expected) {
                               std::to_string(found));
 }
 
-std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double) {
-  const bool alone = beside.empty();
+std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double,
+                             Column scales) {
+  const bool alone = beside.empty(), scaled = !scales.empty();
+  if (scaled) check_count("scales", scales.size(), ys.size());
   if (!alone) check_count("tensors beside the parameters", beside.size(), ys.size());
   for (Column column : state) check_count("tensors of state", column.size(), ys.size());
   if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
@@ -69,6 +79,12 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
     if (dtype_of(y) != first || !aligned(y, y)) return false;
     Tensors& row = bucket.tensors[i];
     row = {y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
+    if (scaled) {
+      const at::Tensor& s = tensor(scales, i);
+      check_scales(s, device, wide, y.dim() ? y.size(0) : 1);
+      row.scales = s.data_ptr();
+      row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
+    }
     if (!alone) {
       const at::Tensor& g = tensor(beside, i);
       check_device(g, device);
@@ -93,6 +109,39 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
     }
   });
   return fits ? std::optional(std::move(bucket)) : std::nullopt;
+}
+
+std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_double,
+                                  Column scales) {
+  check_count("scales", scales.size(), matrices.size());
+  for (Column column : columns) check_count("tensors of a column", column.size(), matrices.size());
+  Bucket bucket{{}, Dtype::float32, in_double};
+  const auto wide = in_double ? at::kDouble : at::kFloat;
+  for (size_t i = 0; i < matrices.size(); i++) {
+    const at::Tensor& matrix = tensor(matrices, i);
+    const auto dtype = dtype_of(matrix);
+    if (matrix.dim() != 2) throw std::invalid_argument("expected matrices");
+    if (!dtype || !matrix.is_contiguous() || matrix.is_neg()) return std::nullopt;
+    const int64_t rows = matrix.size(0);
+    check_scales(tensor(scales, i), matrix.device(), wide, 1);
+    Tensors row{matrix.data_ptr(), nullptr, {}, rows, Dtype::float32};
+    row.scales = tensor(scales, i).data_ptr();
+    row.run = matrix.size(1);
+    for (size_t k = 0; k < columns.size(); k++) {
+      const at::Tensor& s = tensor(columns[k], i);
+      check_device(s, matrix.device());
+      if (s.numel() != rows) {
+        throw std::invalid_argument("expected a value for each of " + std::to_string(rows) +
+                                    " rows, got " + std::to_string(s.numel()));
+      }
+      if (s.scalar_type() != wide || !s.is_contiguous() || s.is_neg()) return std::nullopt;
+      row.state[k] = s.data_ptr();
+    }
+    if (i > 0 && *dtype != bucket.y_dtype) return std::nullopt;
+    bucket.y_dtype = *dtype;
+    bucket.tensors.push_back(row);
+  }
+  return bucket;
 }
 
 std::optional<Bucket> gather(Column gs) {

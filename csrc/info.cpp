@@ -28,6 +28,8 @@ py::dict describe() {
 py::dict rules() {
   py::dict tables;
   tables["BASES"] = describe<Base>();
+  tables["MOMENTA"] = describe<Momentum>();
+  tables["ROWS"] = describe<RowRule>();
   tables["LOOKAHEADS"] = describe<Lookahead>();
   tables["POINTS"] = describe<Point>();
   return tables;

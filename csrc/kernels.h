@@ -17,7 +17,7 @@ struct alignas(16) Entry {
   int64_t first;
 };
 
-// kChunk elements, from `begin` on, of a parameter; fewer at its end.
+// Elements, from `begin` on, of a parameter: as many as a table's chunks have, fewer at its end.
 struct alignas(16) Chunk {
   int64_t entry;
   int64_t begin;
@@ -27,15 +27,16 @@ struct alignas(16) Chunk {
 struct Table {
   Entry* entries;
   Chunk* chunks;
+  int64_t length = kChunk;  // elements of a chunk; of a table for `rows`, rows
 };
 
 // What follows are kernels: functions of the numbers of a block and of a thread in it.
 
 // The elements that a block takes of a tensor.
 struct Range {
-  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors)
+  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors, int64_t length = kChunk)
       : begin(chunk.begin),
-        end(tensors.size - begin < kChunk ? tensors.size : begin + kChunk) {}
+        end(tensors.size - begin < length ? tensors.size : begin + length) {}
 
   int64_t begin, end;
 };
@@ -45,7 +46,7 @@ template <class Operation>
 struct Pass {
   using T = typename Operation::T;
   static constexpr int states = Operation::states;
-  static constexpr bool beside = Operation::reads_beside;
+  static constexpr bool beside = Operation::reads_beside, reads_y = Operation::reads_y;
 
   // A tensor's y, what stands beside it, and its state.
   struct Streams {
@@ -55,6 +56,23 @@ struct Pass {
     EMANEST_INLINE Values<T> state(int k) const {
       return {tensors.state[k], std::is_same_v<T, double> ? Dtype::float64 : Dtype::float32};
     }
+
+    // The factors of elements that follow each other.
+    class Factors {
+     public:
+      EMANEST_INLINE Factors(const Tensors& t, int64_t i)
+          : scales_(global(static_cast<const T*>(t.scales))), run_(t.run), k_(i / run_),
+            next_((k_ + 1) * run_) {}
+
+      EMANEST_INLINE T at(int64_t i) {
+        for (; i >= next_; next_ += run_) k_++;
+        return scales_[k_];
+      }
+
+     private:
+      const T* scales_;
+      int64_t run_, k_, next_;
+    };
 
     EMANEST_INLINE bool in_fours() const {
       bool all = y.in_fours() && (!Pass::beside || beside.in_fours());
@@ -69,7 +87,7 @@ struct Pass {
 
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     if (skip && *skip != 0) return;
-    const Operation operation(given);
+    Operation operation(given);
     const Chunk chunk = table.chunks[block];
     const Streams streams(table.entries[chunk.entry].tensors, y_dtype);
     const Range range(chunk, streams.tensors);
@@ -84,32 +102,43 @@ struct Pass {
       }
     }
     for (int64_t i = rest + thread; i < range.end; i += kThreads) one(operation, streams, i);
+    operation.leave(left, block * kThreads + thread);
   }
 
-  EMANEST_INLINE static void one(const Operation& operation, const Streams& streams, int64_t i) {
-    T y = streams.y.load(i), aside{};
+  EMANEST_INLINE static void one(Operation& operation, const Streams& streams, int64_t i) {
+    T y{}, aside{}, factor(1);
     Row<T, states> state;
+    if constexpr (reads_y) y = streams.y.load(i);
     if constexpr (beside) aside = streams.beside.load(i);
     for (int k = 0; k < states; k++) state[k] = streams.state(k).load(i);
-    operation(y, aside, state);
+    if constexpr (Operation::scaled) {
+      if (streams.tensors.scales) factor = typename Streams::Factors(streams.tensors, i).at(i);
+    }
+    operation(y, aside, state, factor);
     streams.y.store(i, y);
     if constexpr (Operation::writes_beside) streams.beside.store(i, aside);
     for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
   }
 
-  EMANEST_INLINE static void four(const Operation& operation, const Streams& streams, int64_t i) {
+  EMANEST_INLINE static void four(Operation& operation, const Streams& streams, int64_t i) {
     Words words[2 + states];
-    words[0] = streams.y.load_four(i);
+    if constexpr (reads_y) words[0] = streams.y.load_four(i);
     if constexpr (beside) words[1] = streams.beside.load_four(i);
     for (int k = 0; k < states; k++) words[2 + k] = streams.state(k).load_four(i);
-    T y[4], aside[4]{}, columns[states + 1][4];
-    streams.y.widen_four(words[0], y);
+    T y[4]{}, aside[4]{}, columns[states + 1][4], factors[4] = {1, 1, 1, 1};
+    if constexpr (reads_y) streams.y.widen_four(words[0], y);
     if constexpr (beside) streams.beside.widen_four(words[1], aside);
     for (int k = 0; k < states; k++) streams.state(k).widen_four(words[2 + k], columns[k]);
+    if constexpr (Operation::scaled) {
+      if (streams.tensors.scales) {
+        typename Streams::Factors found(streams.tensors, i);
+        for (int j = 0; j < 4; j++) factors[j] = found.at(i + j);
+      }
+    }
     for (int j = 0; j < 4; j++) {
       Row<T, states> state;
       for (int k = 0; k < states; k++) state[k] = columns[k][j];
-      operation(y[j], aside[j], state);
+      operation(y[j], aside[j], state, factors[j]);
       for (int k = 0; k < states; k++) columns[k][j] = state[k];
     }
     streams.y.store_four(i, y);
@@ -121,6 +150,7 @@ struct Pass {
   Given given;
   const float* skip;
   Dtype y_dtype;
+  typename Operation::Left left;
 };
 
 // Whether a gradient holds NaN or an infinity; `found` was 0 before.
@@ -183,9 +213,9 @@ struct WriteEntries {
 struct WriteChunks {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     const Entry& entry = table.entries[block];
-    const int64_t count = (entry.tensors.size + kChunk - 1) / kChunk;
+    const int64_t count = (entry.tensors.size + table.length - 1) / table.length;
     for (int64_t i = thread; i < count; i += kThreads) {
-      table.chunks[entry.first + i] = {block, i * kChunk};
+      table.chunks[entry.first + i] = {block, i * table.length};
     }
   }
 

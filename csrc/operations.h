@@ -21,23 +21,34 @@ EMANEST_INLINE void copy(const Given& from, int first, typename Rule::Numbers& t
   for (int k = 0; k < Rule::numbers; k++) to[k] = from[first + k];
 }
 
+// What a thread leaves behind at its end; here: nothing.
+struct Nothing {};
+
+// What operations have in common, unless they say otherwise.
+struct Operation {
+  using Left = Nothing;
+  static constexpr bool reads_y = true, reads_beside = true, writes_beside = false, scaled = false;
+
+  EMANEST_INLINE void leave(Nothing, int64_t) const {}
+};
+
 template <class T_, class B, class L>
-struct Step {
+struct Step : Operation {
   using T = T_;
   static constexpr int states = B::states + L::states;
-  static constexpr bool reads_beside = true, writes_beside = false;
+  static constexpr bool scaled = true;
 
   EMANEST_INLINE explicit Step(const Given& given) : scale(given[0]) {
     copy<B>(given, 1, base_numbers);
     copy<L>(given, 1 + B::numbers, look_numbers);
   }
 
-  EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state) const {
+  EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state, T factor) const {
     Row<T, B::states> base_state;
     Row<T, L::states> look_state;
     for (int k = 0; k < B::states; k++) base_state[k] = state[k];
     for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
-    y = step<T, B, L>(y, g * scale, base_state, look_state, base_numbers, look_numbers);
+    y = step<T, B, L>(y, g * scale * factor, base_state, look_state, base_numbers, look_numbers);
     for (int k = 0; k < B::states; k++) state[k] = base_state[k];
     for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
   }
@@ -48,14 +59,14 @@ struct Step {
 };
 
 template <class T_, class L>
-struct Follow {
+struct Follow : Operation {
   using T = T_;
   static constexpr int states = L::states;
-  static constexpr bool reads_beside = true, writes_beside = true;
+  static constexpr bool writes_beside = true;
 
   EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
 
-  EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state) const {
+  EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state, T) const {
     y = snapshot = L::apply(y, y - snapshot, state, numbers);
   }
 
@@ -63,18 +74,42 @@ struct Follow {
 };
 
 template <class T_, class P>
-struct Move {
+struct Move : Operation {
   using T = T_;
   static constexpr int states = P::states;
-  static constexpr bool reads_beside = false, writes_beside = false;
+  static constexpr bool reads_beside = false;
 
   EMANEST_INLINE explicit Move(const Given& given) { copy<P>(given, 0, numbers); }
 
-  EMANEST_INLINE void operator()(T& y, T&, Row<T, states>& state) const {
+  EMANEST_INLINE void operator()(T& y, T&, Row<T, states>& state, T) const {
     y = P::template apply<T>(y, state, numbers);
   }
 
   typename P::Numbers numbers;
+};
+
+// y is an update, written only; its squares are added up, a sum for each thread.
+template <class T_, class M>
+struct Average : Operation {
+  using T = T_;
+  using Left = double*;
+  static constexpr int states = M::states;
+  static constexpr bool reads_y = false;
+
+  EMANEST_INLINE explicit Average(const Given& given) : scale(given[0]) {
+    copy<M>(given, 1, numbers);
+  }
+
+  EMANEST_INLINE void operator()(T& u, T& g, Row<T, states>& state, T) {
+    u = M::apply(g * scale, state, numbers);
+    squares += double(u) * double(u);
+  }
+
+  EMANEST_INLINE void leave(double* sums, int64_t thread) const { sums[thread] = squares; }
+
+  Number scale;
+  typename M::Numbers numbers;
+  double squares = 0;
 };
 
 }  // namespace emanest::device

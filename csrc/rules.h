@@ -1,7 +1,8 @@
 // Every formula of emanest/rules.py, line for line; a test compares the two texts.
 //
-// A rule reads and writes its state in place and returns the update (bases), the next gradient
-// point (lookaheads), or the point moved to (points). T is float or double.
+// A rule reads and writes its state in place and returns the update (bases), what is orthogonalised
+// (momenta), a factor (row rules), the next gradient point (lookaheads), or the point moved to
+// (points). T is float or double.
 #pragma once
 
 #include <cmath>
@@ -40,6 +41,8 @@ template <class T>
 EMANEST_INLINE Array<T> operator*(T a, Number b) { return a * T(b.value); }
 template <class T>
 EMANEST_INLINE Array<T> operator+(T a, Number b) { return a + T(b.value); }
+template <class T>
+EMANEST_INLINE Array<T> operator/(Number a, T b) { return T(a.value) / b; }
 
 // an array of at least one element: a rule without state takes no part of it
 template <class T, int size>
@@ -130,6 +133,40 @@ struct direction {
 };
 
 }  // namespace bases
+
+// ---- momentum rules and row rules ---------------------------------------------------------------
+
+namespace momenta {
+
+struct ema {
+  EMANEST_RULE("ema", 1, 2);
+  template <class T>
+  EMANEST_INLINE static T apply(T g, State<T>& state, const Numbers& numbers) {
+    auto& [momentum_buffer] = state;
+    const auto& [weight, blend] = numbers;
+    momentum_buffer = (weight < 1.0_n) * momentum_buffer;
+    momentum_buffer = momentum_buffer + weight * (g - momentum_buffer);
+    return momentum_buffer + blend * (g - momentum_buffer);
+  }
+};
+
+}  // namespace momenta
+
+namespace rows {
+
+struct normuon {
+  EMANEST_RULE("normuon", 1, 2);
+  template <class T>
+  EMANEST_INLINE static T apply(T mean_square, State<T>& state, const Numbers& numbers) {
+    auto& [second_momentum_buffer] = state;
+    const auto& [weight, eps] = numbers;
+    auto delta = mean_square - second_momentum_buffer;
+    second_momentum_buffer = second_momentum_buffer + weight * delta;
+    return 1.0_n / (std::sqrt(second_momentum_buffer) + eps);
+  }
+};
+
+}  // namespace rows
 
 // ---- lookahead rules ----------------------------------------------------------------------------
 
@@ -300,6 +337,8 @@ struct y_between {
 
 using Base = std::variant<bases::sgd, bases::momentum, bases::nesterov, bases::adamw,
                           bases::amsgrad, bases::direction>;
+using Momentum = std::variant<momenta::ema>;
+using RowRule = std::variant<rows::normuon>;
 using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, lookaheads::nag,
                                lookaheads::lookahead, lookaheads::long_horizon, lookaheads::snoo,
                                lookaheads::gpa, lookaheads::extrapolate, lookaheads::anchor>;

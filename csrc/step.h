@@ -20,8 +20,10 @@ struct Tensors {
   void* y;
   void* beside;          // gradient; for `follow` the snapshot; for `move` null
   void* state[kStates];  // of the base rule, then of the lookahead rule
-  int64_t size;          // elements
+  int64_t size;          // elements; for `rows` rows
   Dtype beside_dtype;
+  const void* scales = nullptr;  // further factors of the gradient, of the arithmetic's type; or null
+  int64_t run = 0;               // elements, in memory order, that share a scale; those of a row
 };
 
 // The parameters of one call: they share a dtype, and the state has that of the arithmetic.
@@ -54,6 +56,11 @@ namespace cpu {
 void step(const Base& base, const Lookahead& look, const Bucket& bucket, const double* numbers);
 void follow(const Lookahead& look, const Bucket& bucket, const double* numbers);
 void move(const Point& point, const Bucket& bucket, const double* numbers);
+// y receives the update, squares the sum of its squares for each tensor; numbers: a factor of the
+// gradients, then the rule's
+void momentum(const Momentum& rule, const Bucket& bucket, const double* numbers, double* squares);
+// y is a matrix, state: that of the rule, then the factors, which are written
+void rows(const RowRule& rule, const Bucket& bucket, const double* numbers);
 // whether a gradient holds NaN or an infinity
 bool nonfinite(const Bucket& bucket);
 

@@ -60,6 +60,15 @@ void move(const Point& point, const Bucket& bucket, const device::Call& call, Pl
   device::move(point, bucket, call, Launch(place));
 }
 
+void momentum(const Momentum& rule, const Bucket& bucket, double* squares,
+              const device::Call& call, Place place) {
+  device::momentum(rule, bucket, squares, call, Launch(place));
+}
+
+void rows(const RowRule& rule, const Bucket& bucket, const device::Call& call, Place place) {
+  device::rows(rule, bucket, call, Launch(place));
+}
+
 void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Place place) {
   device::nonfinite(bucket, found, call, Launch(place));
 }

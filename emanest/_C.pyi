@@ -25,6 +25,7 @@ def step_(
     gs: list[Tensor],
     base_state: list[list[Tensor]],
     look_state: list[list[Tensor]],
+    scales: Any,
     in_double: bool,
     target: Target,
 ) -> bool: ...
@@ -39,7 +40,29 @@ def follow_(
 def move_(
     point: str, ys: list[Tensor], state: list[list[Tensor]], in_double: bool, target: Target
 ) -> bool: ...
+def momentum_(
+    name: str,
+    us: list[Tensor],
+    gs: list[Tensor],
+    state: list[list[Tensor]],
+    squares: int,
+    in_double: bool,
+    target: Target,
+) -> bool: ...
+def rows_(
+    name: str,
+    matrices: list[Tensor],
+    state: list[list[Tensor]],
+    scales: list[Tensor],
+    factors: list[Tensor],
+    in_double: bool,
+    target: Target,
+) -> bool: ...
 def nonfinite(gs: list[Tensor], found: int, target: Target) -> bool: ...
+def symmetric_product(
+    out: Tensor, c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float
+) -> Tensor: ...
+def product(out: Tensor, c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor: ...
 def build_info() -> dict[str, Any]: ...
 def rules() -> dict[str, dict[str, tuple[int, int]]]: ...
 def versions(tensors: list[Tensor]) -> list[int]: ...

@@ -6,8 +6,10 @@ does not serve them all, they are copied first (``layout.flat``).
 
 import torch
 
+from . import eager
+from . import products as torch_products
 from .eager import plan_ as plan_
-from .layout import NATIVE, flat
+from .layout import NATIVE, flat, scaled
 
 try:
     from . import _C
@@ -17,14 +19,20 @@ except ImportError as error:
         "needs pybind11 and ninja (the `build` extra)"
     ) from error
 
+from . import cpu_products
 
-def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None):
+
+def step_(
+    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+):
     """Advance parameters by one step, in place."""
     split, in_double = len(base_state), dtype == torch.float64
+    if scales:
+        gs, scales = scaled(gs, ys, scales, dtype)
 
     def work(target, ys, gs, columns):
         columns = columns[:split], columns[split:]
-        return _C.step_(base, look, ys, gs, *columns, in_double, target)
+        return _C.step_(base, look, ys, gs, *columns, list(scales), in_double, target)
 
     target = _target(ys, numbers, skip, memo, ("step", base, look))
     _run(work, target, ys, gs, [*base_state, *look_state], dtype)
@@ -50,6 +58,31 @@ def move_(point, ys, state, numbers, dtype, memo=None):
     _run(work, target, ys, [], state, dtype)
 
 
+def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
+    """Average gradients into momenta, in place, and make updates of them."""
+    _check_squares(squares, us)
+
+    def work(target, us, gs, columns):
+        in_double = dtype == torch.float64
+        return _C.momentum_(name, us, gs, columns, squares.data_ptr(), in_double, target)
+
+    target = _target(us, numbers, skip, memo, ("momentum", name))
+    _run(work, target, us, gs, state, dtype)
+
+
+def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
+    """Find for each row of a matrix a factor that evens rows out and keeps the matrix's norm."""
+    target = _target(os, numbers, skip, memo, ("rows", name))
+    if not _C.rows_(name, os, state, scales, factors, dtype == torch.float64, target):
+        # of one value for each row, and in an odd format: not worth a loop of its own
+        eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
+
+
+def products(device_type):
+    """The namespace of matrix products: on a GPU torch's, which are those of cuBLAS."""
+    return _PRODUCTS[device_type]
+
+
 def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
@@ -59,6 +92,13 @@ def nonfinite(gs, memo=None):
         # of any order: only whether a value is there matters
         _C.nonfinite([g.contiguous() for g in natives], found.data_ptr(), target)
     return found
+
+
+def _check_squares(squares, us):
+    if squares.shape != (len(us),) or squares.dtype != torch.float64 or not squares.is_contiguous():
+        raise ValueError(f"squares must be a float64 vector of {len(us)}, got {squares.shape}")
+    if us and squares.device != us[0].device:
+        raise ValueError(f"squares are on {squares.device}, the updates on {us[0].device}")
 
 
 def _run(work, target, ys, beside, columns, dtype, writes_beside=False):
@@ -92,6 +132,7 @@ def _on_cuda(device, numbers, skip, memo, key):
     return _C.Target(numbers, tables[key], stream, skip)
 
 
+_PRODUCTS = {"cpu": cpu_products, "cuda": torch_products}
 _TARGETS = {"cpu": _on_cpu, "cuda": _on_cuda}
 
 

@@ -9,13 +9,16 @@ symmetric.
 
 import torch
 
-# cost of a symmetric product relative to a full one: torch has no kernel that takes half the work
+# cost of a symmetric product relative to a full one: torch has none that takes half the work
 SYMMETRIC_SHARE = 1.0
+
+# bytes; the bits of a product of a BLAS may depend on where its operands begin
+ALIGNMENT = 64
 
 
 def sym_mm(x):
     """X X^T of (batch, n, m)."""
-    return _mirrored(torch.stack([a @ a.mT for a in x]) if len(x) else x @ x.mT)
+    return _mirrored(_each(None, x, x.mT, 0.0, 1.0))
 
 
 def sym_baddbmm(c, a, b, beta, alpha):
@@ -30,17 +33,28 @@ def mm(a, x):
 
 def mm_add(x, a, beta, alpha):
     """Beta X + alpha A X, as ``mm``."""
-    if x.stride(-2) == 1 != x.stride(-1):
+    if transposed(x):
         # (X^T A)^T: the result is laid out as X is
         return _each(x.mT, x.mT, a, beta, alpha).mT
     return _each(x, a, x, beta, alpha)
 
 
+def transposed(x):
+    """Whether the columns of a batch are contiguous, and the rows are not."""
+    return x.stride(-2) == 1 != x.stride(-1)
+
+
 def _each(c, a, b, beta, alpha):
-    out = torch.empty(c.shape, dtype=c.dtype, device=c.device)
-    for to, matrix, left, right in zip(out, c, a, b, strict=True):
-        torch.addmm(matrix, left, right, beta=beta, alpha=alpha, out=to)
-    return out
+    if len(a) == 0:
+        return a.new_empty(0, a.shape[1], b.shape[2])
+    addends = a[:, :1, :1] if beta == 0 else c
+    triples = (map(_placed, triple) for triple in zip(addends, a, b, strict=True))
+    return torch.stack([torch.addmm(*triple, beta=beta, alpha=alpha) for triple in triples])
+
+
+def _placed(matrix):
+    """A matrix that begins where memory is aligned."""
+    return matrix if matrix.data_ptr() % ALIGNMENT == 0 else matrix.clone()
 
 
 def _mirrored(r):

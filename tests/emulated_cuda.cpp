@@ -5,6 +5,7 @@
 
 #include "../csrc/cuda.h"
 #include "../csrc/info.h"
+#include "../csrc/products.h"
 #include "../csrc/watch.h"
 
 namespace emanest {
@@ -62,6 +63,15 @@ void move(const Point& point, const Bucket& bucket, const device::Call& call, Pl
   device::move(point, bucket, call, Launch(place));
 }
 
+void momentum(const Momentum& rule, const Bucket& bucket, double* squares,
+              const device::Call& call, Place place) {
+  device::momentum(rule, bucket, squares, call, Launch(place));
+}
+
+void rows(const RowRule& rule, const Bucket& bucket, const device::Call& call, Place place) {
+  device::rows(rule, bucket, call, Launch(place));
+}
+
 void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Place place) {
   device::nonfinite(bucket, found, call, Launch(place));
 }
@@ -75,11 +85,14 @@ namespace cpu {
 void step(const Base&, const Lookahead&, const Bucket&, const double*) {}
 void follow(const Lookahead&, const Bucket&, const double*) {}
 void move(const Point&, const Bucket&, const double*) {}
+void momentum(const Momentum&, const Bucket&, const double*, double*) {}
+void rows(const RowRule&, const Bucket&, const double*) {}
 bool nonfinite(const Bucket&) { return false; }
 
 }  // namespace cpu
 
 void bind_watch(pybind11::module_&) {}
+void bind_products(pybind11::module_&) {}
 
 void bind_info(pybind11::module_& m) {
   pybind11::class_<Stream>(m, "Stream")

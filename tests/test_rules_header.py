@@ -19,6 +19,8 @@ HEADER = (Path(__file__).parents[1] / "csrc" / "rules.h").read_text()
 # table in Python -> namespace in C++, the variant, and what a rule of it returns: state too, or not
 TABLES = {
     "BASES": ("bases", "Base", True),
+    "MOMENTA": ("momenta", "Momentum", True),
+    "ROWS": ("rows", "RowRule", True),
     "LOOKAHEADS": ("lookaheads", "Lookahead", True),
     "POINTS": ("points", "Point", False),
 }

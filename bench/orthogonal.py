@@ -1,0 +1,198 @@
+"""What is timed of Muon and of Newton-Schulz alone, ours and others."""
+
+import functools
+
+import torch
+
+import emanest
+from emanest.newton_schulz import working_dtype
+
+from . import newton_schulz
+from .models import hidden
+from .newton_schulz import Alone, Several
+from .peers import ADAMW, EMA, fused
+from .reference import MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, NS_COEFFICIENTS, NS_STEPS
+from .variants import Stepper, Variant, Work, ours, plain, two_phase
+
+MUON = {"lr": MUON_LR, "weight_decay": MUON_WEIGHT_DECAY, "momentum": MUON_MOMENTUM}
+
+
+def parted(params):
+    """The parameters that Muon gets, and the others."""
+    chosen = set(hidden([p.shape for p in params]))
+    matrices = [p for i, p in enumerate(params) if i in chosen]
+    return matrices, [p for i, p in enumerate(params) if i not in chosen]
+
+
+def emanest_muon(lookahead):
+    def make(params, capturable):
+        options = {**MUON, "lookahead": lookahead, "capturable": capturable}
+        return ours(emanest.Muon(params, **options), params)
+
+    return make
+
+
+def emanest_mixed(lookahead):
+    def make(params, capturable):
+        matrices, others = parted(params)
+        groups = [{"params": matrices}, {"params": others, "base": "adamw", **ADAMW}]
+        options = {**MUON, "lookahead": lookahead, "capturable": capturable}
+        return ours(emanest.Muon(groups, **options), params)
+
+    return make
+
+
+def torch_muon(params, **ignored):
+    """Of which a step can be captured as it is."""
+    return torch.optim.Muon(params, **MUON)
+
+
+def torch_mixed(params, capturable=False):
+    matrices, others = parted(params)
+    adamw = torch.optim.AdamW(others, **fused(ADAMW), capturable=capturable)
+    return Several([torch_muon(matrices), adamw])
+
+
+def exact_muon(params):
+    return newton_schulz.Muon(params)
+
+
+def exact_mixed(params):
+    matrices, others = parted(params)
+    adamw = torch.optim.AdamW(others, **ADAMW, foreach=False)
+    return Several([newton_schulz.Muon(matrices), adamw])
+
+
+def pytorch_optimizer_muon(params, capturable):
+    import pytorch_optimizer
+
+    groups = [{"params": params, "use_muon": True}]
+    return plain(pytorch_optimizer.Muon(groups, **MUON), params)
+
+
+def alone(function, *args, **options):
+    """How to make a variant of a function of a batch."""
+
+    def make(params, capturable):
+        stepper = Alone(params, functools.partial(function, *args, **options))
+        return Stepper(stepper.step, stepper.iterate, take_gradients=stepper.take_gradients)
+
+    return make
+
+
+def alone_in(dtype, form, function, **options):
+    """A row for a function of a batch and a dtype."""
+    return Variant(
+        "newton-schulz",
+        alone(function, dtype=dtype, **options),
+        flat=True,
+        work=Work(form),
+        arithmetic=always(dtype),
+    )
+
+
+def always(dtype):
+    return lambda device, ignored: dtype
+
+
+def compiled(params, capturable):
+    function = torch.compile(newton_schulz.plain, dynamic=False, fullgraph=True)
+    return alone(function, dtype=torch.float16)(params, capturable)
+
+
+def dion_kernels(params, capturable):
+    """The loop of dion, which has coefficients of its own, with ours."""
+    from dion.newton_schulz_triton import ns_line_1, ns_line_2
+
+    _, b, c = NS_COEFFICIENTS
+    function = functools.partial(
+        newton_schulz.plain,
+        dtype=torch.bfloat16,
+        gram=lambda x: ns_line_1(x.contiguous()),
+        polynomial=lambda r: ns_line_2(r, alpha=c, beta=b),
+    )
+    return alone(function)(params, capturable)
+
+
+def gram_newton_schulz(params, capturable):
+    from gram_newton_schulz import GramNewtonSchulz
+
+    rows = [list(NS_COEFFICIENTS)] * NS_STEPS
+    return alone(GramNewtonSchulz(ns_coefficients=rows))(params, capturable)
+
+
+def as_we_choose(device, dtype):
+    return working_dtype(torch.device(device), dtype)
+
+
+OURS_MUON = "emanest Muon + EMA-Nesterov"
+OURS_MUON_ALONE = "emanest Muon"
+OURS_MIXED = "emanest Muon and AdamW + EMA-Nesterov"
+OURS_MIXED_ALONE = "emanest Muon and AdamW"
+OURS_NS = "emanest orthogonalize"
+TORCH_MUON = "torch Muon"
+TWO_PHASE_MIXED = "two-phase around torch Muon and fused AdamW"
+PYTORCH_OPTIMIZER_MUON = "pytorch_optimizer Muon"
+PLAIN_32 = "torch Newton-Schulz in float32"
+PLAIN_16 = "torch Newton-Schulz in float16"
+PLAIN_B16 = "torch Newton-Schulz in bfloat16"
+COMPILED_16 = "torch.compile of Newton-Schulz in float16"
+GRAM_32 = "torch Gram Newton-Schulz in float32"
+GRAM_16 = "torch Gram Newton-Schulz in float16"
+DION = "dion's kernels"
+GRAM_NEWTON_SCHULZ = "gram_newton_schulz"
+
+# a symmetric product needs half the operations, and no more than that is useful
+_OURS = {"work": Work(None, 0.5), "arithmetic": as_we_choose}
+_TORCH_MUON = {"work": Work("standard"), "arithmetic": always(torch.bfloat16)}
+_MIXED = {"work": Work(None, 0.5, hidden), "arithmetic": as_we_choose}
+
+VARIANTS = {
+    OURS_MUON: Variant("ema muon", emanest_muon(EMA), **_OURS),
+    OURS_MUON_ALONE: Variant("muon", emanest_muon(None), **_OURS),
+    TORCH_MUON: Variant(
+        "muon", lambda params, capturable: plain(torch_muon(params), params), **_TORCH_MUON
+    ),
+    PYTORCH_OPTIMIZER_MUON: Variant(
+        "muon", pytorch_optimizer_muon, needs="pytorch_optimizer", spoils=True, **_TORCH_MUON
+    ),
+    OURS_MIXED: Variant("ema mixed", emanest_mixed(EMA), **_MIXED),
+    OURS_MIXED_ALONE: Variant("mixed", emanest_mixed(None), **_MIXED),
+    TWO_PHASE_MIXED: Variant(
+        "ema mixed",
+        two_phase(torch_mixed),
+        work=Work("standard", matrices=hidden),
+        arithmetic=always(torch.bfloat16),
+    ),
+    OURS_NS: Variant("newton-schulz", alone(emanest.orthogonalize), flat=True, **_OURS),
+    PLAIN_32: alone_in(torch.float32, "standard", newton_schulz.plain),
+    PLAIN_16: alone_in(torch.float16, "standard", newton_schulz.plain),
+    PLAIN_B16: alone_in(torch.bfloat16, "standard", newton_schulz.plain),
+    COMPILED_16: alone_in(torch.float16, "standard", newton_schulz.plain)._replace(make=compiled),
+    GRAM_32: alone_in(torch.float32, "gram", newton_schulz.in_gram_form, restarts=()),
+    GRAM_16: alone_in(torch.float16, "gram", newton_schulz.in_gram_form, restarts=(3,)),
+    DION: Variant(
+        "newton-schulz",
+        dion_kernels,
+        needs="dion",
+        flat=True,
+        work=Work("standard", 0.5),
+        arithmetic=always(torch.bfloat16),
+    ),
+    GRAM_NEWTON_SCHULZ: Variant(
+        "newton-schulz",
+        gram_newton_schulz,
+        needs="gram_newton_schulz",
+        flat=True,
+        work=Work("gram", 0.5),
+        arithmetic=always(torch.float16),
+    ),
+}
+
+ORACLES = {
+    "muon": lambda params, capturable: plain(exact_muon(params), params),
+    "ema muon": two_phase(exact_muon),
+    "mixed": lambda params, capturable: plain(exact_mixed(params), params),
+    "ema mixed": two_phase(exact_mixed),
+    "newton-schulz": alone(newton_schulz.plain, dtype=torch.float64),
+}

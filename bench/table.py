@@ -1,0 +1,11 @@
+"""Everything that is timed: name -> how to make it and what it computes.
+
+A variant is built from parameters whose gradients are set, and gives a ``Stepper``. Variants of
+one family compute the same function, which is checked against the family's float64 run.
+"""
+
+from . import orthogonal, peers
+
+VARIANTS = {**peers.VARIANTS, **orthogonal.VARIANTS}
+# family -> what is run in float64 to compare with; where we wrote no second form, our eager one
+ORACLES = {**peers.ORACLES, **orthogonal.ORACLES}

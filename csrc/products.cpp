@@ -1,0 +1,147 @@
+// The products of Newton-Schulz on the CPU; emanest/cpu_products.py documents them.
+//
+// A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
+// one thread: its bits depend neither on the number of threads nor on the batch. Of a symmetric
+// result the tiles on and below the diagonal are computed and mirrored while they are in the cache.
+#include "products.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+namespace emanest {
+namespace {
+
+// A strip of a symmetric result, up to its diagonal, is n / kStrips rows high within these bounds:
+// lower strips waste less of the triangle above the diagonal, higher ones multiply faster.
+constexpr int64_t kStrips = 8, kLeast = 64, kMost = 256;
+// tiles of other results: two for a square of 768; a strip is cut into pieces as wide
+constexpr int64_t kHeight = 384, kWidth = 768;
+// side of the blocks that are mirrored: two of them are in the first-level cache
+constexpr int64_t kBlock = 32;
+
+struct Tile { int64_t matrix, row, rows, column, columns; };
+using Tiles = std::vector<Tile>;
+
+Tiles triangle(int64_t batch, int64_t n) {
+  const int64_t height = std::clamp((n / kStrips + 15) / 16 * 16, kLeast, kMost);
+  Tiles tiles;
+  for (int64_t matrix = 0; matrix < batch; matrix++) {
+    // the longest first: short ones fill the gaps at the end
+    for (int64_t row = (n - 1) / height * height; row >= 0; row -= height) {
+      const int64_t rows = std::min(height, n - row);
+      for (int64_t column = 0; column < row + rows; column += kWidth) {
+        tiles.push_back({matrix, row, rows, column, std::min(kWidth, row + rows - column)});
+      }
+    }
+  }
+  return tiles;
+}
+
+Tiles rectangle(int64_t batch, int64_t n, int64_t m) {
+  Tiles tiles;
+  for (int64_t matrix = 0; matrix < batch; matrix++) {
+    for (int64_t row = 0; row < n; row += kHeight) {
+      for (int64_t column = 0; column < m; column += kWidth) {
+        tiles.push_back({matrix, row, std::min(kHeight, n - row), column,
+                         std::min(kWidth, m - column)});
+      }
+    }
+  }
+  return tiles;
+}
+
+// Calls f(tile) for all tiles; a thread that is free takes the next one.
+template <class F>
+void for_each(const Tiles& tiles, F f) {
+  std::atomic<size_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    // threads of the pool do not know that no gradient is wanted
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    for (size_t k; (k = next++) < tiles.size();) f(tiles[k]);
+  });
+}
+
+at::Tensor part(const at::Tensor& t, int64_t matrix, int64_t row, int64_t rows, int64_t column,
+                int64_t columns) {
+  const int64_t offset = matrix * t.stride(0) + row * t.stride(1) + column * t.stride(2);
+  return t.as_strided({rows, columns}, {t.stride(1), t.stride(2)}, t.storage_offset() + offset);
+}
+
+// out <- beta c + alpha a b; c is not read if beta is 0
+void multiply(at::Tensor& out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+              double beta, double alpha) {
+  if (beta == 0 && alpha == 1) {
+    at::mm_out(out, a, b);
+  } else {
+    at::addmm_out(out, c, a, b, beta, alpha);
+  }
+}
+
+// Copies what is below the diagonal of an (n, n) matrix above it, as far as a tile goes.
+template <class Item>
+void mirror(Item* matrix, int64_t n, const Tile& tile) {
+  const int64_t bottom = tile.row + tile.rows, right = tile.column + tile.columns;
+  for (int64_t row = tile.row; row < bottom; row += kBlock) {
+    for (int64_t column = tile.column; column < right; column += kBlock) {
+      for (int64_t j = column; j < std::min(column + kBlock, right); j++) {
+        Item* const to = matrix + j * n;
+        for (int64_t i = std::max(row, j + 1); i < std::min(row + kBlock, bottom); i++) {
+          to[i] = matrix[i * n + j];
+        }
+      }
+    }
+  }
+}
+
+void mirror(const at::Tensor& out, const Tile& tile) {
+  const int64_t n = out.size(1), bytes = out.element_size();
+  char* const matrix = static_cast<char*>(out.data_ptr()) + tile.matrix * out.stride(0) * bytes;
+  switch (bytes) {
+    case 2: return mirror(reinterpret_cast<uint16_t*>(matrix), n, tile);
+    case 4: return mirror(reinterpret_cast<uint32_t*>(matrix), n, tile);
+    default: return mirror(reinterpret_cast<uint64_t*>(matrix), n, tile);
+  }
+}
+
+// out <- beta c + alpha a b, symmetric; a is (batch, n, k), b (batch, k, n)
+at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
+                     double alpha) {
+  const int64_t n = a.size(1), k = a.size(2);
+  for_each(triangle(a.size(0), n), [&](const Tile& t) {
+    at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
+    const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
+    multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),
+             part(b, t.matrix, 0, k, t.column, t.columns), beta, alpha);
+    mirror(out, t);
+  });
+  return out;
+}
+
+// out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m)
+at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
+                   double alpha) {
+  const int64_t n = a.size(1), k = a.size(2), m = b.size(2);
+  for_each(rectangle(a.size(0), n, m), [&](const Tile& t) {
+    at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
+    const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
+    multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),
+             part(b, t.matrix, 0, k, t.column, t.columns), beta, alpha);
+  });
+  return out;
+}
+
+}  // namespace
+
+void bind_products(pybind11::module_& m) {
+  const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
+  m.def("symmetric_product", &symmetric, unlocked);
+  m.def("product", &product, unlocked);
+}
+
+}  // namespace emanest

@@ -1,0 +1,134 @@
+// Sums over a tensor or a row, in launches that need no synchronisation within a block: each thread
+// leaves its part, and the next launch adds the parts in their order.
+#pragma once
+
+#include "kernels.h"
+
+namespace emanest::device {
+
+// The parts of a tensor's chunks, thread by thread; a block for each tensor. The sums replace the
+// parts of its first chunk.
+struct SumChunks {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    const Entry& entry = table.entries[block];
+    const int64_t chunks = (entry.tensors.size + table.length - 1) / table.length;
+    if ((skip && *skip != 0) || !chunks) return;
+    double* const own = parts + entry.first * kThreads + thread;
+    double sum = 0;
+    for (int64_t k = 0; k < chunks; k++) sum += own[k * kThreads];
+    *own = sum;
+  }
+
+  Table table;
+  const float* skip;
+  double* parts;
+};
+
+// Then the threads' sums; a block for each tensor.
+struct SumThreads {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    if ((skip && *skip != 0) || thread != 0) return;
+    const Entry& entry = table.entries[block];
+    const double* const own = parts + entry.first * kThreads;
+    double sum = 0;
+    for (int k = 0; k < (entry.tensors.size ? kThreads : 0); k++) sum += own[k];
+    sums[block] = sum;
+  }
+
+  Table table;
+  const float* skip;
+  const double* parts;
+  double* sums;
+};
+
+// ---- rows: y is a matrix, `size` counts its rows, `run` the elements of one ---------------------
+
+// threads that share a row, and rows of a block
+constexpr int kSharers = 32, kRows = kThreads / kSharers;
+
+// The squares of a row: a part for each thread that shares it.
+struct RowSquares {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    if (skip && *skip != 0) return;
+    const Chunk chunk = table.chunks[block];
+    const Tensors& tensors = table.entries[chunk.entry].tensors;
+    const int64_t row = chunk.begin + thread / kSharers;
+    if (row >= tensors.size) return;
+    const Values<double> values(tensors.y, dtype);
+    double sum = 0;
+    for (int64_t j = thread % kSharers; j < tensors.run; j += kSharers) {
+      const double value = values.load(row * tensors.run + j);
+      sum += value * value;
+    }
+    parts[block * kThreads + thread] = sum;
+  }
+
+  Table table;
+  const float* skip;
+  Dtype dtype;
+  double* parts;
+};
+
+// What a block leaves of a matrix.
+struct Norms { double before, after; };
+
+// The row rule, and each thread's part of the norms before and after it; a block for each matrix.
+template <class T, class R>
+struct RowFactors {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    if (skip && *skip != 0) return;
+    const Entry& entry = table.entries[block];
+    const Tensors& tensors = entry.tensors;
+    typename R::Numbers numbers;
+    copy<R>(given, 0, numbers);
+    T* const factors = static_cast<T*>(tensors.state[R::states]);
+    Norms part{0, 0};
+    for (int64_t row = thread; row < tensors.size; row += kThreads) {
+      const double* const own = parts + (entry.first * kRows + row) * kSharers;
+      double sum = 0;
+      for (int k = 0; k < kSharers; k++) sum += own[k];
+      Row<T, R::states> state;
+      for (int k = 0; k < R::states; k++) state[k] = static_cast<T*>(tensors.state[k])[row];
+      const T factor = R::apply(T(sum / double(tensors.run)), state, numbers);
+      for (int k = 0; k < R::states; k++) static_cast<T*>(tensors.state[k])[row] = state[k];
+      factors[row] = factor;
+      part.before += sum;
+      part.after += double(factor) * double(factor) * sum;
+    }
+    norms[block * kThreads + thread] = part;
+  }
+
+  Table table;
+  Given given;
+  const float* skip;
+  const double* parts;
+  Norms* norms;
+};
+
+// Keeps the norm of a matrix and applies its scale; a block for each matrix.
+template <class T, class R>
+struct KeepNorms {
+  EMANEST_INLINE void operator()(int64_t block, int thread) const {
+    if (skip && *skip != 0) return;
+    const Tensors& tensors = table.entries[block].tensors;
+    T* const factors = static_cast<T*>(tensors.state[R::states]);
+    Norms sum{0, 0};
+    for (int k = 0; k < kThreads; k++) {
+      sum.before += norms[block * kThreads + k].before;
+      sum.after += norms[block * kThreads + k].after;
+    }
+    const double eps = given[R::numbers - 1];
+    const double kept = std::sqrt(sum.before) / (std::sqrt(sum.after) + eps);
+    const T scale = *static_cast<const T*>(tensors.scales);
+    for (int64_t row = thread; row < tensors.size; row += kThreads) {
+      factors[row] = T(double(factors[row]) * kept) * scale;
+    }
+  }
+
+  Table table;
+  Given given;
+  const float* skip;
+  const Norms* norms;
+};
+
+}  // namespace emanest::device
