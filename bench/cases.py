@@ -182,12 +182,11 @@ CPU = (
     ),
     Case(
         *("muon", "cpu", "two GPT-2 blocks", OURS_MUON),
-        (TORCH_MUON, OURS_MUON_ALONE, PYTORCH_OPTIMIZER_MUON),
+        (TORCH_MUON, OURS_MUON_ALONE),
         (
             speedup(TORCH_MUON, 4, 7),
             Claim("accuracy", TORCH_MUON, 100, 1000),
             of_ours(OURS_MUON_ALONE, 2),
-            speedup(PYTORCH_OPTIMIZER_MUON),
         ),
         spread=SPREAD,
         full_size=True,

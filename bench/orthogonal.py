@@ -147,6 +147,9 @@ _OURS = {"work": Work(None, 0.5), "arithmetic": as_we_choose}
 _TORCH_MUON = {"work": Work("standard"), "arithmetic": always(torch.bfloat16)}
 _MIXED = {"work": Work(None, 0.5, hidden), "arithmetic": as_we_choose}
 
+# on CPUs, torch's norm of 2 million float32 entries is off by 2e-4
+_NORM = 4
+
 VARIANTS = {
     OURS_MUON: Variant("ema muon", emanest_muon(EMA), **_OURS),
     OURS_MUON_ALONE: Variant("muon", emanest_muon(None), **_OURS),
@@ -165,11 +168,13 @@ VARIANTS = {
         arithmetic=always(torch.bfloat16),
     ),
     OURS_NS: Variant("newton-schulz", alone(emanest.orthogonalize), flat=True, **_OURS),
-    PLAIN_32: alone_in(torch.float32, "standard", newton_schulz.plain),
+    PLAIN_32: alone_in(torch.float32, "standard", newton_schulz.plain)._replace(slack=_NORM),
     PLAIN_16: alone_in(torch.float16, "standard", newton_schulz.plain),
     PLAIN_B16: alone_in(torch.bfloat16, "standard", newton_schulz.plain),
     COMPILED_16: alone_in(torch.float16, "standard", newton_schulz.plain)._replace(make=compiled),
-    GRAM_32: alone_in(torch.float32, "gram", newton_schulz.in_gram_form, restarts=()),
+    GRAM_32: alone_in(torch.float32, "gram", newton_schulz.in_gram_form, restarts=())._replace(
+        slack=_NORM
+    ),
     GRAM_16: alone_in(torch.float16, "gram", newton_schulz.in_gram_form, restarts=(3,)),
     DION: Variant(
         "newton-schulz",

@@ -124,9 +124,9 @@ def rows(cases):
 def header(cases):
     """Where and when, from any entry."""
     info = next(entry.info for variants in cases.values() for entry in variants.values())
-    machine = ", ".join(info[key] for key in ("machine", "units") if key in info)
     return (
-        f"{info['date']}, commit {info['commit']}, {machine}, {info['threads']} threads, "
+        f"{info['date']}, commit {info['commit']}, {info['machine']}, {info['units']}, "
+        f"{info['threads']} threads, "
         f"torch {info['torch']}, Python {info['python']}, back end {info['backend']}"
     )
 

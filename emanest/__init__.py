@@ -7,6 +7,7 @@ from .newton_schulz import orthogonalize
 from .optimizer import Optimizer
 from .optimizers import SGD, AdamW
 from .probe import probe_lookahead
+from .split import split_params
 from .wrap import Wrap
 
 __version__ = "0.1.0.dev0"
@@ -29,4 +30,5 @@ __all__ = [
     "orthogonalize",
     "probe_lookahead",
     "schedules",
+    "split_params",
 ]

@@ -154,8 +154,8 @@ class Bucket:
             self.state[p][key] = views[i]
         elif found.shape != views[i].shape:
             raise RuntimeError(
-                f"state {key!r} of a parameter of shape {tuple(p.shape)}, itself of shape "
-                f"{tuple(views[i].shape)}, was replaced by a tensor of shape {tuple(found.shape)}"
+                f"state {key!r} of shape {tuple(views[i].shape)} was replaced by a tensor of shape "
+                f"{tuple(found.shape)}"
             )
         else:
             views[i] = found

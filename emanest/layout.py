@@ -84,7 +84,8 @@ def scaled(gs, ys, scales, dtype):
         parameter, and has a 1-element scale of ones. The factor in the numbers then comes after
         the scale instead of before it, which can differ in the last bit unless it is a power of 2.
     """
-    found = [i for i, (y, s) in enumerate(zip(ys, scales, strict=True)) if not _in_runs(y, s)]
+    pairs = enumerate(zip(ys, scales, strict=bool(scales)))
+    found = [i for i, (y, s) in pairs if not _in_runs(y, s)]
     if not found:
         return gs, scales
     gs, scales = list(gs), list(scales)

@@ -73,11 +73,11 @@ class Optimizer(torch.optim.Optimizer):
         """
         index = len(self.param_groups)
         group = completed(index, param_group, self)
+        # torch fills in settings of the default method and base, which the group may not use
+        stale = self.defaults.keys() - group.keys()
         super().add_param_group(group)
         added = self.param_groups.pop()
         check_params_of(index, added, self.bases)
-        # torch has filled in settings of the default method and base, which the group may not use
-        stale = self.defaults.keys() - group.keys()
         self.param_groups.append({k: v for k, v in added.items() if k not in stale})
 
     # ---- one step -------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from training import Run, lr_factor, train
 from transformer import HEADS, make_model
 
 SWEEP = (0.25, 0.5, 1.0, 2.0)
+# lr of AdamW beside Muon, relative to Muon's
+ADAMW_SHARE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,18 @@ def sgd(model, lr, lookahead, momentum=0.9):
     return emanest.SGD(model.parameters(), lr=lr, momentum=momentum, lookahead=lookahead)
 
 
+def orthogonal(cls):
+    """A base that orthogonalises: matrices to it, the rest to AdamW at a lr in proportion."""
+
+    def make(model, lr, lookahead, adamw=(), **options):
+        # queries, keys and values are three matrices
+        rest = {"lr": lr * ADAMW_SHARE, **dict(adamw)}
+        groups = emanest.split_params(model, {"qkv": {"split": 3}}, adamw=rest, verbose=False)
+        return cls(groups, lr=lr, weight_decay=0.01, lookahead=lookahead, **options)
+
+    return make
+
+
 def ema_nesterov(steps):
     # the paper's stepsize and window; its decay of 0.99 suits runs of 2,500 steps and more
     warmup = steps // 4
@@ -75,7 +89,12 @@ def ema_nesterov(steps):
 BASES = {
     "adamw": Base(adamw, lr=6e-3),
     "sgd": Base(sgd, lr=0.8),
+    "muon": Base(orthogonal(emanest.Muon), lr=0.02),
+    "normuon": Base(orthogonal(emanest.NorMuon), lr=0.02),
 }
+# without momentum, which Schedule-Free brings along
+PLAIN_ADAMW = {"betas": (0.0, 0.999)}
+PLAIN_MUON = {"momentum": 0.0, "nesterov": False, "adamw": PLAIN_ADAMW}
 LOOKAHEADS = {
     "none": Method(lambda steps: None),
     "ema-nesterov": Method(ema_nesterov, gain=lambda look: 1 / (1 - look.stepsize)),
@@ -98,7 +117,12 @@ LOOKAHEADS = {
     "gpa": Method(lambda steps: emanest.GPA(mu_x=0.9869, mu_y=0.7)),
     "schedule-free": Method(
         lambda steps: emanest.ScheduleFree(momentum=0.9),
-        options={"adamw": {"betas": (0.0, 0.999)}, "sgd": {"momentum": 0.0}},
+        options={
+            "adamw": PLAIN_ADAMW,
+            "sgd": {"momentum": 0.0},
+            "muon": PLAIN_MUON,
+            "normuon": PLAIN_MUON,
+        },
         decays=False,
     ),
     "nala": Method(

@@ -10,7 +10,6 @@ it another product, see ``mm``) or on the run. A result is rounded once.
 """
 
 import contextlib
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ import triton
 import triton.language as tl
 
 from . import products
-from .step import TYPES, _check
-from .tiles import tile_for
+from .launch import check
+from .tiles import arch_of, tile_for
 
 # of the tiles of a full product, with 4 to 16 tiles to a side: half of them and those on the
 # diagonal
@@ -43,7 +42,7 @@ def sym_mm(x, precision="ieee"):
         RuntimeError: there is no kernel for the device or the dtype.
     """
     _matrices(x=x)
-    return _run(symmetric_launch(x, x, None, 0.0, 1.0, precision, _arch(x)))
+    return _run(symmetric_launch(x, x, None, 0.0, 1.0, precision, arch_of(x.device)))
 
 
 def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
@@ -64,8 +63,8 @@ def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
     """
     _matrices(a=a, b=b, c=c)
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
-        raise ValueError(f"a, b, c must be alike and square, got {[*map(_shape, (a, b, c))]}")
-    return _run(symmetric_launch(a, b, c, beta, alpha, precision, _arch(a)))
+        raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
+    return _run(symmetric_launch(a, b, c, beta, alpha, precision, arch_of(a.device)))
 
 
 def mm(a, x, precision="ieee"):
@@ -104,10 +103,10 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
 def _times(x, a, beta, alpha, precision):
     _matrices(a=a, x=x)
     if a.shape != (len(x), x.shape[1], x.shape[1]):
-        raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {[*map(_shape, (a, x))]}")
+        raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
     if _transposed(x):
-        return _run(product_launch(x.mT, a, x.mT, beta, alpha, precision, _arch(x))).mT
-    return _run(product_launch(a, x, x, beta, alpha, precision, _arch(x)))
+        return _run(product_launch(x.mT, a, x.mT, beta, alpha, precision, arch_of(x.device))).mT
+    return _run(product_launch(a, x, x, beta, alpha, precision, arch_of(x.device)))
 
 
 class Launch(NamedTuple):
@@ -127,14 +126,12 @@ def symmetric_launch(a, b, c, beta, alpha, precision, arch):
     tile = tile_for(arch, a.dtype, "symmetric", n)
     tiles = triton.cdiv(n, tile.rows)
     out = a.new_empty(batch, n, n)
-    # their own transposes, taken so that columns are contiguous if rows are not
-    c = None if beta == 0 else _by_rows(c)
-    sizes = n, k, k // tile.depth
-    even = n % tile.rows == 0
-    return _launch(
-        products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2), tile, even, precision, out, (a, b, c), sizes, beta, alpha,
-        {"BLOCK": tile.rows},
-    )
+    # of a symmetric matrix the transpose serves as well, where its columns are contiguous
+    operands = a, b, None if beta == 0 else _by_rows(c)
+    given = operands, (n, k, k // tile.depth), beta, alpha
+    kernel, programs = products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2)
+    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows}
+    return _launch(kernel, programs, out, given, tile, {**constants, "PRECISION": precision})
 
 
 def product_launch(a, b, c, beta, alpha, precision, arch):
@@ -143,25 +140,24 @@ def product_launch(a, b, c, beta, alpha, precision, arch):
     n = b.shape[2]
     tile = tile_for(arch, a.dtype, "product", min(m, n))
     out = a.new_empty(batch, m, n)
-    c = None if beta == 0 else c
+    given = (a, b, None if beta == 0 else c), (m, n, k, k // tile.depth), beta, alpha
+    programs = batch * triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns)
     even = m % tile.rows == 0 and n % tile.columns == 0
-    return _launch(
-        products.product_kernel, batch * triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns), tile, even, precision, out, (a, b, c), (m, n, k, k // tile.depth), beta, alpha,
-        {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns},
-    )
+    constants = {"EVEN": even, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+    constants["PRECISION"] = precision
+    return _launch(products.product_kernel, programs, out, given, tile, constants)
 
 
-def _launch(kernel, programs, tile, even, precision, out, operands, sizes, beta, alpha, blocks):
+def _launch(kernel, programs, out, given, tile, constants):
+    operands, sizes, beta, alpha = given
     strides = [s for t in operands for s in _strides(t)]
     block = max(tile.rows, tile.columns, tile.depth)
     reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
     constants = {
-        "EVEN": even,
+        **constants,
         "TAIL": sizes[-2] % tile.depth != 0,
         "INDEX": tl.int32 if reach < 2**31 else tl.int64,
         "DTYPE": tl.float64 if out.dtype == torch.float64 else tl.float32,
-        "PRECISION": precision,
-        **blocks,
         "BLOCK_K": tile.depth,
         "GROUP": tile.group,
     }
@@ -196,6 +192,17 @@ def _by_rows(t):
     return t.mT if _transposed(t) else t
 
 
-def _arch(t): return "sm_90"
-def _shape(t): return tuple(t.shape)
-def _matrices(**k): pass
+def _shapes(*tensors):
+    return ", ".join(str(tuple(t.shape)) for t in tensors)
+
+
+def _matrices(**named):
+    """Raise unless all are batches of matrices of one dtype that there are kernels for."""
+    first = next(iter(named.values()))
+    for name, t in named.items():
+        if t.dim() != 3 or t.dtype != first.dtype or t.device != first.device:
+            raise ValueError(
+                f"{name} must be a batch of matrices, {first.dtype} on {first.device}, got shape "
+                f"{tuple(t.shape)}, {t.dtype} on {t.device}"
+            )
+    check(first.device, first.dtype)

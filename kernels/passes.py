@@ -28,10 +28,19 @@ INTERPRETED = tl.constexpr(rounding.INTERPRETED)
 
 
 @inline
-def _chunk(chunks, rows, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr):
-    """Of this program: addresses, first element, elements, and whether these make vectors."""
+def _row(chunks, rows, TYPES: tl.constexpr, MORE: tl.constexpr):
+    """The chunk of this program, and the row of its parameter, which ends with MORE integers."""
     chunk = chunks + 2 * tl.program_id(0).to(tl.int64)
-    row = rows + tl.load(chunk).to(tl.int64) * (len(TYPES) + 1)
+    return chunk, rows + tl.load(chunk).to(tl.int64) * (len(TYPES) + 1 + MORE)
+
+
+@inline
+def _chunk(
+    chunks, rows, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    MORE: tl.constexpr = 0,
+):  # fmt: skip
+    """Of this program: addresses, first element, elements, and whether these make vectors."""
+    chunk, row = _row(chunks, rows, TYPES, MORE)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
     count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK)
     first = tl.load(row)
@@ -69,6 +78,7 @@ def _widened(value, DTYPE: tl.constexpr):
 def _narrowed(value, TYPE: tl.constexpr):
     # to nearest, as the compiler does; the interpreter only cuts bits off
     if INTERPRETED and tl.bfloat16 == TYPE:
+        value = value.to(tl.float32)
         bits = value.to(tl.uint32, bitcast=True)
         upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         upper = tl.where(value == value, upper, 0x7FC0)
@@ -104,8 +114,25 @@ def _numbers(
 
 
 @inline
+def _scales(
+    chunks, rows, TYPES: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, MORE: tl.constexpr
+):
+    """Of this program: its first scale, how far into that one's run it begins, and the run.
+
+    A row ends with the address of the scales and their run, 0 for a single scale.
+    """
+    chunk, row = _row(chunks, rows, TYPES, MORE)
+    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
+    scales = tl.load(row + len(TYPES) + 1).to(tl.pointer_type(DTYPE))
+    run = tl.load(row + len(TYPES) + 2)
+    first = tl.where(run == 0, 0, start // tl.maximum(run, 1))
+    # one run of elements has fewer than 2 ** 30, or there is one scale: 32 bits are enough
+    return scales + first, (start - first * run) * (run > 0), tl.where(run == 0, 1 << 30, run)
+
+
+@inline
 def _step_tile(
-    pointers, count, numbers,
+    pointers, count, numbers, scales, into, run, SCALED: tl.constexpr,
     BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -115,10 +142,13 @@ def _step_tile(
     base_state = _load(pointers, 2, STATES[0], i, mask, DTYPE)
     look_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
     (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
+    g = g * scale
+    if SCALED:
+        g = g * tl.load(scales + (into + i).to(tl.int32) // run.to(tl.int32), mask=mask)
     base_numbers = _numbers(numbers, 1, NUMBERS[0], LOADED, DTYPE)
     look_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
     y, base_state, look_state = step(
-        BASE, LOOK, y, g * scale, base_state, look_state, base_numbers, look_numbers
+        BASE, LOOK, y, g, base_state, look_state, base_numbers, look_numbers
     )
     _store(pointers, 0, (y,), i, mask)
     _store(pointers, 2, base_state, i, mask)
@@ -127,20 +157,27 @@ def _step_tile(
 
 @triton.jit
 def step_kernel(
-    chunks, rows, numbers, skip,
+    chunks, rows, numbers, skip, SCALED: tl.constexpr,
     BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row has y, g, the base's state, the lookahead's; STATES and NUMBERS count both rules'."""
+    """A row has y, g, the base's state, the lookahead's; STATES and NUMBERS count both rules'.
+
+    SCALED says that it ends with scales of the gradient.
+    """
     if skip is not None:  # noqa: SIM102 (decided when it is compiled)
         if tl.load(skip) != 0:
             return
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    MORE: tl.constexpr = 2 if SCALED else 0
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
+    scales, into, run = None, None, None
+    if SCALED:
+        scales, into, run = _scales(chunks, rows, TYPES, DTYPE, BLOCK, MORE)
     if wide:
         _step_tile(
             _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
-            numbers, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+            numbers, scales, into, run, SCALED, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
     else:
         # not a range: Triton 3.6 cannot interpret one up to a loaded number
@@ -148,7 +185,8 @@ def step_kernel(
         while offset < count:
             _step_tile(
                 _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+                numbers, scales, into + offset if SCALED else into, run, SCALED,
+                BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
             )  # fmt: skip
             offset += BLOCK // 4
 

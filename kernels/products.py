@@ -129,7 +129,9 @@ def _result(
         beta = tl.full((), beta, DTYPE)
         left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, HALF)), (0, 2, 1)))
         left = _half(left, alpha, beta, c, i, j, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE)
-        right = _half(right, alpha, beta, c, i, j + HALF, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE)
+        right = _half(
+            right, alpha, beta, c, i, j + HALF, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE
+        )
         both = tl.join(_narrowed(left, TYPE), _narrowed(right, TYPE))
         return tl.reshape(tl.permute(both, (0, 2, 1)), (BLOCK_M, BLOCK_N))
 
@@ -149,7 +151,7 @@ def symmetric_kernel(
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """alpha a bT + beta c, of which the tiles on and below the diagonal are computed.
+    """Find alpha a bT + beta c by its tiles on and below the diagonal.
 
     a and b are (n, k), c and out (n, n), out is contiguous. Each tile is rounded once and stored
     twice, the second time transposed; of one on the diagonal the lower triangle is.
@@ -191,7 +193,7 @@ def product_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """alpha a b + beta c: a is (m, k), b (k, n), c and out (m, n), out is contiguous."""
+    """Find alpha a b + beta c: a is (m, k), b (k, n), c and out (m, n), out is contiguous."""
     tile_rows, tile_columns = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
     count = tile_rows * tile_columns
     matrix, t = tl.program_id(0) // count, tl.program_id(0) % count

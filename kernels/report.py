@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..rules import BASES, LOOKAHEADS, POINTS
-from . import passes, step
+from . import launch, passes, step
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -83,7 +83,7 @@ def compiled(case):
     """Compile a case ahead of time."""
     constants, types = _constants(case), {"chunks": "*i32", "rows": "*i64"}
     if "NUMBERS" in constants:
-        loaded = case.on_device or constants["DTYPE"] == step.TYPES[torch.float64]
+        loaded = case.on_device or constants["DTYPE"] == launch.TYPES[torch.float64]
         constants["LOADED"] = loaded
         counts = constants["NUMBERS"]
         count = 1 + sum(counts) if isinstance(counts, tuple) else max(counts, 1)
@@ -97,7 +97,7 @@ def compiled(case):
     # in the kernel's own order
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     return triton.compile(
-        ASTSource(kernel, signature, constants), TARGETS[case.target], step.OPTIONS
+        ASTSource(kernel, signature, constants), TARGETS[case.target], launch.OPTIONS
     )
 
 

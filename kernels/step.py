@@ -4,26 +4,18 @@ Gradients of several dtypes in one bucket take a launch for each dtype. Under TR
 serves CPU tensors, without it those of a GPU.
 """
 
-import contextlib
-import functools
-
 import torch
-import triton.language as tl
 from torch.autograd.graph import increment_version
 
-from ..layout import flat, is_dense
-from ..rules import BASES, LOOKAHEADS, POINTS
-from . import passes
+from .. import eager
+from ..layout import is_dense, scaled
+from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
+from . import momentum, newton_schulz, passes
+from .launch import TYPES, Launch, by_dtype, laid_out, prepare
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
-from .table import lookup, place, upload
+from .table import firsts
 
-TYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 # elements of a chunk, by dtype of the arithmetic: with 256 threads each has 8 of every tensor (4 in
 # float64), which for AdamW with EMA-Nesterov are 10 loads of 128 bits in flight, in 72 registers
@@ -33,40 +25,103 @@ NONFINITE_TILES = {torch.float32: 8192, torch.float64: 4096}
 if INTERPRETED:
     # it takes its time for operations, not for elements
     TILES = NONFINITE_TILES = dict.fromkeys(TILES, 65536)
-# without contraction to fused multiply-adds rules round as in the other back ends, and a base has
-# the same bits whatever lookahead it is paired with; memory, not arithmetic, takes the time
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+# rows of a matrix go one by one, so many elements at once
+ROW = 1024
 
 
-def step_(base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, memo=None):
+def step_(
+    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+):
     """As ``eager.step_``."""
-    with _laid_out(ys, gs, [*base_state, *look_state], dtype) as (ys_, gs_, states):
-        key = "step", base, look
-        tail = numbers, (skip,), dtype, memo, step_constants(base, look)
+    gs, scales = scaled(gs, ys, scales, dtype)
+    # in the rows: where a parameter's scales are, and how many elements share one
+    more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
+    with laid_out(ys, gs, [*base_state, *look_state], dtype) as (ys_, gs_, states):
+        key, constants = ("step", base, look, bool(scales)), step_constants(base, look, scales)
+        tail = numbers, (skip,), dtype, memo, constants, TILES[dtype], None
         # all are prepared before the first runs: an error leaves everything as it was
         launches = [
-            _prepare(passes.step_kernel, (*key, grad_dtype), columns, *tail)
-            for grad_dtype, columns in _by_dtype(gs_, [ys_, gs_, *states])
+            prepare(passes.step_kernel, (*key, grad_dtype), columns, *tail, rest)
+            for grad_dtype, columns, rest in by_dtype(gs_, [ys_, gs_, *states], more)
         ]
         for launch in launches:
             launch()
     increment_version(ys)
 
 
+def _run(y, scale):
+    """How many elements share a scale; 0: all."""
+    return 0 if scale.numel() == 1 else y.numel() // max(1, scale.numel())
+
+
 def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
     """As ``eager.follow_``."""
-    key, tail = ("follow", look), (numbers, (skip,), dtype, memo, follow_constants(look))
-    with _laid_out(ys, snapshots, look_state, dtype, True) as (ys_, snapshots_, states):
-        _prepare(passes.follow_kernel, key, [ys_, snapshots_, *states], *tail)()
+    key, constants = ("follow", look), follow_constants(look)
+    tail = numbers, (skip,), dtype, memo, constants, TILES[dtype]
+    with laid_out(ys, snapshots, look_state, dtype, True) as (ys_, snapshots_, states):
+        prepare(passes.follow_kernel, key, [ys_, snapshots_, *states], *tail)()
     increment_version(ys)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
     """As ``eager.move_``."""
-    key, tail = ("move", point), (numbers, (), dtype, memo, move_constants(point))
-    with _laid_out(ys, [], state, dtype) as (ys_, _, states):
-        _prepare(passes.move_kernel, key, [ys_, *states], *tail)()
+    key, constants = ("move", point), move_constants(point)
+    tail = numbers, (), dtype, memo, constants, TILES[dtype]
+    with laid_out(ys, [], state, dtype) as (ys_, _, states):
+        prepare(passes.move_kernel, key, [ys_, *states], *tail)()
     increment_version(ys)
+
+
+def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
+    """As ``eager.momentum_``: a launch for each dtype of gradients, and one for its sums."""
+    constants, block, launches = momentum_constants(name), TILES[dtype], []
+    with laid_out(us, gs, state, dtype) as (us_, gs_, states):
+        each = by_dtype(gs_, [us_, gs_, *states], [[*range(len(us))]])
+        for grad_dtype, columns, positions in each:
+            key = "momentum", name, grad_dtype
+            first = firsts(map(torch.Tensor.numel, columns[0]), block)
+            sums = squares.new_empty(first[-1])
+            tail = numbers, (skip, sums), dtype, memo, constants, block
+            more = [first[:-1], *positions]
+            launch = prepare(momentum.momentum_kernel, key, columns, *tail, None, more)
+            others = launch.table.rows, skip, sums, squares
+            second = {"COLUMNS": len(columns), "BLOCK": block}
+            kernel, count = momentum.squares_kernel, len(columns[0])
+            launches += launch, Launch(kernel, count, squares.device, others, second)
+        for launch in launches:
+            launch()
+    increment_version([*us, squares])
+
+
+def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
+    """As ``eager.rows_``: a launch for the rows, and one for the matrices."""
+    columns = [os, *state, factors, scales]
+    usual = all(t.is_contiguous() for column in columns for t in column)
+    if not usual or not all(t.dtype == dtype for column in columns[1:] for t in column):
+        # of one value for each row, and in an odd format: not worth a kernel of its own
+        eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
+        return
+    constants, launches = rows_constants(name), []
+    for o_dtype, some, _ in by_dtype(os, columns):
+        key, sizes = ("rows", name, o_dtype), tuple(map(len, some[0]))
+        first = firsts(sizes, 1)
+        sums = torch.empty(first[-1], dtype=torch.float64, device=os[0].device)
+        tail = numbers, (skip, sums), dtype, memo, constants, 1
+        more = [[o.shape[1] for o in some[0]], first[:-1]]
+        launch = prepare(momentum.rows_kernel, key, some, *tail, sizes, more)
+        _, _, given, *others = launch.arguments
+        second = {k: launch.constants[k] for k in ("STATES", "NUMBERS", "LOADED", "DTYPE")}
+        arguments = launch.table.rows, given, *others
+        kernel, second = momentum.norms_kernel, {**second, "COLUMNS": len(some)}
+        launches += launch, Launch(kernel, len(sizes), sums.device, arguments, second)
+    for launch in launches:
+        launch()
+    increment_version([t for column in (factors, *state) for t in column])
+
+
+def products(device_type):
+    """The namespace of matrix products."""
+    return newton_schulz
 
 
 def nonfinite(gs, memo=None):
@@ -75,17 +130,18 @@ def nonfinite(gs, memo=None):
     gs = [g if g.dtype in TYPES else g.float() for g in gs]
     # of any order: only whether a value is there matters
     gs = [g if is_dense(g) else g.contiguous() for g in gs]
-    for grad_dtype, columns in _by_dtype(gs, [gs]):
+    for grad_dtype, columns, _ in by_dtype(gs, [gs]):
         key, dtype = ("nonfinite", grad_dtype), torch.promote_types(grad_dtype, torch.float32)
-        tail = None, (flag,), dtype, memo, {}, NONFINITE_TILES
-        _prepare(passes.nonfinite_kernel, key, columns, *tail)()
+        tail = None, (flag,), dtype, memo, {}, NONFINITE_TILES[dtype]
+        prepare(passes.nonfinite_kernel, key, columns, *tail)()
     return flag
 
 
-def step_constants(base, look):
-    """What the kernel is compiled for, of the rules."""
+def step_constants(base, look, scales=()):
+    """What the kernel is compiled for, of the rules and of whether there are scales."""
     rules = BASES[base], LOOKAHEADS[look]
     return {
+        "SCALED": bool(scales),
         "BASE": rounded(rules[0].function),
         "LOOK": rounded(rules[1].function),
         "STATES": tuple(len(r.state) for r in rules),
@@ -103,104 +159,15 @@ def move_constants(point):
     return {"POINT": rounded(POINTS[point].function), **_counts(POINTS[point])}
 
 
-def tensor_constants(dtypes, dtype, tiles=TILES):
-    """What a kernel is compiled for, of the columns' dtypes and the arithmetic's."""
-    return {
-        "TYPES": tuple(TYPES[d] for d in dtypes),
-        "VECTOR": 16 // max(d.itemsize for d in dtypes),
-        "DTYPE": TYPES[dtype],
-        "BLOCK": tiles[dtype],
-    }
+def momentum_constants(name):
+    """What the kernel is compiled for, of the rule."""
+    return {"RULE": rounded(MOMENTA[name].function), **_counts(MOMENTA[name])}
 
 
-def _prepare(kernel, key, columns, numbers, others, dtype, memo, constants, tiles=TILES):
-    """A launch of a kernel over columns of tensors, to be called.
-
-    Args:
-        kernel, constants: of ``passes``.
-        key: for the memo.
-        columns: dense tensors, of one dtype in each column.
-        numbers: as a back end gets them; None if the kernel takes none.
-        others: the kernel's remaining arguments.
-        dtype: of the arithmetic.
-        memo: the back end's.
-        tiles: elements of a chunk, by dtype.
-    """
-    if not columns[0]:
-        return lambda: None
-    dtypes = [column[0].dtype for column in columns]
-    device = columns[0][0].device
-    _check(device, dtypes[0])
-    memo, keep = place(memo, device)
-    table = lookup(memo, keep, key, columns, tiles[dtype])
-    if numbers is not None:
-        numbers = _given(numbers, dtype, device, keep)
-        constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
-        others = (numbers, *others)
-    constants = {**constants, **tensor_constants(dtypes, dtype, tiles)}
-    arguments = table.chunks, table.rows, *others
-    return functools.partial(_launch, kernel, len(table.chunks), device, arguments, constants)
-
-
-def _launch(kernel, programs, device, arguments, constants):
-    if not programs:
-        return
-    # Triton launches on the current device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*arguments, **constants, **OPTIONS)
-
-
-def _given(numbers, dtype, device, keep):
-    """Numbers as a kernel takes them: a tuple of floats, or a vector on the device."""
-    if isinstance(numbers, torch.Tensor):
-        return numbers.to(device).contiguous()
-    # an integer would be an int32, or a constant; a tuple should not be empty
-    floats = tuple(map(float, numbers)) or (0.0,)
-    if dtype == torch.float32:
-        return floats
-    # as an argument it would be a float32
-    vector = torch.empty(len(floats), dtype=dtype, device=device)
-    upload(torch.tensor(floats, dtype=dtype, device="cpu"), vector, keep)
-    return vector
-
-
-def _laid_out(ys, beside, columns, dtype, writes_beside=False):
-    """``flat``, without its look at every tensor's strides in the usual case."""
-    usual = (
-        all(all(map(torch.Tensor.is_contiguous, c)) for c in (ys, beside, *columns))
-        and all({t.dtype for t in c} <= {dtype} for c in columns)
-        and {t.dtype for t in beside} <= TYPES.keys()
-    )
-    if usual:
-        return contextlib.nullcontext((ys, beside, columns))
-    return flat(ys, beside, columns, dtype, writes_beside)
-
-
-def _by_dtype(tensors, columns):
-    """For each dtype among some tensors: it, and the columns of those parameters."""
-    dtypes = [t.dtype for t in tensors]
-    found = dict.fromkeys(dtypes)
-    if len(found) == 1:
-        yield dtypes[0], columns
-        return
-    for dtype in found:
-        same = [i for i, d in enumerate(dtypes) if d == dtype]
-        yield dtype, [[column[i] for i in same] for column in columns]
+def rows_constants(name):
+    """What the kernel is compiled for, of the rule."""
+    return {"RULE": rounded(ROWS[name].function), **_counts(ROWS[name]), "WIDTH": ROW}
 
 
 def _counts(rule):
     return {"STATES": len(rule.state), "NUMBERS": len(rule.numbers)}
-
-
-def _check(device, dtype):
-    if INTERPRETED and device.type != "cpu":
-        raise RuntimeError(
-            f"TRITON_INTERPRET is set: backend='triton' then serves CPU tensors, got {device.type}"
-        )
-    if not INTERPRETED and device.type == "cpu":
-        raise RuntimeError(
-            "backend='triton' serves CPU tensors only if TRITON_INTERPRET=1 is set before Triton "
-            "is imported"
-        )
-    if dtype not in TYPES:
-        raise RuntimeError(f"backend='triton' has no kernel for parameters of {dtype}")

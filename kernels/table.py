@@ -6,7 +6,7 @@ is handed.
 """
 
 from array import array
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 
@@ -16,7 +16,8 @@ class Table:
 
     Attributes:
         chunks: (n, 2) int32: a row, and which of its parameter's blocks.
-        rows: (parameters, columns + 1) int64: the address in each column, and the size.
+        rows: (parameters, columns + 1 + more) int64: the address in each column, the size, and
+            what else kernels want to know.
     """
 
     def __init__(self, chunks, sizes, columns, device):
@@ -25,12 +26,14 @@ class Table:
         # what the device has, by column and by row
         self.addresses, self.entries = None, [None] * len(sizes)
 
-    def find(self, columns, keep):
+    def find(self, columns, keep, more=()):
         """Bring the rows up to date: one copy of those that changed, none if none did."""
         addresses = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
+        addresses += more
         if addresses == self.addresses:
             return
-        entries = list(zip(*addresses, self.sizes, strict=True))
+        known, more = addresses[: len(columns)], addresses[len(columns) :]
+        entries = list(zip(*known, self.sizes, *more, strict=True))
         pairs = enumerate(zip(entries, self.entries, strict=True))
         changed = [i for i, (new, old) in pairs if new != old]
         for column in columns:
@@ -80,7 +83,7 @@ def place(memo, device):
     return own, own["blocks"]
 
 
-def lookup(memo, keep, key, columns, block):
+def lookup(memo, keep, key, columns, block, sizes=None, more=()):
     """The table of some tensors, from the memo or new.
 
     Args:
@@ -88,17 +91,25 @@ def lookup(memo, keep, key, columns, block):
         key: tells apart the tables of different columns.
         columns: lists with one tensor per parameter, all dense and in one order.
         block: elements of a chunk.
+        sizes: what is cut into chunks, if not the elements of the first column.
+        more: lists with one integer per parameter, for the ends of its row.
     """
-    device, sizes = columns[0][0].device, tuple(map(torch.Tensor.numel, columns[0]))
+    device = columns[0][0].device
+    sizes = sizes or tuple(map(torch.Tensor.numel, columns[0]))
     # kernels that read other columns of the same parameters have the same chunks
     shared = "chunks", block, sizes
     if shared not in memo:
         memo[shared] = _chunks(sizes, block, device, keep)
     table = memo.get(key)
     if table is None or table.chunks is not memo[shared]:
-        table = memo[key] = Table(memo[shared], sizes, len(columns), device)
-    table.find(columns, keep)
+        table = memo[key] = Table(memo[shared], sizes, len(columns) + len(more), device)
+    table.find(columns, keep, more)
     return table
+
+
+def firsts(sizes, block):
+    """The number of each parameter's first chunk; at the end, that of all chunks."""
+    return list(accumulate((-(-size // block) for size in sizes), initial=0))
 
 
 def _chunks(sizes, block, device, keep):

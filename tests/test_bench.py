@@ -17,10 +17,23 @@ import textbook_bases
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import check, core, devices, gpu, models, peers, reference, report, roofline
-from bench.cases import CASES, CPU, CUDA
+from bench import (
+    check,
+    core,
+    devices,
+    gpu,
+    models,
+    newton_schulz,
+    orthogonal,
+    peers,
+    reference,
+    report,
+    roofline,
+)
+from bench.cases import CASES, CPU, CUDA, SPREAD
 from bench.check import CHECKED_STEPS, Disagreement, Skipped
-from bench.peers import VARIANTS, Traffic, Variant
+from bench.table import ORACLES, VARIANTS
+from bench.variants import Traffic, Variant, Work, missing
 
 ROOT = Path(__file__).parents[1]
 # cases of a GPU, where there is none
@@ -38,6 +51,8 @@ FIRST = CPU[0]
         ("Llama 1.3B", 219, 1_339_082_752),
         ("1000 tiny", 1000, 1_792_000),
         ("4000 small", 4000, 8_710_371),
+        ("GPT-2 matrices", 48, 84_934_656),
+        ("two GPT-2 blocks", 8, 14_155_776),
     ],
 )
 def test_models_have_their_published_sizes(model, tensors, parameters):
@@ -46,8 +61,21 @@ def test_models_have_their_published_sizes(model, tensors, parameters):
 
 
 def test_shrunk_models_are_tiny_and_small_tensors_ragged():
-    assert all(models.parameters(models.shrunk(s)) < 1e5 for s in models.MODELS.values())
+    assert all(models.parameters(models.shrunk(s)) < 2e5 for s in models.MODELS.values())
     assert all(256 <= n <= 4096 for (n,) in models.MODELS["4000 small"])
+
+
+def test_shrunk_matrices_keep_their_proportions():
+    shapes = [(768, 3072), (2304, 768), (50257, 768), (5461, 2048), (32, 64), (7,)]
+    small = [(48, 192), (144, 48), (192, 48), (128, 48), (32, 64), (7,)]
+    assert models.shrunk(shapes) == models.shrunk(small) == small
+
+
+def test_muon_gets_the_hidden_matrices():
+    shapes = models.MODELS["Llama 1.3B"]
+    chosen = models.hidden(shapes)
+    assert len(chosen) == 7 * 24
+    assert {shapes[i] for i in chosen} == {(2048, 2048), (5461, 2048), (2048, 5461)}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +150,7 @@ def test_flat_formulas_are_the_references_in_one_pass():
         variant = VARIANTS[name]
         with torch.compiler.set_stance("force_eager"):
             x = check.stepped(variant.make, [v.clone() for v in start], gradients, False)
-        oracle = peers.ORACLES[variant.family]
+        oracle = ORACLES[variant.family]
         exact = check.stepped(oracle, [v.clone() for v in start], gradients, False)
         # bias corrections are float32
         assert check.distance(x, exact) < 1e-6 * check.distance(start, exact)
@@ -167,6 +195,9 @@ def test_every_case_runs_on_a_tiny_model(case):
         if VARIANTS.get(name, VARIANTS[case.ours]).traffic:
             assert entry.info["gigabytes_per_second"] > 0
             assert entry.info["share"] > 0
+        if name in VARIANTS and VARIANTS[name].work:
+            assert entry.info["gigaflops_per_second"] > 0
+            assert 0 < entry.info["error"] < 5e-2
 
 
 def test_memory_is_four_bytes_per_parameter():
@@ -188,6 +219,140 @@ def test_memory_on_cpu_counts_what_stays_and_the_peak():
     assert memory.peak == 6000
 
 
+@pytest.mark.parametrize(
+    ("work", "dtype", "expected"),
+    [
+        (Work("standard"), torch.float32, (30, 50, 90, 170)),
+        (Work("standard", 0.5), torch.float32, (20, 35, 65, 125)),
+        (Work("gram"), torch.float16, (36, 44, 60, 92)),
+        (Work("gram", 0.5), torch.float16, (20, 26, 38, 62)),
+        (Work("gram", 0.5), torch.float32, (20, 23, 29, 41)),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_operations_of_newton_schulz(work, dtype, expected, turned):
+    """Of 5 steps on matrices 1 : 1, 1 : 2, 1 : 4 and 1 : 8, in units of n**3."""
+    for m, units in zip((1, 2, 4, 8), expected, strict=True):
+        shape = (10 * m, 10) if turned else (10, 10 * m)
+        assert work.flops([shape] * 3, "cpu", dtype) == 3 * units * 10**3
+
+
+def test_operations_of_muon_are_those_of_its_matrices():
+    shapes = [(9, 4), (4, 4), (4,), (4, 8), (9, 4)]
+    for name in (orthogonal.OURS_MIXED, orthogonal.TWO_PHASE_MIXED):
+        work = VARIANTS[name].work
+        alone = work._replace(matrices=Work(None).matrices)
+        some = work.flops(shapes, "cpu", torch.float32)
+        assert some == alone.flops([(4, 4), (4, 8)], "cpu", torch.float32)
+
+
+def matrices(*shape, spread=SPREAD):
+    """A batch, as the cases draw it."""
+    return check.drawn([shape], "cpu", torch.float64, 0, spread=spread)[0]
+
+
+def test_columns_of_gradients_decay():
+    deviations = matrices(20_000, 5).std(dim=0)
+    torch.testing.assert_close(
+        deviations, SPREAD ** torch.linspace(0, 1, 5).double(), rtol=0.03, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 6, 20), (3, 20, 6)])
+def test_the_forms_are_the_polynomial_of_the_singular_values(shape):
+    g = matrices(*shape)
+    u, s, vh = torch.linalg.svd(g, full_matrices=False)
+    s = s / s.square().sum(dim=-1, keepdim=True).sqrt()
+    a, b, c = reference.NS_COEFFICIENTS
+    for _ in range(reference.NS_STEPS):
+        s = a * s + b * s**3 + c * s**5
+    exact = u * s[:, None] @ vh
+    forms = [newton_schulz.plain(g, g.dtype)]
+    forms += [newton_schulz.in_gram_form(g, g.dtype, r) for r in [(), (2,), (3,), (1, 4)]]
+    for found in forms:
+        # the Gram matrix has squares of singular values, 1e-4 of the largest: half of the digits
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-9)
+
+
+def test_the_float64_muon_is_torchs(monkeypatch):
+    def exact(g, coefficients, steps, eps):
+        assert (coefficients, steps) == (reference.NS_COEFFICIENTS, reference.NS_STEPS)
+        return newton_schulz.plain(g[None], g.dtype)[0]
+
+    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", exact)
+    shapes = [(5, 3), (3, 7)]
+    start = check.drawn(shapes, "cpu", torch.float64, 0)
+    gradients = [check.drawn(shapes, "cpu", torch.float64, 1 + t) for t in range(CHECKED_STEPS)]
+    x, other = (
+        check.stepped(make, [v.clone() for v in start], gradients, False)
+        for make in (ORACLES["muon"], VARIANTS[orthogonal.TORCH_MUON].make)
+    )
+    torch.testing.assert_close(x, other, rtol=0, atol=1e-12)
+
+
+def test_newton_schulz_alone_takes_the_gradients_it_is_given():
+    case = next(case for case in CPU if case.ours == orthogonal.OURS_NS)
+    steps = [[matrices(4, 6, spread=0.1)], [matrices(4, 6)]]
+    found = check.stepped(VARIANTS[case.ours].make, [torch.zeros(4, 6).double()], steps, False)
+    exact = newton_schulz.plain(steps[1][0][None], torch.float64)
+    torch.testing.assert_close(found, list(exact), rtol=0, atol=1e-12)
+
+
+def fake_dion():
+    def ns_line_2(a, alpha, beta, *, out=None):
+        return alpha * a @ a.mT + beta * a
+
+    return SimpleNamespace(ns_line_1=newton_schulz.gram, ns_line_2=ns_line_2)
+
+
+def fake_gram_newton_schulz():
+    def make(ns_coefficients):
+        assert ns_coefficients == [list(reference.NS_COEFFICIENTS)] * reference.NS_STEPS
+        return lambda g: newton_schulz.in_gram_form(g, torch.float16, (2,))
+
+    return SimpleNamespace(GramNewtonSchulz=make)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "fake"),
+    [
+        (orthogonal.DION, "dion.newton_schulz_triton", fake_dion),
+        (orthogonal.GRAM_NEWTON_SCHULZ, "gram_newton_schulz", fake_gram_newton_schulz),
+    ],
+)
+def test_kernels_of_others_are_given_our_coefficients(monkeypatch, name, module, fake):
+    """With stand-ins: the packages need a GPU."""
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], SimpleNamespace())
+    monkeypatch.setitem(sys.modules, module, fake())
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(needs=None))
+    case = next(case for case in ANYWHERE if name in case.peers)
+    assert not isinstance(check.errors(case._replace(peers=(name,)), [(20, 50)])[name], Skipped)
+
+
+def test_muon_of_another_formula_is_not_timed(monkeypatch):
+    def wrong(params, capturable):
+        return peers.plain(torch.optim.Muon(params, **orthogonal.MUON, ns_steps=4), params)
+
+    row = VARIANTS[orthogonal.TORCH_MUON]
+    monkeypatch.setitem(VARIANTS, orthogonal.TORCH_MUON, row._replace(make=wrong))
+    case = next(case for case in CPU if case.ours == orthogonal.OURS_MUON)
+    with pytest.raises(Disagreement, match="torch Muon: error"):
+        core.quick(case)
+
+
+def test_what_is_wrong_at_full_size_only_is_not_timed(monkeypatch):
+    def half(g, dtype):
+        return newton_schulz.plain(g, dtype) * (1 if g.shape[-1] <= 192 else 1.001)
+
+    name = orthogonal.PLAIN_32
+    row = VARIANTS[name]._replace(make=orthogonal.alone(half, dtype=torch.float32))
+    monkeypatch.setitem(VARIANTS, name, row)
+    case = next(case for case in CPU if name in case.peers)
+    assert check.errors(case._replace(full_size=False), [(20, 200)])[name] < 1e-4
+    with pytest.raises(Disagreement, match=r"error 1\.0e-03, allowed 4e-04"):
+        check.errors(case, [(20, 200)])
+
+
 def test_a_wrong_formula_is_not_timed(monkeypatch):
     row = VARIANTS[peers.TWO_PHASE]
 
@@ -204,8 +369,8 @@ def test_a_wrong_formula_is_not_timed(monkeypatch):
 
 def test_a_variant_that_overwrites_shared_gradients_is_not_timed(monkeypatch):
     row = VARIANTS[peers.SCHEDULEFREE]
-    if peers.missing(row):
-        pytest.skip(peers.missing(row))
+    if missing(row):
+        pytest.skip(missing(row))
     monkeypatch.setitem(VARIANTS, peers.SCHEDULEFREE, row._replace(spoils=False))
     case = next(case for case in CPU if peers.SCHEDULEFREE in case.peers)
     with pytest.raises(Disagreement, match="overwrites the gradients"):
@@ -273,7 +438,7 @@ def entry(case, name, seconds, **info):
     common = {
         **{"case": case, "variant": name, "model": "M", "dtype": "float32", "backend": "b"},
         **{"date": "2026-01-02", "commit": "abc", "machine": "CPU", "threads": 2, "torch": "2"},
-        **{"python": "3", "load": 0.1},
+        **{"python": "3", "units": "AVX2", "load": 0.1},
     }
     stats = {"median": seconds, "q1": 0.9 * seconds, "q3": 1.1 * seconds}
     return {"extra_info": {**common, **info}, "stats": stats}
@@ -288,29 +453,37 @@ def test_report_of_a_small_run():
         ["state", "less", 4, 4],
         ["transient", None, 0, 0],
         ["share", None, 0.88, None],
+        ["accuracy", "slow", 100, 1000],
+        ["lookahead", "same", 2, None],
         ["speedup", "absent", 2, 2],
     ]
     more = {"claims": claims, "skipped": {"absent": "no package"}, "error": 5e-7, "share": 0.9}
     data = {
         "benchmarks": [
             entry(*("c", "us", 0.1), state_bytes=12, transient_bytes=0.001, **more),
-            *(entry("c", n, t) for n, t in [("slow", 0.4), ("same", 0.09), ("unasked", 0.2)]),
+            *(entry("c", n, t) for n, t in [("same", 0.099), ("unasked", 0.2)]),
+            entry("c", "slow", 0.4, error=1e-4, gigaflops_per_second=12.345),
             entry("c", "less", 0.07, state_bytes=8),
         ],
         "failed": ["other: broke"],
     }
     text = report.report(data)
-    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in text.splitlines()[4:11]]
+    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in text.splitlines()[4:13]]
     assert cells == [
         ["slow / ours", "4.00", "3.5", "4.5", "ok"],
-        ["same / ours", "0.90", "0.95", "1", "miss"],
+        ["same / ours", "0.99", "0.95", "1", "ok"],
         ["ours / less", "1.43", "1.4", "1.29", "miss"],
         ["unasked / ours", "2.00", "", "", ""],
         ["bytes per parameter beyond less", "4.00", "4", "4", "ok, stretch"],
         ["transient bytes per parameter", "0.00", "0", "0", "ok, stretch"],
         ["share of the ceiling", "0.90", "0.88", "", "ok"],
+        ["error of slow / error of ours", "200.00", "100", "1000", "ok"],
+        ["% of ours beyond same", "1.00", "2", "", "ok"],
     ]
-    assert text.startswith("2026-01-02, commit abc, CPU, 2 threads, torch 2, Python 3, back end b")
+    assert "| 12.35 | 5.0e-07 | 1.0e-04 |" in text
+    assert text.startswith(
+        "2026-01-02, commit abc, CPU, AVX2, 2 threads, torch 2, Python 3, back end b"
+    )
     assert "100 (90 to 110)" in text
     assert text.endswith("- c: absent: no package\n- other: broke")
     assert "busy" not in text

@@ -1,6 +1,5 @@
 """The C++ back end against the eager one, bit for bit, and the memory that it is given."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,6 +7,7 @@ import emanest
 from emanest import EMANesterov, cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import bits, flat, parameters, run, ulp, values
+from helpers import exact_sqrt as exact_sqrt
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -29,14 +29,6 @@ def stepped(backend, base, look, dtype, grad_dtype=None, make=tensors):
     given = SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])
     backend.step_(base, look, ys, gs, *state, given, wide(dtype))
     return everything(ys, *state[0], *state[1])
-
-
-@pytest.fixture
-def exact_sqrt(monkeypatch):
-    """torch's own, of long tensors, is a library's that is off by one bit here and there."""
-    monkeypatch.setattr(
-        torch.Tensor, "sqrt", lambda t: torch.from_numpy(np.array(np.sqrt(t.numpy())))
-    )
 
 
 def same(found, expected):
@@ -233,6 +225,7 @@ def test_unknown_rules_are_errors():
         cpp.move_("frobnicate", [torch.ones(3)], [[torch.ones(3)]], (1.0,), torch.float32)
 
 
+@pytest.mark.usefixtures("exact_sqrt")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 def test_runs_of_an_optimizer_equal_those_of_the_eager_back_end(dtype):
     """Layouts that need copies included: gradients and parameters in other memory orders."""

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from emanest.rules import BASES, LOOKAHEADS, POINTS
+from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 
 ROOT = Path(__file__).parents[1]
 SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="not main")
@@ -121,9 +121,11 @@ def resources():
 @needs_nvcc
 @needs_cuobjdump
 def test_no_kernel_spills():
-    # every pair, every lookahead that follows, every point, in two types; the table; nonfinite
+    # every pair, every lookahead that follows, every point, the momentum pass, two kernels for rows,
+    # in two types; two for the table, nonfinite, three for sums
     steps = len(BASES) * len(LOOKAHEADS)
-    assert len(resources()) == 2 * (2 * (steps + len(LOOKAHEADS) + len(POINTS)) + 3)
+    typed = steps + len(LOOKAHEADS) + len(POINTS) + len(MOMENTA) + 2 * len(ROWS)
+    assert len(resources()) == 2 * (2 * typed + 6)
     for arch, name, usage in resources():
         assert (usage["STACK"], usage["LOCAL"]) == ("0", "0"), (arch, name)
         # four blocks of 256 threads fit into a multiprocessor

@@ -23,7 +23,7 @@ IMPORTS = {
     "cpu_products": {"_C", "products"},
     "newton_schulz": {"backends", "checks", "coefficients", "options"},
     "orthogonal": {"bases", "coefficients", "newton_schulz", "ops", "rules"},
-    "split": {"options"},
+    "split": set(),
     "backends": set(),
     "ops": {"backends"},
     "layout": set(),

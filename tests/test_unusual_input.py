@@ -144,11 +144,11 @@ def test_parameters_that_changed_places_are_noticed_by_their_names(make):
 def test_running_out_of_memory_at_the_first_step_leaves_nothing(make, monkeypatch):
     """The state of all groups is allocated before any of it is used."""
 
-    def views(params, dtype):
+    def views(params, dtype, device):
         allocated.append(dtype)
         if len(allocated) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return original(params, dtype)
+        return original(params, dtype, device)
 
     allocated, original = [], emanest.bucket._views
     mixed = [*helpers.parameters(), *helpers.parameters(torch.float64)]

@@ -12,6 +12,7 @@ from emanest.kernels import passes, step, table
 import test_rules
 from emanest import eager
 from emanest.rules import BASES, LOOKAHEADS, POINTS
+from helpers import exact_sqrt  # noqa: F401
 from test_rules import columns, numbers, tensors, wide
 
 FLOAT32 = torch.float32
@@ -179,13 +180,11 @@ def test_a_large_tensor_is_stepped_as_eager_does(dtype):
         torch.testing.assert_close(a, b, rtol=2 * rtol, atol=2 * atol)
 
 
+@pytest.mark.usefixtures("exact_sqrt")
 @pytest.mark.parametrize(("base", "look"), SELECTION)
-def test_a_step_has_the_bits_of_the_eager_one(base, look, monkeypatch):
+def test_a_step_has_the_bits_of_the_eager_one(base, look):
     """Every operation is rounded, and to nearest."""
     sizes = [1023]
-    # torch's own is off by a unit for one of 150 numbers on a CPU (MKL)
-    root = torch.Tensor.sqrt
-    monkeypatch.setattr(torch.Tensor, "sqrt", lambda t: root(t.double()).to(t.dtype))
     found, expected = (run(problem(sizes, base=base, look=look), b) for b in (step, eager))
     assert same(found, expected)
 
@@ -311,6 +310,7 @@ def test_a_changed_address_is_used():
     assert same(run(arguments, memo=memo), run(again))
 
 
+@pytest.mark.usefixtures("exact_sqrt")
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
     memo = {}
     for sizes in (SIZES, [5, 5], SIZES):

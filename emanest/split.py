@@ -1,0 +1,228 @@
+"""Which parameters of a model Muon should step, and which AdamW."""
+
+import re
+from collections import Counter
+
+from torch import nn
+
+MUON, ADAMW = "muon", "adamw"
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+# a convolution that reads so many channels reads the input: colours, and perhaps a mask
+_COLOURS = 4
+# the last part of the name of a parameter that no layer of torch's owns
+_EMBEDDING_NAME = re.compile(r"emb|pos|token|wte|wpe|cls", re.IGNORECASE)
+_HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|classifier|unembed|output_projection)$")
+
+
+def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
+    """Split a model's parameters into groups for one optimizer: ``Muon(split_params(model))``.
+
+    Hidden matrices and convolution kernels go to Muon (or NorMuon: whatever the optimizer's own
+    base is); embeddings, output layers, tied weights, vectors and scalars to AdamW, in a group with
+    ``"base": "adamw"``. A table says what goes where, and why:
+
+        frozen          requires no gradient: left out
+        tied            one parameter under several names
+        vector          fewer than two dimensions, or a single row or column
+        complex         Muon takes real matrices
+        embedding       of ``nn.Embedding`` or ``nn.EmbeddingBag``; or a parameter of no layer of
+                        torch's whose name has emb, pos, token, wte, wpe or cls in its last part
+        output layer    an ``nn.Linear`` called lm_head, head, classifier, unembed or
+                        output_projection; or, if it is in no block, one that is as wide as an
+                        embedding is long, or the model's last. A block is a member of an
+                        ``nn.ModuleList``, or a module of a class that occurs more than once
+        input layer     a convolution over at most 4 channels
+        depthwise       a convolution whose filters have one channel
+        stack           three or more dimensions, but no convolution (experts, say)
+        kernel          any other convolution: Muon
+        fused matrices  ``in_proj_weight`` of ``nn.MultiheadAttention``: Muon, with ``split=3``
+        matrix          any other: Muon
+
+    Args:
+        model: an ``nn.Module``, wrapped or not.
+        rules: regular expression -> ``"muon"``, ``"adamw"`` or a dict of group entries, such as
+            ``{"split": 3}`` or ``{"base": "adamw", "lr": 3e-3}``. Expressions are searched in the
+            names of ``model.named_parameters()``; the first that is found decides, except about
+            frozen parameters.
+        muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}``; those of a rule
+            come first. AdamW has its own defaults, not Muon's arguments.
+        verbose: print the table.
+
+    Returns:
+        A list of groups of (name, parameter) pairs, those of Muon first; none is empty.
+
+    Raises:
+        TypeError: not a module; a rule that is neither a name nor a dict.
+        ValueError: no parameter requires a gradient, one is not initialised yet, or a rule finds
+            none or is no regular expression.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
+    common = {MUON: dict(muon or {}), ADAMW: {"base": ADAMW, **(adamw or {})}}
+    rows, groups, found = [], {}, set()
+    for name, p, reason, to in _classified(model):
+        if to is None:
+            rows.append((name, p, "-", reason))
+            continue
+        for expression, text, entries in rules:
+            if expression.search(name):
+                reason, to = f"rule {text!r}", entries
+                found.add(text)
+                break
+        kind = ADAMW if to.get("base") == ADAMW else MUON
+        entries = {**common[kind], **to}
+        key = kind != MUON, repr(sorted(entries.items()))
+        groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
+        rows.append((name, p, kind, reason))
+    unused = [text for _, text, _ in rules if text not in found]
+    if unused:
+        raise ValueError(f"rules {unused} find no parameter that requires a gradient")
+    if not groups:
+        raise ValueError("no parameter of the model requires a gradient")
+    if verbose:
+        print(_table(rows))
+    # a stable sort: Muon's first, each in the order of the model
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+
+def _compiled(text):
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"rule {text!r} is no regular expression: {error}") from None
+
+
+def _entries(text, to):
+    named = {MUON: {}, ADAMW: {"base": ADAMW}}
+    if isinstance(to, dict):
+        return {k: v for k, v in to.items() if (k, v) != ("base", MUON)}
+    if to not in named:
+        raise TypeError(f"rule {text!r} must lead to 'muon', 'adamw' or a dict, got {to!r}")
+    return named[to]
+
+
+# ---- why a parameter goes where -----------------------------------------------------------------
+
+
+class _Facts:
+    """What decides about a parameter.
+
+    Args:
+        names: all that it goes by.
+        p: the parameter.
+        module: that owns it, by its first name.
+        model: what the modules of the model tell.
+    """
+
+    def __init__(self, names, p, module, model):
+        self.names, self.p, self.module, self.model = names, p, module, model
+        self.owner, _, self.last = names[0].rpartition(".")
+
+    def thin(self):
+        return self.p.dim() < 2 or self.p.numel() in (0, *self.p.shape[:1], self._columns())
+
+    def _columns(self):
+        return self.p.numel() // max(1, self.p.shape[0])
+
+    def embedding(self):
+        if isinstance(self.module, (nn.Embedding, nn.EmbeddingBag)):
+            return True
+        layer = type(self.module).__module__.startswith("torch.nn.")
+        return not layer and bool(_EMBEDDING_NAME.search(self.last))
+
+    def output(self):
+        return isinstance(self.module, nn.Linear) and (
+            bool(_HEAD_NAME.search(self.owner)) or self.owner in self.model.outputs
+        )
+
+    def convolution(self):
+        return isinstance(self.module, _CONVOLUTIONS) and self.p.dim() > 2
+
+    def input(self):
+        return self.convolution() and self.module.in_channels <= _COLOURS
+
+    def depthwise(self):
+        return self.convolution() and self.module.groups > 1 and self.p.shape[1] == 1
+
+    def fused(self):
+        return isinstance(self.module, nn.MultiheadAttention) and self.last == "in_proj_weight"
+
+
+_TO_ADAMW: dict = {"base": ADAMW}
+# reason, condition, entries of the group (None: left out); the first that holds decides
+_TABLE = (
+    ("frozen", lambda f: not f.p.requires_grad, None),
+    ("tied", lambda f: len(f.names) > 1, _TO_ADAMW),
+    ("vector", _Facts.thin, _TO_ADAMW),
+    ("complex", lambda f: f.p.is_complex(), _TO_ADAMW),
+    ("embedding", _Facts.embedding, _TO_ADAMW),
+    ("output layer", _Facts.output, _TO_ADAMW),
+    ("input layer", _Facts.input, _TO_ADAMW),
+    ("depthwise", _Facts.depthwise, _TO_ADAMW),
+    ("kernel", _Facts.convolution, {}),
+    ("stack", lambda f: f.p.dim() > 2, _TO_ADAMW),
+    ("fused matrices", _Facts.fused, {"split": 3}),
+    ("matrix", lambda f: True, {}),
+)
+
+
+class _Model:
+    """What the modules of a model tell about each other."""
+
+    def __init__(self, model):
+        self.modules = dict(model.named_modules())
+        self.kinds = Counter(map(type, self.modules.values()))
+        tables = [
+            m for m in self.modules.values() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
+        ]
+        lengths = {table.num_embeddings for table in tables}
+        linear = {name: m for name, m in self.modules.items() if isinstance(m, nn.Linear)}
+        self.outputs = {
+            name
+            for name, m in linear.items()
+            if not self._in_block(name) and (m.out_features in lengths or name == [*linear][-1])
+        }
+
+    def _in_block(self, name):
+        while name:
+            name = name.rpartition(".")[0]
+            module = self.modules[name]
+            if isinstance(module, nn.ModuleList):
+                return True
+            # containers occur often without being blocks
+            if self.kinds[type(module)] > 1 and not isinstance(module, nn.Sequential):
+                return True
+        return False
+
+
+def _classified(model):
+    """(name, parameter, reason, entries) of all parameters."""
+    names = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(p, []).append(name)
+    about, modules = _Model(model), dict(model.named_modules(remove_duplicate=False))
+    for p, known in names.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{known[0]!r} is not initialised yet: run one forward pass first")
+        facts = _Facts(known, p, modules[known[0].rpartition(".")[0]], about)
+        reason, _, to = next(row for row in _TABLE if row[1](facts))
+        yield known[0], p, reason, to
+
+
+def _table(rows):
+    cells = [(n, "x".join(map(str, p.shape)) or "scalar", to, why) for n, p, to, why in rows]
+    titles = ("parameter", "shape", "to", "because")
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+             for row in (titles, *cells)]  # fmt: skip
+    counts, sizes = Counter(row[2] for row in rows), Counter()
+    for _, p, to, _ in rows:
+        sizes[to] += p.numel()
+    said = {MUON: MUON, ADAMW: ADAMW, "-": "left out"}
+    totals = [f"{said[to]}: {counts[to]} tensors, {sizes[to]:,} values" for to in counts]
+    return "\n".join([*lines, "; ".join(totals)])

@@ -1,0 +1,136 @@
+"""How kernels are launched: over the chunks of a table of columns of tensors."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from ..layout import flat
+from .rounding import INTERPRETED
+from .table import Table, lookup, place, upload
+
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+# without contraction to fused multiply-adds rules round as in the other back ends, and a base has
+# the same bits whatever lookahead it is paired with; memory, not arithmetic, takes the time
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+
+
+class Launch(NamedTuple):
+    """A launch that is ready, to be called."""
+
+    kernel: Any
+    programs: int
+    device: torch.device
+    arguments: tuple
+    constants: dict
+    table: Table | None = None
+
+    def __call__(self):
+        """Run the kernel, unless it has nothing to do."""
+        if not self.programs:
+            return
+        cuda = self.device.type == "cuda"
+        # Triton launches on the current device
+        with torch.cuda.device(self.device) if cuda else contextlib.nullcontext():
+            self.kernel[(self.programs,)](*self.arguments, **self.constants, **OPTIONS)
+
+
+def prepare(
+    kernel, key, columns, numbers, others, dtype, memo, constants, block, sizes=None, more=()
+):
+    """A launch of a kernel over columns of tensors.
+
+    Args:
+        kernel, constants: what to run, and what it is compiled for.
+        key: for the memo.
+        columns: dense tensors, of one dtype in each column.
+        numbers: as a back end gets them; None if the kernel takes none.
+        others: the kernel's remaining arguments.
+        dtype: of the arithmetic.
+        memo: the back end's.
+        block: elements of a chunk.
+        sizes, more: as in ``table.lookup``.
+    """
+    if not columns[0]:
+        return Launch(kernel, 0, torch.device("cpu"), (), {})
+    dtypes = [column[0].dtype for column in columns]
+    device = columns[0][0].device
+    check(device, dtypes[0])
+    memo, keep = place(memo, device)
+    table = lookup(memo, keep, key, columns, block, sizes, more)
+    if numbers is not None:
+        numbers = given(numbers, dtype, device, keep)
+        constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
+        others = (numbers, *others)
+    constants = {**constants, **tensor_constants(dtypes, dtype, block)}
+    arguments = table.chunks, table.rows, *others
+    return Launch(kernel, len(table.chunks), device, arguments, constants, table)
+
+
+def tensor_constants(dtypes, dtype, block):
+    """What a kernel is compiled for, of the columns' dtypes and the arithmetic's."""
+    return {
+        "TYPES": tuple(TYPES[d] for d in dtypes),
+        "VECTOR": 16 // max(d.itemsize for d in dtypes),
+        "DTYPE": TYPES[dtype],
+        "BLOCK": block,
+    }
+
+
+def given(numbers, dtype, device, keep):
+    """Numbers as a kernel takes them: a tuple of floats, or a vector on the device."""
+    if isinstance(numbers, torch.Tensor):
+        return numbers.to(device).contiguous()
+    # an integer would be an int32, or a constant; a tuple should not be empty
+    floats = tuple(map(float, numbers)) or (0.0,)
+    if dtype == torch.float32:
+        return floats
+    # as an argument it would be a float32
+    vector = torch.empty(len(floats), dtype=dtype, device=device)
+    upload(torch.tensor(floats, dtype=dtype, device="cpu"), vector, keep)
+    return vector
+
+
+def laid_out(ys, beside, columns, dtype, writes_beside=False):
+    """``flat``, without its look at every tensor's strides in the usual case."""
+    usual = (
+        all(all(map(torch.Tensor.is_contiguous, c)) for c in (ys, beside, *columns))
+        and all({t.dtype for t in c} <= {dtype} for c in columns)
+        and {t.dtype for t in beside} <= TYPES.keys()
+    )
+    if usual:
+        return contextlib.nullcontext((ys, beside, columns))
+    return flat(ys, beside, columns, dtype, writes_beside)
+
+
+def by_dtype(tensors, columns, more=()):
+    """For each dtype among some tensors: it, and the columns and integers of those parameters."""
+    dtypes = [t.dtype for t in tensors]
+    found = dict.fromkeys(dtypes)
+    if len(found) == 1:
+        yield dtypes[0], columns, more
+        return
+    for dtype in found:
+        same = [i for i, d in enumerate(dtypes) if d == dtype]
+        yield dtype, *([[column[i] for i in same] for column in each] for each in (columns, more))
+
+
+def check(device, dtype):
+    """Raise RuntimeError unless there are kernels for a dtype on a device, as things are."""
+    if INTERPRETED and device.type != "cpu":
+        raise RuntimeError(
+            f"TRITON_INTERPRET is set: backend='triton' then serves CPU tensors, got {device.type}"
+        )
+    if not INTERPRETED and device.type == "cpu":
+        raise RuntimeError(
+            "backend='triton' serves CPU tensors only if TRITON_INTERPRET=1 is set before Triton "
+            "is imported"
+        )
+    if dtype not in TYPES:
+        raise RuntimeError(f"backend='triton' has no kernel for parameters of {dtype}")

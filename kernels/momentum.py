@@ -1,0 +1,169 @@
+"""The kernels around Newton-Schulz: momenta before it, factors for rows after it.
+
+Sums are in float64 and in a fixed order: each program leaves what it has added up in a vector, and
+a second launch adds these. ``passes`` explains what the kernels have in common.
+"""
+
+import triton
+import triton.language as tl
+
+from .passes import _chunk, _load, _narrowed, _numbers, _pointers, _row, _store, _widened
+from .rounding import divide, inline, root
+
+# programs of the second launch add so many at once
+SUMS = tl.constexpr(1024)
+
+
+@inline
+def _momentum_tile(
+    pointers, count, numbers,
+    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    mask = i < count
+    (g,) = _load(pointers, 1, 1, i, mask, DTYPE)
+    state = _load(pointers, 2, STATES, i, mask, DTYPE)
+    (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
+    u, state = RULE(g * scale, state, _numbers(numbers, 1, NUMBERS, LOADED, DTYPE))
+    _store(pointers, 0, (u,), i, mask)
+    _store(pointers, 2, state, i, mask)
+    u = tl.where(mask, u.to(tl.float64), 0.0)
+    return tl.sum(u * u, 0)
+
+
+@triton.jit
+def momentum_kernel(
+    chunks, rows, numbers, skip, sums,
+    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row has u, which is only written, g and the state; sums receive those of the chunks."""
+    if skip is not None:  # noqa: SIM102 (decided when it is compiled)
+        if tl.load(skip) != 0:
+            return
+    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, 2)
+    total = tl.full((), 0.0, tl.float64)
+    if wide:
+        total += _momentum_tile(
+            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+        )  # fmt: skip
+    else:
+        offset = tl.full((), 0, tl.int64)
+        while offset < count:
+            total += _momentum_tile(
+                _pointers(addresses, start + offset, TYPES, 1), count - offset,
+                numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            )  # fmt: skip
+            offset += BLOCK // 4
+    tl.store(sums + tl.program_id(0), total)
+
+
+@triton.jit
+def squares_kernel(rows, skip, sums, squares, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add up the sums of each parameter's chunks; a row ends with the first's number and its own.
+
+    COLUMNS are those before its size.
+    """
+    if skip is not None:  # noqa: SIM102
+        if tl.load(skip) != 0:
+            return
+    row = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3)
+    chunks = (tl.load(row + COLUMNS) + BLOCK - 1) // BLOCK
+    first, position = tl.load(row + COLUMNS + 1), tl.load(row + COLUMNS + 2)
+    i = tl.arange(0, SUMS)
+    total = tl.zeros((SUMS,), tl.float64)
+    offset = tl.full((), 0, tl.int64)
+    while offset < chunks:
+        total += tl.load(sums + first + offset + i, mask=offset + i < chunks, other=0.0)
+        offset += SUMS
+    tl.store(squares + position, tl.sum(total, 0))
+
+
+@inline
+def _row_squares(row, columns, WIDTH: tl.constexpr):
+    i = tl.arange(0, WIDTH)
+    total = tl.zeros((WIDTH,), tl.float64)
+    offset = tl.full((), 0, tl.int64)
+    while offset < columns:
+        value = tl.load(row + offset + i, mask=offset + i < columns, other=0.0)
+        value = _widened(value, tl.float64)
+        total += value * value
+        offset += WIDTH
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def rows_kernel(
+    chunks, rows, numbers, skip, sums,
+    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    TYPES: tl.constexpr, VECTOR: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One row of a matrix: its factor, before any norm is kept, and its sum of squares.
+
+    A row of the table has the matrix, the state, the factors and the scale; then the rows and the
+    columns of the matrix, and the number of its first row among all. A chunk is BLOCK = 1 row; a
+    program reads WIDTH elements at once.
+    """
+    if skip is not None:  # noqa: SIM102
+        if tl.load(skip) != 0:
+            return
+    chunk, entry = _row(chunks, rows, TYPES, 2)
+    row, columns = tl.load(chunk + 1).to(tl.int64), tl.load(entry + len(TYPES) + 1)
+    address = tl.load(entry)
+    matrix = address.to(tl.pointer_type(TYPES[0])) + row * BLOCK * columns
+    if (address % 16 == 0) & (columns % VECTOR == 0):
+        matrix = tl.multiple_of(matrix, VECTOR * TYPES[0].primitive_bitwidth // 8)
+        square = _row_squares(matrix, tl.multiple_of(columns, VECTOR), WIDTH)
+    else:
+        square = _row_squares(matrix, columns, WIDTH)
+    pointers = ()
+    for k in tl.static_range(1, STATES + 2):
+        pointers = pointers + (tl.load(entry + k).to(tl.pointer_type(DTYPE)) + row,)  # noqa: RUF005
+    state = ()
+    for k in tl.static_range(STATES):
+        state = state + (tl.load(pointers[k]),)  # noqa: RUF005
+    mean = (square / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
+    factor, state = RULE(mean, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
+    for k in tl.static_range(STATES):
+        tl.store(pointers[k], state[k])
+    tl.store(pointers[STATES], factor)
+    tl.store(sums + tl.program_id(0), square)
+
+
+@triton.jit
+def norms_kernel(
+    rows, numbers, skip, sums,
+    STATES: tl.constexpr, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr,
+    LOADED: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Keep the norm of a matrix: multiply its factors by one number, and by its scale."""
+    if skip is not None:  # noqa: SIM102
+        if tl.load(skip) != 0:
+            return
+    entry = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3)
+    factors = tl.load(entry + 1 + STATES).to(tl.pointer_type(DTYPE))
+    scale = tl.load(tl.load(entry + 2 + STATES).to(tl.pointer_type(DTYPE)))
+    count, first = tl.load(entry + COLUMNS), tl.load(entry + COLUMNS + 2)
+    i = tl.arange(0, SUMS)
+    before, after = tl.zeros((SUMS,), tl.float64), tl.zeros((SUMS,), tl.float64)
+    offset = tl.full((), 0, tl.int64)
+    while offset < count:
+        mask = offset + i < count
+        square = tl.load(sums + first + offset + i, mask=mask, other=0.0)
+        factor = tl.load(factors + offset + i, mask=mask, other=0.0).to(tl.float64)
+        before += square
+        after += factor * factor * square
+        offset += SUMS
+    # eps, the last of the numbers
+    (eps,) = _numbers(numbers, NUMBERS - 1, 1, LOADED, tl.float64)
+    kept = divide(root(tl.sum(before, 0)), root(tl.sum(after, 0)) + eps)
+    offset = tl.full((), 0, tl.int64)
+    while offset < count:
+        mask = offset + i < count
+        factor = tl.load(factors + offset + i, mask=mask, other=0.0).to(tl.float64)
+        tl.store(factors + offset + i, _narrowed(factor * kept, DTYPE) * scale, mask=mask)
+        offset += SUMS
