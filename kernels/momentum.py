@@ -88,7 +88,8 @@ def _row_squares(row, columns, WIDTH: tl.constexpr):
     total = tl.zeros((WIDTH,), tl.float64)
     offset = tl.full((), 0, tl.int64)
     while offset < columns:
-        value = tl.load(row + offset + i, mask=offset + i < columns, other=0.0)
+        j = tl.multiple_of(offset, WIDTH) + i
+        value = tl.load(row + j, mask=j < columns, other=0.0)
         value = _widened(value, tl.float64)
         total += value * value
         offset += WIDTH

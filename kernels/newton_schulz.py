@@ -123,11 +123,11 @@ class Launch(NamedTuple):
 def symmetric_launch(a, b, c, beta, alpha, precision, arch):
     """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k)."""
     batch, n, k = a.shape
-    tile = tile_for(arch, a.dtype, "symmetric", n)
-    tiles = triton.cdiv(n, tile.rows)
-    out = a.new_empty(batch, n, n)
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
     operands = a, b, None if beta == 0 else _by_rows(c)
+    tile = tile_for(arch, a.dtype, "symmetric", n, _aligned(operands))
+    tiles = triton.cdiv(n, tile.rows)
+    out = a.new_empty(batch, n, n)
     given = operands, (n, k, k // tile.depth), beta, alpha
     kernel, programs = products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2)
     constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows}
@@ -138,9 +138,10 @@ def product_launch(a, b, c, beta, alpha, precision, arch):
     """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n)."""
     batch, m, k = a.shape
     n = b.shape[2]
-    tile = tile_for(arch, a.dtype, "product", min(m, n))
+    operands = a, b, None if beta == 0 else c
+    tile = tile_for(arch, a.dtype, "product", min(m, n), _aligned(operands))
     out = a.new_empty(batch, m, n)
-    given = (a, b, None if beta == 0 else c), (m, n, k, k // tile.depth), beta, alpha
+    given = operands, (m, n, k, k // tile.depth), beta, alpha
     programs = batch * triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns)
     even = m % tile.rows == 0 and n % tile.columns == 0
     constants = {"EVEN": even, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
@@ -182,6 +183,10 @@ def _strides(t):
     if t is None:
         return 0, 0, 0
     return (t.stride(0) if len(t) > 1 else 0), *t.stride()[1:]
+
+
+def _aligned(operands):
+    return all(s == 1 or s % 16 == 0 for t in operands for s in _strides(t))
 
 
 def _transposed(t):

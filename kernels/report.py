@@ -8,28 +8,18 @@ import itertools
 import re
 import subprocess
 import tempfile
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..rules import BASES, LOOKAHEADS, POINTS
-from . import launch, passes, step
+from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
+from . import launch, momentum, passes, report_products, step
+from .targets import TARGETS
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-KERNELS = {
-    "step": passes.step_kernel,
-    "follow": passes.follow_kernel,
-    "move": passes.move_kernel,
-    "nonfinite": passes.nonfinite_kernel,
-}
 # of parameters (or snapshots) and gradients, as they are met in training
 DTYPES = {
     "float32": (torch.float32, torch.float32),
@@ -40,6 +30,13 @@ DTYPES = {
 }
 PAIRS = list(itertools.product(BASES, LOOKAHEADS))
 SAMPLE = "adamw", "ema_nesterov"
+# what is compiled for every target
+SAMPLES = {
+    "step": SAMPLE,
+    "scaled step": ("direction", "ema_nesterov"),
+    "momentum": ("ema",),
+    "rows": ("normuon",),
+}
 
 
 class Case(NamedTuple):
@@ -62,12 +59,58 @@ class Facts(NamedTuple):
     store: int
 
 
+class Spec(NamedTuple):
+    """A kernel, and how what it is compiled for follows from a case."""
+
+    kernel: Any
+    constants: Callable  # rules -> constants
+    columns: Callable  # constants, dtypes of parameter, gradient, arithmetic -> dtypes of columns
+    factor: int = 0  # numbers before the rule's
+    types: Mapping = MappingProxyType({})  # of further arguments
+    tiles: Mapping | None = None  # elements of a chunk, by dtype of the arithmetic
+
+
+def _stepped(constants, p, g, wide):
+    return [p, g, *[wide] * sum(constants["STATES"])]
+
+
+SUMS = {"sums": "*fp64"}
+SPECS = {
+    "step": Spec(passes.step_kernel, step.step_constants, _stepped, 1),
+    "scaled step": Spec(
+        *(passes.step_kernel, lambda *rules: step.step_constants(*rules, True), _stepped, 1)
+    ),
+    "follow": Spec(
+        passes.follow_kernel, step.follow_constants, lambda c, p, g, w: [p, p, *[w] * c["STATES"]]
+    ),
+    "move": Spec(
+        passes.move_kernel, step.move_constants, lambda c, p, g, w: [p, *[w] * c["STATES"]]
+    ),
+    # updates have at least the arithmetic's dtype
+    "momentum": Spec(
+        *(momentum.momentum_kernel, step.momentum_constants),
+        *(lambda c, p, g, w: [w, g, *[w] * c["STATES"]], 1, SUMS),
+    ),
+    "rows": Spec(
+        *(momentum.rows_kernel, step.rows_constants),
+        *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], 0, SUMS, dict.fromkeys(step.TILES, 1)),
+    ),
+    "nonfinite": Spec(
+        *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], 0, {"flag": "*fp32"}),
+        step.NONFINITE_TILES,
+    ),
+}
+
+
 def cases(everything=False):
     """Every pair in float32 for one target, and samples of the rest; or the full product."""
     rules = {
         "step": PAIRS,
+        "scaled step": [("direction", look) for look in LOOKAHEADS],
         "follow": [(name,) for name in LOOKAHEADS],
         "move": [(name,) for name in POINTS],
+        "momentum": [(name,) for name in MOMENTA],
+        "rows": [(name,) for name in ROWS],
         "nonfinite": [()],
     }
     if everything:
@@ -75,50 +118,38 @@ def cases(everything=False):
         return [Case(k, r, *o) for k, found in rules.items() for r in found for o in options]
     plain = [Case(kernel, r) for kernel, found in rules.items() for r in found]
     others = [Case("step", SAMPLE, dtypes) for dtypes in DTYPES if dtypes != "float32"]
-    elsewhere = [Case("step", SAMPLE, target=target) for target in TARGETS if target != "sm_90"]
+    elsewhere = [
+        Case(kernel, sample, target=target)
+        for kernel, sample in SAMPLES.items()
+        for target in TARGETS
+        if target != "sm_90"
+    ]
     return [*plain, *others, *elsewhere, Case("step", SAMPLE, on_device=True)]
 
 
 def compiled(case):
     """Compile a case ahead of time."""
-    constants, types = _constants(case), {"chunks": "*i32", "rows": "*i64"}
+    spec = SPECS[case.kernel]
+    parameter, gradient = DTYPES[case.dtypes]
+    wide = torch.promote_types(gradient if case.kernel == "nonfinite" else parameter, torch.float32)
+    constants = spec.constants(*case.rules)
+    columns, tiles = spec.columns(constants, parameter, gradient, wide), spec.tiles or step.TILES
+    constants = {**launch.tensor_constants(columns, wide, tiles[wide]), **constants}
+    types = {"chunks": "*i32", "rows": "*i64", **spec.types}
+    names = spec.kernel.arg_names
     if "NUMBERS" in constants:
-        loaded = case.on_device or constants["DTYPE"] == launch.TYPES[torch.float64]
-        constants["LOADED"] = loaded
+        constants["LOADED"] = loaded = case.on_device or wide == torch.float64
         counts = constants["NUMBERS"]
-        count = 1 + sum(counts) if isinstance(counts, tuple) else max(counts, 1)
-        types["numbers"] = "*fp64" if loaded else ("fp32",) * count
-    if case.kernel == "nonfinite":
-        types["flag"] = "*fp32"
-    elif case.kernel != "move":
+        count = spec.factor + (sum(counts) if isinstance(counts, tuple) else counts)
+        types["numbers"] = "*fp64" if loaded else ("fp32",) * max(count, 1)
+    if "skip" in names:
         place = types if case.on_device else constants
         place["skip"] = "*fp32" if case.on_device else None
-    kernel = KERNELS[case.kernel]
     # in the kernel's own order
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    signature = {name: types.get(name, "constexpr") for name in names}
     return triton.compile(
-        ASTSource(kernel, signature, constants), TARGETS[case.target], launch.OPTIONS
+        ASTSource(spec.kernel, signature, constants), TARGETS[case.target], launch.OPTIONS
     )
-
-
-def _constants(case):
-    parameter, gradient = DTYPES[case.dtypes]
-    dtype = torch.promote_types(parameter, torch.float32)
-    if case.kernel == "step":
-        states = sum(step.step_constants(*case.rules)["STATES"])
-        columns = [parameter, gradient, *[dtype] * states]
-        return {**step.step_constants(*case.rules), **step.tensor_constants(columns, dtype)}
-    if case.kernel == "follow":
-        rules = step.follow_constants(*case.rules)
-        return {
-            **rules,
-            **step.tensor_constants([parameter] * 2 + [dtype] * rules["STATES"], dtype),
-        }
-    if case.kernel == "move":
-        rules = step.move_constants(*case.rules)
-        return {**rules, **step.tensor_constants([parameter] + [dtype] * rules["STATES"], dtype)}
-    wide = torch.promote_types(gradient, torch.float32)
-    return step.tensor_constants([gradient], wide, step.NONFINITE_TILES)
 
 
 def facts(kernel):
@@ -169,11 +200,17 @@ def main():
     print(f"Triton {triton.__version__}, chunks of {step.TILES[torch.float32]} elements.\n")
     print("| kernel | rules | dtypes | target | registers | local | shared | load | store |")
     print("| --- | --- | --- | --- | --: | --: | --: | --: | --: |")
-    for case in cases(parser.parse_args().all):
+    rows = [
+        (f"{c.kernel}, numbers on the device" if c.on_device else c.kernel, " ".join(c.rules), c)
+        for c in cases(parser.parse_args().all)
+    ]
+    for kernel, rules, case in rows:
         found = facts(compiled(case))
-        kernel = f"{case.kernel}, numbers on the device" if case.on_device else case.kernel
-        names = kernel, " ".join(case.rules), case.dtypes, case.target
-        print("|", " | ".join([*names, *map(str, found)]), "|", flush=True)
+        print("|", " | ".join(map(str, (kernel, rules, *case[2:4], *found))), "|", flush=True)
+    for product in report_products.products():
+        found = facts(report_products.compiled(product))
+        names = product.kind, f"{product.side} wide", product.dtype, product.target
+        print("|", " | ".join(map(str, (*names, *found))), "|", flush=True)
 
 
 if __name__ == "__main__":

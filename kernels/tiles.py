@@ -45,7 +45,8 @@ TABLE = {
         "product": (Tile(64, 128, 64, 8, 4, 2), Tile(128, 128, 32, 8, 4, 2)),
     },
 }
-# others, by bytes of an element; exact products of float32 do not use tensor cores
+# others, by bytes of an element: exact products of float32 do not use tensor cores, and where rows
+# begin at any address a load is one element, and its address takes registers
 FALLBACK = {
     2: Tile(64, 64, 32, 8, 4, 3),
     4: Tile(64, 64, 16, 8, 4, 3),
@@ -55,7 +56,7 @@ FALLBACK = {
 INTERPRETER = Tile(32, 32, 32, 2, 4, 1)
 
 
-def tile_for(arch, dtype, kind, side):
+def tile_for(arch, dtype, kind, side, aligned=True):
     """The configuration for a result whose smaller side is ``side``.
 
     Args:
@@ -63,10 +64,11 @@ def tile_for(arch, dtype, kind, side):
         dtype: of the operands.
         kind: "symmetric" or "product".
         side: in elements.
+        aligned: whether all rows (or columns) of the operands begin at multiples of 16 elements.
     """
     if arch is None:
         return INTERPRETER
-    row = TABLE.get((arch, dtype.itemsize))
+    row = TABLE.get((arch, dtype.itemsize)) if aligned else None
     return row[kind][side > SMALL] if row else FALLBACK[dtype.itemsize]
 
 
