@@ -4,10 +4,6 @@ A module with the functions of ``products``. Bits of a result depend neither on 
 threads nor on the batch.
 """
 
-import math
-
-import torch
-
 from . import _C, products
 
 # measured at n = 768, where strips of 96 rows multiply 9/16 of the matrix and mirror the rest
@@ -42,13 +38,7 @@ def mm_add(x, a, beta, alpha):
 
 def _results(a, b):
     """Memory for a b^T, every matrix of it aligned."""
-    return _empty(len(a), a.shape[1], b.shape[1], a.dtype)
-
-
-def _empty(batch, n, m, dtype):
-    per = products.ALIGNMENT // dtype.itemsize
-    size = math.ceil(n * m / per) * per
-    return torch.empty(batch * size, dtype=dtype).as_strided((batch, n, m), (size, m, 1))
+    return products.empty(len(a), a.shape[1], b.shape[1], a.dtype)
 
 
 def _placed(t):
@@ -59,4 +49,4 @@ def _placed(t):
         return t
     if products.transposed(t):
         return _placed(t.mT).mT
-    return _empty(*t.shape, t.dtype).copy_(t)
+    return products.empty(*t.shape, t.dtype).copy_(t)

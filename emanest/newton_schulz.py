@@ -18,6 +18,7 @@ from . import backends
 from .checks import CHECKS
 from .coefficients import polynomials
 from .options import real
+from .products import empty
 
 # ---- the two forms ------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ def orthogonalize(
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
-    out = torch.empty(matrices.shape, dtype=dtype, device=g.device)
+    out = empty(*matrices.shape, dtype, g.device)
     x = normalized(wide, norms, real("eps", eps, 0), margin, out)
     return iterate(x, rows, form, backend).to(g.dtype).view(g.shape)
 

@@ -20,6 +20,7 @@ from . import ops
 from .bases import SCALES, Base
 from .coefficients import polynomials
 from .newton_schulz import iterate, normalized, working_dtype
+from .products import empty
 from .rules import MOMENTA, ROWS
 
 # elements in one batch of Newton-Schulz, which needs up to three times their memory
@@ -89,11 +90,7 @@ class Search:
         # 16 bits would round before the norm is known, or overflow
         dtype = torch.promote_types(self.dtype, torch.float32)
         updates = [
-            torch.empty(
-                (stack.matrices.stop - stack.matrices.start, stack.rows, stack.columns),
-                dtype=dtype,
-                device=self.bucket.device,
-            )
+            empty(len(stack.members) * self.split, *stack[:2], dtype, self.bucket.device)
             for stack in self.stacks
         ]
         gs = self.matrices(self.gs)
@@ -117,7 +114,7 @@ class Search:
             pairs = zip(whole.split(count), norms[stack.matrices].split(count), strict=True)
             members = iter(stack.members)
             for u, norm in pairs:
-                to = u if u.dtype == self.dtype else torch.empty_like(u, dtype=self.dtype)
+                to = u if u.dtype == self.dtype else empty(*u.shape, self.dtype, u.device)
                 x = normalized(u, norm, self.group["eps"], margin, to)
                 o = iterate(x, rows, self.group["ns_form"], self.group.get("backend"))
                 for each in o.unflatten(0, (-1, self.split)).unbind():

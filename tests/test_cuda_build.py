@@ -121,8 +121,8 @@ def resources():
 @needs_nvcc
 @needs_cuobjdump
 def test_no_kernel_spills():
-    # every pair, every lookahead that follows, every point, the momentum pass, two kernels for rows,
-    # in two types; two for the table, nonfinite, three for sums
+    # every pair, every lookahead that follows, every point, the momentum pass, two for rows, in two
+    # types; two for the table, nonfinite, three for sums
     steps = len(BASES) * len(LOOKAHEADS)
     typed = steps + len(LOOKAHEADS) + len(POINTS) + len(MOMENTA) + 2 * len(ROWS)
     assert len(resources()) == 2 * (2 * typed + 6)

@@ -1,10 +1,11 @@
 """The Triton back end without a GPU: its kernels run in Triton's interpreter.
 
-Triton decides when it is imported whether it interprets, so ``triton_kernels`` is run in a process
-of its own, once; each of its claims is a test here.
+Triton decides when it is imported whether it interprets, so files of tests are run in processes of
+their own, once; each of their claims is a test here.
 """
 
 import ast
+import functools
 import importlib.util
 import os
 import subprocess
@@ -12,17 +13,34 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import filelock
 import pytest
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 
-KERNELS = Path(__file__).with_name("triton_kernels.py")
-TREE = ast.parse(KERNELS.read_text())
-CLAIMS = [
-    node.name
-    for node in TREE.body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+HERE = Path(__file__).parent
+# file -> which of its tests
+FILES = {
+    "triton_kernels.py": (),
+    "test_passes.py": ("-k", "triton"),
+    "test_products.py": ("-k", "triton"),
+}
+
+
+def claims(file):
+    """The tests of a file, by name; those of other files that take a back end, or products."""
+    functions = [
+        n for n in ast.parse((HERE / file).read_text()).body if isinstance(n, ast.FunctionDef)
+    ]
+    for function in functions:
+        taken = {argument.arg for argument in function.args.args}
+        if function.name.startswith("test_") and (
+            not FILES[file] or taken & {"backend", "products"}
+        ):
+            yield function.name
+
+
+CLAIMS = [(file, claim) for file in FILES for claim in claims(file)]
 
 
 def interpreted(*arguments, **options):
@@ -38,10 +56,25 @@ def interpreted(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Claim -> for each of its cases the text of the failure, or None."""
-    report = tmp_path_factory.mktemp("triton") / "report.xml"
-    done = interpreted(KERNELS, "--junitxml", report)
-    assert report.exists(), done.stdout + done.stderr
+    """File -> claim -> for each of its cases the text of the failure, or None."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # that of the session: what one worker has run need not run in another
+        folder = folder.parent
+
+    @functools.cache
+    def of(file):
+        report = folder / f"{file}.xml"
+        with filelock.FileLock(f"{report}.lock"):
+            if not report.exists():
+                done = interpreted(HERE / file, *FILES[file], "--junitxml", report)
+                assert report.exists(), done.stdout + done.stderr
+        return read(report)
+
+    return of
+
+
+def read(report):
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         bad = [e for e in case if e.tag in ("failure", "error", "skipped")]
@@ -50,10 +83,12 @@ def outcomes(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_in_the_interpreter(outcomes, claim):
-    assert outcomes[claim]
-    failures = [text for text in outcomes[claim] if text is not None]
+# one process of pytest for a file
+@pytest.mark.parametrize(("file", "claim"), CLAIMS)
+def test_in_the_interpreter(outcomes, file, claim):
+    found = outcomes(file)[claim]
+    assert found
+    failures = [text for text in found if text is not None]
     assert not failures, "\n".join(failures)
 
 

@@ -1,0 +1,302 @@
+"""The passes around Newton-Schulz on every back end: momenta, factors for rows, scales.
+
+``test_triton`` runs this file in Triton's interpreter; the CUDA kernels are emulated.
+"""
+
+import pytest
+import torch
+
+import emulated_cuda
+from emanest import backends, eager, rules
+from emanest.layout import scaled
+from helpers import one_thread  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPES = [(33, 17), (100, 300), (0, 5), (1, 1), (3, 9001), (5, 3, 2, 2)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+EMA = (-0.5, 0.05, 0.3)
+NORMUON = (0.05, 1e-8)
+
+each_wide = pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def emulated():
+    stream = emulated_cuda.extension().Stream()
+    module = emulated_cuda.backend(stream)
+    module.stream = stream  # it must live as long
+    return module
+
+
+# Triton is among them where it interprets: test_triton runs this file so
+MODULES = {
+    **{
+        name: (lambda name=name: backends.pick("cpu", name))
+        for name in backends.BACKENDS
+        if name != "eager" and backends.find(name, "cpu")[0]
+    },
+    "cuda, emulated": emulated,
+}
+
+
+@pytest.fixture(params=MODULES)
+def backend(request):
+    return MODULES[request.param]()
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(hash((shape, seed)) % 2**31)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def copies(value):
+    """The same tensors in new memory, with their strides."""
+    if isinstance(value, torch.Tensor):
+        return value.clone(memory_format=torch.preserve_format)
+    return [copies(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for v in value for t in tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+# ---- the momentum pass --------------------------------------------------------------------------
+
+
+def momentum(wide, dtype=torch.float32, grad_dtype=torch.float32):
+    """The arguments of a momentum pass; what it writes holds other values."""
+    gs = [randn(*s, dtype=grad_dtype, seed=1) for s in SHAPES]
+    gs[0] = randn(17, 33, dtype=grad_dtype, seed=1).t()
+    state = [randn(*s, dtype=wide, seed=2) for s in SHAPES]
+    # views of one buffer, at odd addresses too
+    buffer = torch.full((sum(g.numel() for g in gs) + 1,), 7.0, dtype=dtype)[1:]
+    us = [u.view(s) for u, s in zip(buffer.split([g.numel() for g in gs]), SHAPES, strict=True)]
+    return ["ema", us, gs, [state], torch.full((len(us),), 7.0, dtype=torch.float64), EMA, wide]
+
+
+@each_wide
+@each_dtype
+def test_updates_and_momenta_are_the_rule(backend, wide, dtype):
+    found, expected = momentum(wide, dtype), momentum(wide, dtype)
+    backend.momentum_(*found)
+    eager.momentum_(*expected)
+    for a, b in zip(found[3][0], expected[3][0], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(found[1], expected[1], strict=True):
+        # two roundings, by way of float32, or one: a unit apart at most
+        narrow = wide == torch.float64 and dtype == torch.float16
+        assert torch.equal(a, b) or (narrow and torch.allclose(a, b, rtol=2**-10, atol=2**-24))
+
+
+@each_wide
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
+def test_squares_are_those_of_the_update_before_it_is_rounded(backend, wide, grad_dtype):
+    arguments = momentum(wide, torch.bfloat16, grad_dtype)
+    expected = []
+    for g, m in zip(arguments[2], arguments[3][0], strict=True):
+        u, _ = rules.ema(g.to(wide) * EMA[0], (m,), EMA[1:])
+        expected.append(u.double().square().sum())
+    backend.momentum_(*arguments)
+    # n terms in blocks: far less than n units
+    torch.testing.assert_close(arguments[4], torch.stack(expected), rtol=1e-14, atol=0)
+
+
+def test_squares_do_not_overflow_nor_vanish(backend):
+    for size in (1e-30, 1e30):
+        g = torch.full((50, 40), size)
+        arguments = ["ema", [torch.empty(50, 40)], [g], [[torch.zeros(50, 40)]]]
+        squares = torch.zeros(1, dtype=torch.float64)
+        backend.momentum_(*arguments, squares, (1.0, 1.0, 0.0), torch.float32)
+        exact = 2000 * g[0, 0].double() ** 2
+        torch.testing.assert_close(squares[0], exact, rtol=1e-14, atol=0)
+
+
+def test_squares_have_the_same_bits_in_any_company(backend):
+    """On a GPU as long as addresses are aligned, as those of a batch are."""
+    together = momentum(torch.float32)
+    together[1] = [torch.empty_like(u) for u in together[1]]
+    backend.momentum_(*together)
+    for i in range(len(SHAPES)):
+        name, us, gs, (state,), squares, *rest = momentum(torch.float32)
+        one = slice(i, i + 1)
+        us = [torch.empty_like(us[i])]
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            again = copies([name, us, gs[one], [state[one]], squares[one], *rest])
+            backend.momentum_(*again)
+            assert torch.equal(again[4], together[4][one])
+
+
+@pytest.mark.parametrize("which", ["momentum_", "rows_"])
+def test_nothing_is_written_where_the_flag_is_set(backend, which):
+    arguments = momentum(torch.float32) if which == "momentum_" else rows(torch.float32)
+    before = copies(arguments)
+    getattr(backend, which)(*arguments, skip=torch.ones(1))
+    assert all(map(torch.equal, tensors(arguments), tensors(before)))
+    getattr(backend, which)(*arguments, skip=torch.zeros(1))
+    assert not torch.equal(arguments[4][0], before[4][0])
+
+
+@pytest.mark.parametrize("which", ["momentum_", "rows_"])
+def test_numbers_may_be_a_vector(backend, which):
+    found = [momentum(torch.float32) if which == "momentum_" else rows(torch.float32)] * 2
+    found = [copies(arguments) for arguments in found]
+    at = len(found[0]) - 2
+    found[1][at] = torch.tensor(found[1][at], dtype=torch.float64)
+    for arguments in found:
+        getattr(backend, which)(*arguments)
+    assert all(map(torch.equal, tensors(found[0][:at]), tensors(found[1][:at])))
+
+
+def test_momentum_state_in_an_odd_layout_is_written(backend):
+    found, expected = momentum(torch.float32), momentum(torch.float32)
+    for arguments in (found, expected):
+        arguments[3][0][0] = arguments[3][0][0].t().contiguous().t()
+        arguments[3][0][1] = arguments[3][0][1].repeat(1, 2)[:, ::2]
+    backend.momentum_(*found)
+    eager.momentum_(*expected)
+    for a, b in zip(tensors(found[:4]), tensors(expected[:4]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_momenta_are_seen_to_change(backend):
+    arguments = momentum(torch.float32)
+    before = [t._version for t in arguments[1]]
+    backend.momentum_(*arguments)
+    assert all(t._version > v for t, v in zip(arguments[1], before, strict=True))
+
+
+# ---- factors for rows ---------------------------------------------------------------------------
+
+
+def rows(wide, dtype=torch.float32):
+    os = [randn(*s, dtype=dtype) for s in [(33, 17), (100, 300), (1, 1), (3, 9001)]]
+    # rows of unlike sizes
+    os = [(o * torch.logspace(-1, 1, len(o))[:, None]).to(dtype) for o in os]
+    state = [randn(len(o), 1, dtype=wide, seed=3).square() for o in os]
+    scales = [torch.full((1,), 0.5 + i, dtype=wide) for i in range(len(os))]
+    factors = [torch.full((len(o),), 7.0, dtype=wide) for o in os]
+    return ["normuon", os, [state], scales, factors, NORMUON, wide]
+
+
+def textbook_rows(o, v, scale, wide):
+    """ALGORITHMS 3.3 in float64."""
+    o, weight, eps = o.double(), *NORMUON
+    v = v.double() + weight * (o.square().mean(1, keepdim=True) - v.double())
+    p = o / (v.sqrt() + eps)
+    kept = o.norm() / (p.norm() + eps)
+    return v.to(wide), (kept / (v.sqrt() + eps)).flatten().to(wide) * scale
+
+
+@each_wide
+@each_dtype
+def test_rows_are_the_rule_and_keep_the_norm(backend, wide, dtype):
+    arguments = rows(wide, dtype)
+    expected = [
+        textbook_rows(o, v, s, wide)
+        for o, v, s in zip(arguments[1], arguments[2][0], arguments[3], strict=True)
+    ]
+    backend.rows_(*arguments)
+    # roots, quotients and sums of thousands of terms: a few units
+    tolerance = 8 * torch.finfo(wide).eps
+    for (v, factors), new, found in zip(expected, arguments[2][0], arguments[4], strict=True):
+        torch.testing.assert_close(new, v, rtol=tolerance, atol=0)
+        torch.testing.assert_close(found, factors, rtol=tolerance, atol=0)
+    for o, f, scale in zip(arguments[1], arguments[4], arguments[3], strict=True):
+        after = (o.double() * f.double()[:, None] / scale.double()).norm()
+        torch.testing.assert_close(after, o.double().norm(), rtol=1e-6, atol=0)
+
+
+def test_rows_have_the_same_bits_in_any_company(backend):
+    together = rows(torch.float32)
+    backend.rows_(*together)
+    for i in range(len(together[1])):
+        name, os, (state,), scales, factors, *rest = rows(torch.float32)
+        one = slice(i, i + 1)
+        backend.rows_(name, os[one], [state[one]], scales[one], factors[one], *rest)
+        assert torch.equal(factors[i], together[4][i])
+
+
+def test_row_state_in_an_odd_layout_is_written(backend):
+    arguments = rows(torch.float32)
+    expected = rows(torch.float32)
+    arguments[2][0][0] = arguments[2][0][0].expand(33, 2)[:, :1].clone().double()
+    backend.rows_(*arguments)
+    eager.rows_(*expected)
+    torch.testing.assert_close(arguments[2][0][0].float(), expected[2][0][0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(arguments[4][0], expected[4][0], rtol=1e-6, atol=0)
+
+
+# ---- scales -------------------------------------------------------------------------------------
+
+
+def step(wide, sizes, grad_dtype=torch.float32):
+    """A step with scales, ``sizes`` of them for each parameter."""
+    ys = [
+        randn(33, 17, dtype=wide),
+        randn(17, 33, dtype=wide).t(),
+        randn(4, 3, 5, 6, dtype=wide).to(memory_format=torch.channels_last),
+        randn(7, dtype=wide),
+        randn(dtype=wide),
+        randn(0, 3, dtype=wide),
+        randn(41, 301, dtype=wide)[1:],
+    ]
+    gs = [randn(*y.shape, dtype=grad_dtype, seed=1) for y in ys]
+    gs[0] = randn(17, 33, dtype=grad_dtype, seed=1).t()
+    counts = [1 if n == 1 or y.dim() == 0 else len(y) for n, y in zip(sizes, ys, strict=True)]
+    scales = [randn(n, dtype=wide, seed=2) for n in counts]
+    m = [torch.empty_like(y).copy_(randn(*y.shape, dtype=wide, seed=3)) for y in ys]
+    numbers = (1.0, 0.3, 0.05, 0.1, 0.4, 0.6)
+    return ["direction", "ema_nesterov", ys, gs, [], [m], numbers, wide, None, scales]
+
+
+def written(arguments):
+    return [*arguments[2], *arguments[5][0]]
+
+
+@each_wide
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1,) * 7, (0,) * 7, (0, 1, 0, 1, 0, 1, 0)], ids=str)
+def test_a_scaled_step_has_the_bits_of_the_eager_one(backend, wide, grad_dtype, sizes):
+    found, expected = step(wide, sizes, grad_dtype), step(wide, sizes, grad_dtype)
+    backend.step_(*found)
+    eager.step_(*expected)
+    for a, b in zip(written(found), written(expected), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_scales_of_one_change_no_bit(backend):
+    found = [step(torch.float32, (1,) * 7) for _ in range(2)]
+    found[0][-1] = [torch.ones_like(s) for s in found[0][-1]]
+    found[1][-1] = ()
+    for arguments in found:
+        backend.step_(*arguments)
+    assert all(map(torch.equal, written(found[0]), written(found[1])))
+
+
+def test_only_interleaved_rows_are_multiplied_beforehand():
+    contiguous, transposed = torch.ones(4, 3), torch.ones(3, 4).t()
+    last = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    ys = [contiguous, transposed, last, torch.ones(())]
+    gs, scales = list(ys), [torch.full((n,), 2.0) for n in (4, 4, 2, 1)]
+    new_gs, new_scales = scaled(gs, ys, scales, torch.float32)
+    assert [a is b for a, b in zip(new_gs, gs, strict=True)] == [True, False, True, True]
+    assert torch.equal(new_gs[1], torch.full((4, 3), 2.0))
+    assert new_scales[1].tolist() == [1.0]
+    untouched = scaled(gs[:1], ys[:1], scales[:1], torch.float32)
+    assert untouched[0][0] is gs[0]
+
+
+def test_wrong_scales_are_errors_and_change_nothing():
+    cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
+    y = torch.ones(4, 3)
+    for bad in (torch.ones(3), torch.ones(4, dtype=torch.float64)):
+        arguments = "direction", "none", [y], [torch.ones(4, 3)], [], [], (1.0, 0.1, 0.0)
+        with pytest.raises(ValueError, match="scales of a parameter with 4 rows"):
+            cpp.step_(*arguments, torch.float32, None, [bad])
+    with pytest.raises(ValueError, match="squares must be a float64 vector of 1"):
+        cpp.momentum_("ema", [y], [y], [[y.clone()]], torch.ones(1), EMA, torch.float32)
+    assert torch.equal(y, torch.ones(4, 3))

@@ -1,0 +1,156 @@
+"""The products of Newton-Schulz, in every namespace; ``test_triton`` runs this file interpreted."""
+
+import pytest
+import torch
+
+from emanest import backends
+from emanest.products import transposed
+
+SIZES = [(2, 65, 70), (1, 1, 1), (2, 1, 9), (1, 3, 100), (2, 64, 64), (1, 70, 33)]
+EMPTY = [(0, 3, 4), (2, 0, 4), (2, 3, 0)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "strided": lambda t: t.repeat_interleave(2, 2)[:, :, ::2],
+    "unaligned": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
+}
+
+each_size = pytest.mark.parametrize("size", SIZES, ids=str)
+each_kind = pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [*((d, "contiguous") for d in DTYPES), *((torch.float32, name) for name in [*LAYOUTS][1:])],
+    ids=str,
+)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+# Triton is among them where it interprets
+NAMES = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
+
+
+@pytest.fixture(params=NAMES)
+def products(request):
+    return backends.pick("cpu", request.param).products("cpu")
+
+
+def randn(*shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def operands(size, dtype, layout="contiguous"):
+    """X and symmetric matrices that commute: A, and C = I + A."""
+    batch, n, _ = size
+    place = LAYOUTS[layout]
+    root = randn(batch, n, n)
+    a = ((root + root.mT) / max(1, n)).to(dtype)
+    c = (torch.eye(n, dtype=torch.float64) + a.double()).to(dtype)
+    return place(randn(*size, dtype=dtype)), place(a), place(c)
+
+
+# name -> (call, the same in float64, whether the result is symmetric)
+CALLS = {
+    "sym_mm": (lambda p, x, a, c: p.sym_mm(x), lambda x, a, c: x @ x.mT, True),
+    "sym_baddbmm": (
+        lambda p, x, a, c: p.sym_baddbmm(c, a, a, 0.5, 2.0),
+        lambda x, a, c: 0.5 * c + 2 * a @ a,
+        True,
+    ),
+    "without an addend": (
+        lambda p, x, a, c: p.sym_baddbmm(c, a, a, 0.0, 2.0),
+        lambda x, a, c: 2 * a @ a,
+        True,
+    ),
+    "mm": (lambda p, x, a, c: p.mm(a, x), lambda x, a, c: a @ x, False),
+    "mm_add": (
+        lambda p, x, a, c: p.mm_add(x, a, 0.5, 2.0),
+        lambda x, a, c: 0.5 * x + 2 * a @ x,
+        False,
+    ),
+}
+each_call = pytest.mark.parametrize("name", CALLS)
+
+
+@each_call
+@each_kind
+@each_size
+def test_products_are_those_of_float64(products, name, dtype, layout, size):
+    call, reference, symmetric = CALLS[name]
+    given = operands(size, dtype, layout)
+    before = [t.clone() for t in given]
+    found = call(products, *given)
+    expected = reference(*(t.double() for t in given))
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    # a result is rounded once; sums of up to 100 terms are in float32 or wider
+    unit = max(torch.finfo(dtype).eps, 1e-15)
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error <= (2 * unit if dtype.itemsize == 2 else 8 * unit)
+    assert all(map(torch.equal, given, before))
+    if symmetric:
+        assert torch.equal(found, found.mT)
+    elif layout != "strided":
+        assert transposed(found) == transposed(given[0])
+
+
+@each_call
+@pytest.mark.parametrize("size", EMPTY, ids=str)
+def test_empty_products_are_empty_or_zero(products, name, size):
+    call, reference, _ = CALLS[name]
+    given = operands(size, torch.float32)
+    torch.testing.assert_close(call(products, *given), reference(*given))
+
+
+@each_call
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(3, 40, 51), (3, 65, 70)], ids=str)
+def test_batched_equals_looped_bitwise(products, name, dtype, size):
+    call, given = CALLS[name][0], operands(size, dtype)
+    whole = call(products, *given)
+    for i in range(size[0]):
+        alone = call(products, *(t[i : i + 1].clone() for t in given))
+        assert torch.equal(alone[0], whole[i])
+
+
+# the interpreter's, of NumPy
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_own_matrix(products, bad):
+    clean, spoiled = (operands((3, 33, 40), torch.float32) for _ in range(2))
+    for t in spoiled:
+        t[1, -1, -1] = bad
+    for call, _, _ in CALLS.values():
+        a, b = call(products, *clean), call(products, *spoiled)
+        assert torch.equal(a[::2], b[::2])
+        assert not b[1].isfinite().all()
+
+
+def test_an_addend_that_does_not_count_is_not_read(products):
+    _, a, c = operands((2, 33, 40), torch.float32)
+    nan = torch.full_like(c, torch.nan)
+    assert torch.equal(
+        products.sym_baddbmm(nan, a, a, 0.0, 1.0), products.sym_baddbmm(c, a, a, 0.0, 1.0)
+    )
+
+
+@each_call
+@each_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_change_no_bit(name, dtype, layout):
+    cpu = pytest.importorskip("emanest.cpu_products", exc_type=ImportError)
+    # more than one tile, and a rest, either way
+    given, threads = operands((2, 301, 813), dtype, layout), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(CALLS[name][0](cpu, *given))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    expected = CALLS[name][1](*(t.double() for t in given))
+    unit = torch.finfo(dtype).eps
+    assert (found[0] - expected).norm() <= 16 * unit * expected.norm()
+    if CALLS[name][2]:
+        assert torch.equal(found[0], found[0].mT)
