@@ -15,7 +15,7 @@ class Coefficients(NamedTuple):
     Attributes:
         rows: (a, b, c) for each step.
         source: where they come from.
-        safety: all polynomials but the last are those of s / safety: values up to ``safety``, which
+        safety: all but the last of the rows are those of s / safety: values up to ``safety``, which
             rounding produces, are then as safe as 1.
         margin: the norm is multiplied by it.
     """
@@ -27,9 +27,9 @@ class Coefficients(NamedTuple):
 
     def steps(self, count):
         """The polynomials of ``count`` steps."""
-        rows = [self.rows[min(i, len(self.rows) - 1)] for i in range(count)]
-        f = self.safety
-        return [*((a / f, b / f**3, c / f**5) for a, b, c in rows[:-1]), rows[-1]]
+        f, (*first, last) = self.safety, self.rows
+        safe = [(a / f, b / f**3, c / f**5) for a, b, c in first]
+        return [safe[i] if i < len(safe) else last for i in range(count)]
 
 
 COEFFICIENTS = {

@@ -9,7 +9,7 @@ import torch
 from . import eager
 from . import products as torch_products
 from .eager import plan_ as plan_
-from .layout import NATIVE, flat, scaled
+from .layout import NATIVE, check_squares, flat, scaled
 
 try:
     from . import _C
@@ -60,7 +60,7 @@ def move_(point, ys, state, numbers, dtype, memo=None):
 
 def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
     """Average gradients into momenta, in place, and make updates of them."""
-    _check_squares(squares, us)
+    check_squares(squares, us)
 
     def work(target, us, gs, columns):
         in_double = dtype == torch.float64
@@ -92,13 +92,6 @@ def nonfinite(gs, memo=None):
         # of any order: only whether a value is there matters
         _C.nonfinite([g.contiguous() for g in natives], found.data_ptr(), target)
     return found
-
-
-def _check_squares(squares, us):
-    if squares.shape != (len(us),) or squares.dtype != torch.float64 or not squares.is_contiguous():
-        raise ValueError(f"squares must be a float64 vector of {len(us)}, got {squares.shape}")
-    if us and squares.device != us[0].device:
-        raise ValueError(f"squares are on {squares.device}, the updates on {us[0].device}")
 
 
 def _run(work, target, ys, beside, columns, dtype, writes_beside=False):

@@ -101,3 +101,11 @@ def scaled(gs, ys, scales, dtype):
 def _in_runs(y, scale):
     """Whether each scale belongs to elements that follow each other in memory."""
     return scale.numel() <= 1 or y.is_contiguous() or dense_strides(y)[0] * y.shape[0] == y.numel()
+
+
+def check_squares(squares, us):
+    """Raise ValueError unless a momentum pass can write its sums there, one for each update."""
+    if squares.shape != (len(us),) or squares.dtype != torch.float64 or not squares.is_contiguous():
+        raise ValueError(f"squares must be a float64 vector of {len(us)}, got {squares.shape}")
+    if us and squares.device != us[0].device:
+        raise ValueError(f"squares are on {squares.device}, the updates on {us[0].device}")

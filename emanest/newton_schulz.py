@@ -12,6 +12,8 @@ Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural net
 form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
 """
 
+import math
+
 import torch
 
 from . import backends
@@ -161,7 +163,7 @@ def orthogonalize(
     rows, margin = polynomials(coefficients, steps)
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
-    matrices = g.detach().reshape(-1, *g.shape[-2:])
+    matrices = g.detach().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))

@@ -83,17 +83,26 @@ def squares_kernel(rows, skip, sums, squares, COLUMNS: tl.constexpr, BLOCK: tl.c
 
 
 @inline
-def _row_squares(row, columns, WIDTH: tl.constexpr):
-    i = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float64)
+def _row_squares(
+    matrix, count, columns, VECTOR: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Sums of squares of BLOCK rows, of which ``count`` are there; WIDTH columns at once."""
+    row, i = tl.arange(0, BLOCK), tl.arange(0, WIDTH)
+    total = tl.zeros((BLOCK, WIDTH), tl.float64)
     offset = tl.full((), 0, tl.int64)
     while offset < columns:
-        j = tl.multiple_of(offset, WIDTH) + i
-        value = tl.load(row + j, mask=j < columns, other=0.0)
+        pointers, left = matrix + offset + row * columns, tl.minimum(columns - offset, WIDTH)
+        left = left.to(tl.int32)
+        if VECTOR > 1:
+            # of new values: what is said of a value holds wherever it is used
+            pointers = tl.multiple_of(pointers, 16)
+            left = tl.multiple_of(left, VECTOR)
+        mask = (row < count)[:, None] & (i < left)[None, :]
+        value = tl.load(pointers[:, None] + i[None, :], mask=mask, other=0.0)
         value = _widened(value, tl.float64)
         total += value * value
         offset += WIDTH
-    return tl.sum(total, 0)
+    return tl.sum(total, 1)
 
 
 @triton.jit
@@ -103,36 +112,39 @@ def rows_kernel(
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One row of a matrix: its factor, before any norm is kept, and its sum of squares.
+    """BLOCK rows of a matrix: their factors, before any norm is kept, and their sums of squares.
 
     A row of the table has the matrix, the state, the factors and the scale; then the rows and the
-    columns of the matrix, and the number of its first row among all. A chunk is BLOCK = 1 row; a
-    program reads WIDTH elements at once.
+    columns of the matrix, and the number of its first row among all. With as many warps as rows,
+    each sum stays within a warp.
     """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
     chunk, entry = _row(chunks, rows, TYPES, 2)
-    row, columns = tl.load(chunk + 1).to(tl.int64), tl.load(entry + len(TYPES) + 1)
+    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
+    count, columns = tl.load(entry + len(TYPES)) - start, tl.load(entry + len(TYPES) + 1)
     address = tl.load(entry)
-    matrix = address.to(tl.pointer_type(TYPES[0])) + row * BLOCK * columns
-    if (address % 16 == 0) & (columns % VECTOR == 0):
-        matrix = tl.multiple_of(matrix, VECTOR * TYPES[0].primitive_bitwidth // 8)
-        square = _row_squares(matrix, tl.multiple_of(columns, VECTOR), WIDTH)
+    matrix = address.to(tl.pointer_type(TYPES[0])) + start * columns
+    # of the matrix alone, 128 bits: nothing else is as long
+    WIDE: tl.constexpr = 128 // TYPES[0].primitive_bitwidth
+    if (address % 16 == 0) & (columns % WIDE == 0):
+        squares = _row_squares(matrix, count, columns, WIDE, BLOCK, WIDTH)
     else:
-        square = _row_squares(matrix, columns, WIDTH)
+        squares = _row_squares(matrix, count, columns, 1, BLOCK, WIDTH // 4)
+    i = tl.arange(0, BLOCK)
+    mask = i < count
     pointers = ()
     for k in tl.static_range(1, STATES + 2):
-        pointers = pointers + (tl.load(entry + k).to(tl.pointer_type(DTYPE)) + row,)  # noqa: RUF005
-    state = ()
-    for k in tl.static_range(STATES):
-        state = state + (tl.load(pointers[k]),)  # noqa: RUF005
-    mean = (square / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
-    factor, state = RULE(mean, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
-    for k in tl.static_range(STATES):
-        tl.store(pointers[k], state[k])
-    tl.store(pointers[STATES], factor)
-    tl.store(sums + tl.program_id(0), square)
+        pointer = tl.load(entry + k).to(tl.pointer_type(DTYPE)) + start
+        pointers = pointers + (pointer,)  # noqa: RUF005
+    state = _load(pointers, 0, STATES, i, mask, DTYPE)
+    means = (squares / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
+    factor, state = RULE(means, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
+    _store(pointers, 0, state, i, mask)
+    _store(pointers, STATES, (factor,), i, mask)
+    first = tl.load(entry + len(TYPES) + 2) + start
+    tl.store(sums + first + i, squares, mask=mask)
 
 
 @triton.jit

@@ -119,15 +119,16 @@ def _scales(
 ):
     """Of this program: its first scale, how far into that one's run it begins, and the run.
 
-    A row ends with the address of the scales and their run, 0 for a single scale.
+    A row ends with the address of the scales and their run. Of a run that is longer than a chunk
+    only its end matters, so it is cut at its beginning: 32 bits are enough.
     """
     chunk, row = _row(chunks, rows, TYPES, MORE)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
     scales = tl.load(row + len(TYPES) + 1).to(tl.pointer_type(DTYPE))
     run = tl.load(row + len(TYPES) + 2)
-    first = tl.where(run == 0, 0, start // tl.maximum(run, 1))
-    # one run of elements has fewer than 2 ** 30, or there is one scale: 32 bits are enough
-    return scales + first, (start - first * run) * (run > 0), tl.where(run == 0, 1 << 30, run)
+    first = start // run
+    left, short = (first + 1) * run - start, tl.minimum(run, BLOCK)
+    return scales + first, (short - tl.minimum(left, short)).to(tl.int32), short.to(tl.int32)
 
 
 @inline
@@ -142,11 +143,15 @@ def _step_tile(
     base_state = _load(pointers, 2, STATES[0], i, mask, DTYPE)
     look_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
     (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
-    g = g * scale
-    if SCALED:
-        g = g * tl.load(scales + (into + i).to(tl.int32) // run.to(tl.int32), mask=mask)
     base_numbers = _numbers(numbers, 1, NUMBERS[0], LOADED, DTYPE)
     look_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
+    g = g * scale
+    if SCALED:
+        # nearly always: a division and a load for each element would show
+        if into + count <= run:
+            g = g * tl.load(scales)
+        else:
+            g = g * tl.load(scales + (into + i) // run, mask=mask)
     y, base_state, look_state = step(
         BASE, LOOK, y, g, base_state, look_state, base_numbers, look_numbers
     )
@@ -185,7 +190,7 @@ def step_kernel(
         while offset < count:
             _step_tile(
                 _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, scales, into + offset if SCALED else into, run, SCALED,
+                numbers, scales, into + offset.to(tl.int32) if SCALED else into, run, SCALED,
                 BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
             )  # fmt: skip
             offset += BLOCK // 4

@@ -93,7 +93,8 @@ SPECS = {
     ),
     "rows": Spec(
         *(momentum.rows_kernel, step.rows_constants),
-        *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], 0, SUMS, dict.fromkeys(step.TILES, 1)),
+        *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], 0, SUMS),
+        dict.fromkeys(step.TILES, step.ROWS_TILE),
     ),
     "nonfinite": Spec(
         *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], 0, {"flag": "*fp32"}),

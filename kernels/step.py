@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from .. import eager
-from ..layout import is_dense, scaled
+from ..layout import check_squares, is_dense, scaled
 from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 from . import momentum, newton_schulz, passes
 from .launch import TYPES, Launch, by_dtype, laid_out, prepare
@@ -25,8 +25,9 @@ NONFINITE_TILES = {torch.float32: 8192, torch.float64: 4096}
 if INTERPRETED:
     # it takes its time for operations, not for elements
     TILES = NONFINITE_TILES = dict.fromkeys(TILES, 65536)
-# rows of a matrix go one by one, so many elements at once
-ROW = 1024
+# rows of a chunk of a matrix, one for each warp, and columns that a program reads at once: 32 bytes
+# or more of each lane
+ROWS_TILE, ROWS_WIDTH = 8, 512
 
 
 def step_(
@@ -50,8 +51,8 @@ def step_(
 
 
 def _run(y, scale):
-    """How many elements share a scale; 0: all."""
-    return 0 if scale.numel() == 1 else y.numel() // max(1, scale.numel())
+    """How many elements share a scale."""
+    return y.numel() // max(1, scale.numel())
 
 
 def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
@@ -74,6 +75,7 @@ def move_(point, ys, state, numbers, dtype, memo=None):
 
 def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
     """As ``eager.momentum_``: a launch for each dtype of gradients, and one for its sums."""
+    check_squares(squares, us)
     constants, block, launches = momentum_constants(name), TILES[dtype], []
     with laid_out(us, gs, state, dtype) as (us_, gs_, states):
         each = by_dtype(gs_, [us_, gs_, *states], [[*range(len(us))]])
@@ -106,7 +108,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         key, sizes = ("rows", name, o_dtype), tuple(map(len, some[0]))
         first = firsts(sizes, 1)
         sums = torch.empty(first[-1], dtype=torch.float64, device=os[0].device)
-        tail = numbers, (skip, sums), dtype, memo, constants, 1
+        tail = numbers, (skip, sums), dtype, memo, constants, ROWS_TILE
         more = [[o.shape[1] for o in some[0]], first[:-1]]
         launch = prepare(momentum.rows_kernel, key, some, *tail, sizes, more)
         _, _, given, *others = launch.arguments
@@ -166,7 +168,7 @@ def momentum_constants(name):
 
 def rows_constants(name):
     """What the kernel is compiled for, of the rule."""
-    return {"RULE": rounded(ROWS[name].function), **_counts(ROWS[name]), "WIDTH": ROW}
+    return {"RULE": rounded(ROWS[name].function), **_counts(ROWS[name]), "WIDTH": ROWS_WIDTH}
 
 
 def _counts(rule):

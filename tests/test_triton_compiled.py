@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="
 MOST_REGISTERS = 96
 # in float64, whose numbers take two
 MOST_REGISTERS_WIDE = 128
+# a sum needs some shared memory, whatever goes with it is a value or two
+SUMS = ("nonfinite", "momentum", "rows")
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float32", "float64", "bfloat16", "float16", "float32, bfloat16 gradients"]
 
@@ -50,10 +52,10 @@ def check(found, case):
     # four elements, of whatever dtype
     least = 64 if dtypes in ("bfloat16", "float16") else 128
     assert found["load"] >= least
-    # the flag of nonfinite is one value
-    assert found["store"] >= (32 if kernel == "nonfinite" else least)
+    # the flag of nonfinite is one value, and a row has one of each kind
+    assert found["store"] >= (32 if kernel in ("nonfinite", "rows") else least)
     # one answer from a program's threads needs some; to move values between them would need more
-    assert found["shared"] <= (4096 if kernel == "nonfinite" else 0)
+    assert found["shared"] <= (4096 if kernel in SUMS else 0)
 
 
 def vectors(found):
@@ -80,6 +82,18 @@ def test_every_pair_compiles_to_vectors_in_registers(kernels, base, look):
 def test_the_other_passes_compile_to_vectors_in_registers(kernels, kernel, rules):
     check(pick(kernels, kernel, rules), (kernel, rules, "float32"))
     vectors(pick(kernels, kernel, rules))
+
+
+def test_the_passes_around_newton_schulz_move_vectors_only_where_they_are_aligned(kernels):
+    """As ``vectors``; a hint that reached the other branch would make its loads wide, too."""
+    for look in LOOKAHEADS:
+        found = pick(kernels, "scaled step", f"direction {look}")
+        plain = pick(kernels, "step", f"direction {look}")
+        assert found["loads"]["128"] == plain["loads"]["128"]
+        assert found["stores"] == plain["stores"]
+    vectors(pick(kernels, "momentum", "ema"))
+    # 16 values in each thread by vectors, or 4 one by one; an average of four rows in each; a chunk
+    assert pick(kernels, "rows", "normuon")["loads"] == {"32": 2 + 4 + 4, "64": 6, "128": 4}
 
 
 def test_everything_else_compiles_to_vectors_in_registers(kernels):
@@ -128,7 +142,7 @@ def test_cpu_tensors_are_an_error_without_the_interpreter():
 @pytest.mark.timeout(3600)
 def test_the_full_product_compiles_to_vectors_in_registers(tmp_path):
     kernels = compiled(tmp_path, "everything")
-    assert len(kernels) == len(DTYPES) * len(TARGETS) * 69
+    assert len(kernels) == len(DTYPES) * len(TARGETS) * 80
     for case, found in kernels.items():
         check(found, case)
 
