@@ -4,6 +4,8 @@
 gradient g taken there. State, with its count of updates, belongs to the index i.
 """
 
+from typing import ClassVar
+
 import torch
 
 
@@ -55,3 +57,62 @@ class AdamW:
         first_hat = first / (1 - beta1**k)
         second_hat = (largest if self.amsgrad else second) / (1 - beta2**k)
         return p - lr * weight_decay * p - lr * first_hat / (second_hat.sqrt() + self.eps)
+
+
+class Muon:
+    """Muon in float64: an average of gradients, five Newton-Schulz steps, a scale by the shape."""
+
+    scales: ClassVar = {
+        None: lambda a, b: max(1.0, a / b) ** 0.5,
+        "original": lambda a, b: max(1.0, a / b) ** 0.5,
+        "match_rms_adamw": lambda a, b: 0.2 * max(a, b) ** 0.5,
+        "spectral_norm": lambda a, b: (a / b) ** 0.5,
+        "unit_rms": lambda a, b: max(a, b) ** 0.5,
+        "none": lambda a, b: 1.0,
+    }
+
+    def __init__(self, momentum=0.95, nesterov=True, weight_decay=0.1, adjust_lr_fn=None):
+        self.momentum, self.nesterov = momentum, nesterov
+        self.weight_decay, self.scale = weight_decay, self.scales[adjust_lr_fn]
+        self.buffers = {}
+
+    def direction(self, i, g):
+        """The orthogonalised update of parameter i, as a matrix."""
+        g = g.reshape(len(g), -1)
+        old = self.buffers.get(i, torch.zeros_like(g))
+        new = self.buffers[i] = self.momentum * old + (1 - self.momentum) * g
+        update = (1 - self.momentum) * g + self.momentum * new if self.nesterov else new
+        return newton_schulz(update)
+
+    def update(self, i, p, g, lr, weight_decay=None):
+        """Return parameter i after one step from p; ``weight_decay`` replaces the base's own."""
+        weight_decay = self.weight_decay if weight_decay is None else weight_decay
+        o = self.direction(i, g)
+        return p - lr * weight_decay * p - lr * self.scale(*o.shape) * o.view(p.shape)
+
+
+class NorMuon(Muon):
+    """NorMuon: rows divided by the root of the average of their mean squares, the norm kept."""
+
+    def __init__(self, beta2=0.95, **options):
+        super().__init__(**options)
+        self.beta2, self.averages = beta2, {}
+
+    def direction(self, i, g):
+        """As ``Muon.direction``."""
+        o = super().direction(i, g)
+        old = self.averages.get(i, torch.zeros_like(o[:, :1]))
+        v = self.beta2 * old + (1 - self.beta2) * o.square().mean(1, keepdim=True)
+        self.averages[i] = v
+        p = o / (v.sqrt() + 1e-10)
+        return p * o.norm() / (p.norm() + 1e-10)
+
+
+def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315):
+    """Jordan's iteration, as he writes it."""
+    x = g.mT if g.shape[0] > g.shape[1] else g
+    x = x / max(x.norm(), 1e-7)
+    for _ in range(steps):
+        r = x @ x.mT
+        x = a * x + (b * r + c * r @ r) @ x
+    return x.mT if g.shape[0] > g.shape[1] else x
