@@ -4,7 +4,7 @@ A step maps every singular value s to ``a s + b s**3 + c s**5``; ``tests/test_co
 the range in which each set leaves them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .options import choice, count, real
 
@@ -20,7 +20,7 @@ class Coefficients(NamedTuple):
         margin: the norm is multiplied by it.
     """
 
-    rows: tuple[tuple[float, float, float], ...]
+    rows: tuple[Any, ...]
     source: str
     safety: float = 1.0
     margin: float = 1.0

@@ -38,7 +38,7 @@ def mm_add(x, a, beta, alpha):
 
 def _results(a, b):
     """Memory for a b^T, every matrix of it aligned."""
-    return products.empty(len(a), a.shape[1], b.shape[1], a.dtype)
+    return products.empty((len(a), a.shape[1], b.shape[1]), a.dtype)
 
 
 def _placed(t):
@@ -49,4 +49,4 @@ def _placed(t):
         return t
     if products.transposed(t):
         return _placed(t.mT).mT
-    return products.empty(*t.shape, t.dtype).copy_(t)
+    return products.empty(t.shape, t.dtype).copy_(t)

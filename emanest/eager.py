@@ -157,7 +157,7 @@ def _double(value):
     return value.double() if isinstance(value, torch.Tensor) else float(value)
 
 
-def _rows(columns, like):
+def _rows(columns, like) -> list[tuple]:
     """For each parameter the tuple of its state."""
     return list(zip(*columns, strict=True)) if columns else [()] * len(like)
 

@@ -167,7 +167,7 @@ def orthogonalize(
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
-    out = empty(*matrices.shape, dtype, g.device)
+    out = empty(matrices.shape, dtype, g.device)
     x = normalized(wide, norms, real("eps", eps, 0), margin, out)
     return iterate(x, rows, form, backend).to(g.dtype).view(g.shape)
 
@@ -238,7 +238,8 @@ def iterate(x, rows, form=None, backend=None):
     def work(module):
         products = module.products(x.device.type)
         wide = x.mT if tall else x
-        chosen = form or cheapest(*wide.shape[1:], rows, x.dtype, products.SYMMETRIC_SHARE)
+        _, n, m = wide.shape
+        chosen = form or cheapest(n, m, rows, x.dtype, products.SYMMETRIC_SHARE)
         done = FORMS[chosen](wide, rows, products)
         return done.mT if tall else done
 

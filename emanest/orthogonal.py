@@ -90,8 +90,8 @@ class Search:
         # 16 bits would round before the norm is known, or overflow
         dtype = torch.promote_types(self.dtype, torch.float32)
         updates = [
-            empty(len(stack.members) * self.split, *stack[:2], dtype, self.bucket.device)
-            for stack in self.stacks
+            empty((len(s.members) * self.split, s.rows, s.columns), dtype, self.bucket.device)
+            for s in self.stacks
         ]
         gs = self.matrices(self.gs)
         us = [u for stack in updates for u in stack.unbind()]
@@ -114,7 +114,7 @@ class Search:
             pairs = zip(whole.split(count), norms[stack.matrices].split(count), strict=True)
             members = iter(stack.members)
             for u, norm in pairs:
-                to = u if u.dtype == self.dtype else empty(*u.shape, self.dtype, u.device)
+                to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
                 x = normalized(u, norm, self.group["eps"], margin, to)
                 o = iterate(x, rows, self.group["ns_form"], self.group.get("backend"))
                 for each in o.unflatten(0, (-1, self.split)).unbind():

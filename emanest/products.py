@@ -41,11 +41,12 @@ def mm_add(x, a, beta, alpha):
     return _each(x, a, x, beta, alpha)
 
 
-def empty(batch, rows, columns, dtype, device=None):
+def empty(shape, dtype, device=None):
     """A batch of contiguous matrices without values, each of which begins where memory is aligned.
 
     Bits, and the speed of loads, then do not depend on the place of a matrix in its batch.
     """
+    batch, rows, columns = shape
     per = ALIGNMENT // dtype.itemsize
     size = math.ceil(rows * columns / per) * per
     memory = torch.empty(batch * size, dtype=dtype, device=device)
