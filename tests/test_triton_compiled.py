@@ -25,10 +25,10 @@ TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float32", "float64", "bfloat16", "float16", "float32, bfloat16 gradients"]
 
 
-def compiled(folder, *arguments):
-    """Run this file as a script, which writes what it finds as JSON."""
+def compiled(folder, *arguments, script=__file__):
+    """Run a file like this one as a script, which writes what it finds as JSON."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, script, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {tuple(case): found for case, found in json.loads(done.stdout)}
