@@ -1,4 +1,4 @@
-"""What the products of Newton-Schulz compile to, for GPUs that are not here: every row of the table.
+"""What the products of Newton-Schulz compile to, for GPUs that are not here: all rows of the table.
 
 Compiled in a process of its own, as in ``test_triton_compiled``.
 """

@@ -1,0 +1,376 @@
+"""What goes to Muon and what to AdamW, and one optimizer for both."""
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import emanest
+import helpers
+from emanest import EMANesterov, Muon, NorMuon, split_params
+from helpers import METHODS, bits, content, differing
+
+WIDTH, WORDS = 8, 32
+
+
+class Block(nn.Module):
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, h):
+        return h + self.down(F.gelu(self.up(self.norm(h))))
+
+
+class Model(nn.Module):
+    """A language model in small: embedding, blocks, head."""
+
+    def __init__(self, tied=False, head="head"):
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, WIDTH)
+        self.pos = nn.Parameter(torch.randn(4, WIDTH))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.temperature = nn.Parameter(torch.ones(()))
+        setattr(self, head, nn.Linear(WIDTH, WORDS, bias=False))
+        self.last = head
+        if tied:
+            getattr(self, head).weight = self.embed.weight
+
+    def forward(self, words):
+        h = self.embed(words) + self.pos
+        for block in self.blocks:
+            h = block(h)
+        return getattr(self, self.last)(h) * self.temperature
+
+
+def kinds(model, rules=None, **options):
+    """Parameter -> "muon" or "adamw"."""
+    groups = split_params(model, rules, verbose=False, **options)
+    return {
+        name: "adamw" if g.get("base") == "adamw" else "muon"
+        for g in groups
+        for name, _ in g["params"]
+    }
+
+
+def reasons(model, capsys, rules=None):
+    """Parameter -> (where it goes, why), as printed."""
+    split_params(model, rules)
+    first, *lines, _ = capsys.readouterr().out.splitlines()
+    columns = [first.index(title) for title in ("to", "because")]
+    return {
+        line.split()[0]: (line[columns[0] : columns[1]].strip(), line[columns[1] :].strip())
+        for line in lines
+    }
+
+
+def test_hidden_matrices_go_to_muon_and_nothing_else():
+    found = kinds(Model())
+    assert {n for n, kind in found.items() if kind == "muon"} == {
+        f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in ("up", "down")
+    }
+    assert found.keys() == dict(Model().named_parameters()).keys()
+
+
+class Kinds(nn.Module):
+    """A parameter for every row of the table."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.conv = nn.Conv2d(8, 16, 3)
+        self.depth = nn.Conv2d(16, 16, 3, groups=16)
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.experts = nn.Parameter(torch.ones(4, 8, 8))
+        self.row = nn.Parameter(torch.ones(1, 9))
+        self.phase = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+        self.cls_token = nn.Parameter(torch.ones(4, 16))
+        self.bag = nn.EmbeddingBag(WORDS, 16)
+        self.shared = nn.Linear(16, 16)
+        self.again = nn.Linear(16, 16, bias=False)
+        self.again.weight = self.shared.weight
+        self.classifier = nn.Linear(16, 10)
+
+
+def test_the_table_gives_each_reason(capsys):
+    assert reasons(Kinds(), capsys) == {
+        "frozen": ("-", "frozen"),
+        "stem.weight": ("adamw", "input layer"),
+        "stem.bias": ("adamw", "vector"),
+        "conv.weight": ("muon", "kernel"),
+        "conv.bias": ("adamw", "vector"),
+        "depth.weight": ("adamw", "depthwise"),
+        "depth.bias": ("adamw", "vector"),
+        "attention.in_proj_weight": ("muon", "fused matrices"),
+        "attention.in_proj_bias": ("adamw", "vector"),
+        "attention.out_proj.weight": ("muon", "matrix"),
+        "attention.out_proj.bias": ("adamw", "vector"),
+        "experts": ("adamw", "stack"),
+        "row": ("adamw", "vector"),
+        "phase": ("adamw", "complex"),
+        "cls_token": ("adamw", "embedding"),
+        "bag.weight": ("adamw", "embedding"),
+        "shared.weight": ("adamw", "tied"),
+        "shared.bias": ("adamw", "vector"),
+        "classifier.weight": ("adamw", "output layer"),
+        "classifier.bias": ("adamw", "vector"),
+    }
+
+
+def test_every_reason_is_documented():
+    table = split_params.__doc__
+    for reason, *_ in emanest.split._TABLE:
+        assert f"\n        {reason} " in table
+
+
+def test_the_table_ends_with_totals(capsys):
+    split_params(Model())
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "adamw: 10 tensors, 609 values; muon: 4 tensors, 512 values"
+    split_params(Model(), verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_tied_weights_occur_once():
+    found = kinds(Model(tied=True))
+    assert found["embed.weight"] == "adamw"
+    assert "head.weight" not in found
+
+
+@pytest.mark.parametrize("head", ["lm_head", "to_words"])
+def test_a_head_is_known_by_name_or_by_its_width(head, capsys):
+    assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", "output layer")
+
+
+def test_wrapped_models_are_split_alike():
+    model = Model()
+    wrapped = nn.Sequential(model)
+    assert kinds(wrapped) == {f"0.{name}": kind for name, kind in kinds(model).items()}
+
+
+def test_a_plain_stack_of_layers_keeps_its_last_for_adamw():
+    found = kinds(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)))
+    assert [n for n, kind in found.items() if kind == "muon"] == ["0.weight", "2.weight"]
+
+
+# ---- rules --------------------------------------------------------------------------------------
+
+
+def test_rules_come_first_and_in_order(capsys):
+    rules = {r"blocks\.1\.up": "adamw", r"blocks\.1": {"lr": 0.5}, "^embed": "muon"}
+    found = reasons(Model(), capsys, rules)
+    assert found["blocks.1.up.weight"] == ("adamw", r"rule 'blocks\\.1\\.up'")
+    assert found["embed.weight"] == ("muon", "rule '^embed'")
+    groups = split_params(Model(), {r"blocks\.1\.down": {"lr": 0.5}}, verbose=False)
+    assert [(g.get("lr"), [n for n, _ in g["params"]]) for g in groups if "base" not in g] == [
+        (None, ["blocks.0.up.weight", "blocks.0.down.weight", "blocks.1.up.weight"]),
+        (0.5, ["blocks.1.down.weight"]),
+    ]
+
+
+def test_entries_reach_the_groups_of_their_kind():
+    rules = {"down": {"split": 2}, "temperature": {"base": "adamw", "lr": 7.0}}
+    groups = split_params(Model(), rules, muon={"lr": 0.3}, adamw={"lr": 0.1}, verbose=False)
+    entries = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+    assert entries == [
+        {"lr": 0.3},
+        {"lr": 0.3, "split": 2},
+        {"lr": 0.1, "base": "adamw"},
+        {"lr": 7.0, "base": "adamw"},
+    ]
+
+
+def test_frozen_parameters_are_nobodys():
+    model = Model()
+    model.blocks[0].requires_grad_(False)
+    assert not any(n.startswith("blocks.0") for n in kinds(model))
+    with pytest.raises(ValueError, match=r"rules \['blocks.0'\] find no parameter that requires"):
+        split_params(model, {"blocks.0": "muon"})
+
+
+@pytest.mark.parametrize(
+    ("model", "rules", "error", "message"),
+    [
+        (Model().parameters, None, TypeError, "model must be an nn.Module, got method"),
+        (Model(), {"nowhere": "muon"}, ValueError, r"rules \['nowhere'\] find no parameter"),
+        (Model(), {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
+        (Model(), {3: "muon"}, ValueError, "rule 3 is no regular expression"),
+        (Model(), {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw' or a dict"),
+        (nn.ReLU(), None, ValueError, "no parameter of the model requires a gradient"),
+        (nn.LazyLinear(3), None, ValueError, "'weight' is not initialised yet: run one forward"),
+    ],
+)
+def test_bad_arguments_are_named(model, rules, error, message):
+    with pytest.raises(error, match=message):
+        split_params(model, rules)
+
+
+def test_a_rule_cannot_send_a_vector_to_muon():
+    groups = split_params(Model(), {"norm": "muon"}, verbose=False)
+    with pytest.raises(ValueError, match=r"norm.weight.* has shape \(8,\): only matrices"):
+        Muon(groups)
+
+
+# ---- one optimizer for a whole model ------------------------------------------------------------
+
+LR, RATES = 0.05, {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.0}
+each_class = pytest.mark.parametrize("cls", [Muon, NorMuon])
+
+
+def build(cls, method, seed=0):
+    torch.manual_seed(seed)
+    model = Model()
+    rates = {**RATES, "betas": (0.0, 0.99)} if method == "schedule free" else RATES
+    momentum = 0.0 if method == "schedule free" else 0.9
+    groups = split_params(model, adamw=rates, verbose=False)
+    options = {"momentum": momentum, "weight_decay": 0.0, "lookahead": METHODS.get(method)}
+    return model, cls(groups, LR, **options)
+
+
+def learn(model, optimizer, steps, after=lambda: None):
+    losses = []
+    for t in steps:
+        words = torch.randint(WORDS, (16, 4), generator=torch.Generator().manual_seed(t))
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(words).flatten(0, 1), words.flatten())
+        loss.backward()
+        optimizer.step()
+        after()
+        losses.append(loss.item())
+    return losses
+
+
+class Pair:
+    """Two optimizers that share a model."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    def zero_grad(self):
+        for each in self.optimizers:
+            each.zero_grad()
+
+    def step(self):
+        for each in self.optimizers:
+            each.step()
+
+    def eval(self):
+        for each in self.optimizers:
+            each.eval()
+
+
+@each_class
+@pytest.mark.parametrize("method", [None, "ema", "gpa", "snoo"])
+def test_it_trains_a_model(cls, method):
+    losses = learn(*build(cls, method), range(60))
+    assert losses[-1] < losses[0] / 3
+
+
+@each_class
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_it_equals_two_optimizers(cls, method):
+    one, optimizer = build(cls, method)
+    two, _ = build(cls, method)
+    named = dict(two.named_parameters())
+    matrices, others = (
+        [named[n] for n in group["param_names"]] for group in optimizer.param_groups
+    )
+    group, rates = optimizer.param_groups[0], {k: optimizer.param_groups[1][k] for k in RATES}
+    options = {k: group[k] for k in ("lr", "momentum", "weight_decay")}
+    pair = Pair(
+        cls(matrices, **options, lookahead=METHODS.get(method)),
+        emanest.AdamW(others, **rates, lookahead=METHODS.get(method)),
+    )
+    learn(one, optimizer, range(8))
+    learn(two, pair, range(8))
+    assert [bits(p) for p in one.parameters()] == [bits(p) for p in two.parameters()]
+    optimizer.eval()
+    pair.eval()
+    assert [bits(p) for p in one.parameters()] == [bits(p) for p in two.parameters()]
+
+
+@each_class
+def test_one_scheduler_moves_all_groups(cls):
+    model, optimizer = build(cls, "ema")
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    seen = []
+
+    def after():
+        scheduler.step()
+        seen.append([g["lr"] for g in optimizer.param_groups])
+
+    learn(model, optimizer, range(10), after)
+    for muon, adamw in seen[:-1]:
+        assert muon / LR == pytest.approx(adamw / RATES["lr"])
+        assert muon < LR
+    assert seen[-1] == pytest.approx([0, 0])
+
+
+@each_class
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_one_state_dict_resumes_exactly(cls, method):
+    whole, optimizer = build(cls, method)
+    learn(whole, optimizer, range(9))
+    model, first = build(cls, method)
+    learn(model, first, range(4))
+    file = io.BytesIO()
+    torch.save((model.state_dict(), first.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    again, second = build(cls, method, seed=1)
+    again.load_state_dict(weights)
+    second.load_state_dict(state)
+    learn(again, second, range(4, 9))
+    assert differing(content(optimizer), content(second)) == []
+
+
+@each_class
+def test_evaluation_never_changes_a_run(cls):
+    model, optimizer = build(cls, "ema")
+    learn(model, optimizer, range(6))
+    watched, evaluated = build(cls, "ema")
+
+    def look():
+        with evaluated.at_iterate():
+            watched(torch.zeros(1, 4, dtype=torch.long))
+
+    learn(watched, evaluated, range(6), look)
+    assert differing(content(optimizer), content(evaluated)) == []
+
+
+def test_each_base_takes_its_own_options():
+    _, optimizer = build(Muon, "ema")
+    muon, adamw = optimizer.param_groups
+    assert "betas" not in muon
+    assert "ns_steps" not in adamw
+    assert (adamw["eps"], adamw["amsgrad"]) == (1e-8, False)
+    state = optimizer.state
+    learn(Model(), optimizer, range(0))
+    helpers.set_gradients(helpers.params_of(optimizer), 0)
+    optimizer.step()
+    assert {n for p in muon["params"] for n in state[p]} == {
+        *("step", "lookahead", "momentum_buffer", "exp_avg_update")
+    }
+    assert {n for p in adamw["params"] for n in state[p]} == {
+        *("step", "lookahead", "exp_avg", "exp_avg_sq", "exp_avg_update")
+    }
+
+
+def test_an_unknown_base_is_named():
+    with pytest.raises(ValueError, match=r"base must be one of \['adamw', 'muon'\], got 'sgd'"):
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "base": "sgd"}])
+
+
+def test_the_lookahead_may_differ_by_group():
+    model = Model()
+    groups = split_params(model, adamw={"lookahead": None}, verbose=False)
+    optimizer = Muon(groups, LR, lookahead=EMANesterov(0.5, 0.9))
+    learn(model, optimizer, range(5))
+    muon, adamw = optimizer.param_groups
+    assert all("exp_avg_update" in optimizer.state[p] for p in muon["params"])
+    assert not any("exp_avg_update" in optimizer.state[p] for p in adamw["params"])
