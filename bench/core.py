@@ -17,7 +17,7 @@ import torch
 from emanest import backends
 
 from . import variants
-from .check import WARM_UP, Disagreement, Skipped, check_spots, drawn, errors, leaves
+from .check import Disagreement, Skipped, check_spots, drawn, errors, leaves
 from .devices import CACHE_BYTES, DEVICES, Cache, capture, side_stream, surroundings
 from .models import parameters, shrunk
 from .roofline import Streams
@@ -50,7 +50,7 @@ class Running:
             self._warm_up(1)
         with memory() as later:
             self._warm_up(1)
-        self._warm_up(WARM_UP - 2)
+        self._warm_up(case.warm_up - 2)
         step = capture(self.stepper.step) if case.captured else self.stepper.step
         self.call = step if case.steps == 1 else lambda: [step() for _ in range(case.steps)]
         self.samples, self.host = [], []
@@ -132,8 +132,7 @@ def in_turn(running, device, rounds=None, cache_bytes=CACHE_BYTES):
         for each in turns:
             each.samples.clear()
             each.host.clear()
-        least, most = clock.rounds
-        for _ in range(rounds or min(most, max(least, int(clock.seconds / cycle)))):
+        for _ in range(rounds or clock.rounds_of(cycle)):
             round_()
     finally:
         gc.enable()

@@ -125,6 +125,10 @@ def gpu_units():
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
 
 
+# rounds of a case with a variant that takes minutes: bfloat16 does on a CPU without units for it
+FEWEST = 3
+
+
 class Device(NamedTuple):
     """How to measure on a kind of device."""
 
@@ -134,10 +138,17 @@ class Device(NamedTuple):
     units: Callable[[], str]  # arithmetic units that speed depends on
     rounds: tuple[int, int]  # at least, at most
     seconds: float  # of timed rounds per case, between those bounds
+    patience: float  # seconds that even the least rounds may take; then there are FEWEST
+
+    def rounds_of(self, cycle):
+        """How many rounds a case gets, given the seconds of one."""
+        least, most = self.rounds
+        usual = min(most, max(least, int(self.seconds / cycle)))
+        return max(FEWEST, min(usual, int(self.patience / cycle)))
 
 
 DEVICES = {
-    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, cpu_units, (9, 101), 20.0),
+    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, cpu_units, (9, 101), 20.0, 300.0),
     "cuda": Device(
         time_on_cuda,
         memory_on_cuda,
@@ -145,6 +156,7 @@ DEVICES = {
         gpu_units,
         (51, 201),
         5.0,
+        60.0,
     ),
 }
 

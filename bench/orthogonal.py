@@ -131,6 +131,7 @@ OURS_MIXED = "emanest Muon and AdamW + EMA-Nesterov"
 OURS_MIXED_ALONE = "emanest Muon and AdamW"
 OURS_NS = "emanest orthogonalize"
 TORCH_MUON = "torch Muon"
+MUON_32 = "torch Muon's operations in float32"
 TWO_PHASE_MIXED = "two-phase around torch Muon and fused AdamW"
 PYTORCH_OPTIMIZER_MUON = "pytorch_optimizer Muon"
 PLAIN_32 = "torch Newton-Schulz in float32"
@@ -155,6 +156,12 @@ VARIANTS = {
     OURS_MUON_ALONE: Variant("muon", emanest_muon(None), **_OURS),
     TORCH_MUON: Variant(
         "muon", lambda params, capturable: plain(torch_muon(params), params), **_TORCH_MUON
+    ),
+    MUON_32: Variant(
+        "muon",
+        lambda params, capturable: plain(exact_muon(params), params),
+        slack=_NORM,
+        work=Work("standard"),
     ),
     PYTORCH_OPTIMIZER_MUON: Variant(
         "muon", pytorch_optimizer_muon, needs="pytorch_optimizer", spoils=True, **_TORCH_MUON
