@@ -8,6 +8,7 @@ import torch
 
 import emanest
 import helpers
+import test_capturable
 from emanest import ScheduleFree, Wrap
 from helpers import METHODS, content, differing, params_of, run, set_gradients
 from test_capturable import CAPTURABLE, ON_HOST
@@ -19,6 +20,16 @@ def adamw(method, **options):
     beta1 = 0.0 if isinstance(method, ScheduleFree) else 0.9
     params = helpers.parameters(shapes=[(4, 4), (8,)])
     return emanest.AdamW(params, lr=0.05, betas=(beta1, 0.99), lookahead=method, **options)
+
+
+def muon(method, **options):
+    params = helpers.parameters(shapes=[(4, 4), (8,)])
+    return test_capturable.muon(params, method, lr=0.05, **options)
+
+
+def normuon(method, **options):
+    params = helpers.parameters(shapes=[(4, 4), (8,)])
+    return test_capturable.normuon(params, method, lr=0.05, **options)
 
 
 def wrapped(method, **options):
@@ -50,6 +61,7 @@ def plain(values):
 MAKERS = [
     pytest.param(adamw, {}, id="host"),
     pytest.param(adamw, {"capturable": True}, id="device"),
+    *(pytest.param(m, {"capturable": True}, id=m.__name__) for m in (muon, normuon)),
     pytest.param(wrapped, {}, id="wrapped"),
 ]
 
@@ -73,12 +85,13 @@ def test_a_step_that_overflows_never_was(method, make, options, scale):
 
 
 @pytest.mark.parametrize("method", CAPTURABLE)
+@pytest.mark.parametrize("make", [adamw, muon, normuon])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_skipping_what_is_not_finite_reads_nothing(method, bad, monkeypatch):
+def test_skipping_what_is_not_finite_reads_nothing(method, make, bad, monkeypatch):
     """Nor do steps that happen; and what is skipped never was."""
     options = {"capturable": True, "nonfinite": "skip", "backend": "eager"}
-    optimizer = adamw(CAPTURABLE[method], **options)
-    reference = adamw(CAPTURABLE[method], backend="eager")
+    optimizer = make(CAPTURABLE[method], **options)
+    reference = make(CAPTURABLE[method], backend="eager")
     run(optimizer, range(2))
     for t in range(2, 6):
         for value in (bad, 1.0):
@@ -160,15 +173,15 @@ def test_under_a_gpu_scaler_the_host_never_waits(method):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", CAPTURABLE)
-def test_a_captured_graph_replays_steps(method):
+@pytest.mark.parametrize("make", [test_capturable.adamw, *test_capturable.REAL_ONLY])
+def test_a_captured_graph_replays_steps(method, make):
     """With a learning rate that moves between replays."""
-    options = {"betas": (0.0, 0.99), "lookahead": CAPTURABLE[method]}
     starts = [p.detach().cuda() for p in helpers.parameters()]
     captured, plain_ = ([torch.nn.Parameter(s.clone()) for s in starts] for _ in range(2))
     lr = torch.tensor(0.05, device="cuda")
-    optimizer = emanest.AdamW(captured, lr=lr, capturable=True, **options)
-    (lr,) = (group["lr"] for group in optimizer.param_groups)
-    reference = emanest.AdamW(plain_, lr=0.05, **options)
+    optimizer = make(captured, CAPTURABLE[method], lr=lr, capturable=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    reference = make(plain_, CAPTURABLE[method], lr=0.05)
     for p, q in zip(captured, plain_, strict=True):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
@@ -181,10 +194,12 @@ def test_a_captured_graph_replays_steps(method):
     with torch.cuda.graph(graph, stream=stream):
         optimizer.step()
     for t in range(20):
-        lr.fill_(0.05 / (1 + t))
+        for lr in rates:
+            lr.fill_(0.05 / (1 + t))
         graph.replay()
     for t in range(-3, 20):
-        reference.param_groups[0]["lr"] = 0.05 / (1 + max(t, 0))
+        for group in reference.param_groups:
+            group["lr"] = 0.05 / (1 + max(t, 0))
         reference.step()
     for p, q in zip(captured, plain_, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

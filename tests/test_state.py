@@ -198,9 +198,14 @@ def test_memory_is_flat_over_300_steps(base, method):
     optimizer = BASES[base](helpers.parameters(), METHODS[method])
     helpers.set_gradients(params_of(optimizer), 0)
     go(range(20))
-    *before, objects = in_use()
-    go(range(20, 320))
-    *after, objects_after = in_use()
-    assert after == before
-    # the interpreter has a few of its own; one per step would be 300
-    assert objects_after - objects < 100
+    *first, objects = in_use()
+    grown = []
+    for start in (20, 120, 220):
+        go(range(start, start + 100))
+        *now, more = in_use()
+        assert now == first
+        grown.append(more - objects)
+        objects = more
+    # whatever is kept at each step grows every time, by 100 objects or more; the interpreter and
+    # other threads make some of their own now and then
+    assert min(grown) < 50

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import filelock
 import pytest
+
+from shared import once
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 
@@ -57,19 +58,14 @@ def interpreted(*arguments, **options):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """File -> claim -> for each of its cases the text of the failure, or None."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        # that of the session: what one worker has run need not run in another
-        folder = folder.parent
 
     @functools.cache
     def of(file):
-        report = folder / f"{file}.xml"
-        with filelock.FileLock(f"{report}.lock"):
-            if not report.exists():
-                done = interpreted(HERE / file, *FILES[file], "--junitxml", report)
-                assert report.exists(), done.stdout + done.stderr
-        return read(report)
+        def make(report):
+            done = interpreted(HERE / file, *FILES[file], "--junitxml", report)
+            assert report.exists(), done.stdout + done.stderr
+
+        return read(once(tmp_path_factory, f"{file}.xml", make))
 
     return of
 

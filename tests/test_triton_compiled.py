@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from emanest.rules import BASES, LOOKAHEADS, POINTS
+from shared import once
 
 # Triton is imported only by processes of its own: importing it here would settle for every other
 # test whether it interprets
@@ -25,19 +27,25 @@ TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float32", "float64", "bfloat16", "float16", "float32, bfloat16 gradients"]
 
 
-def compiled(folder, *arguments, script=__file__):
+def compiled(factory, script, *arguments):
     """Run a file like this one as a script, which writes what it finds as JSON."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
-    command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {tuple(case): found for case, found in json.loads(done.stdout)}
+
+    def make(path):
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        environment["TRITON_CACHE_DIR"] = str(factory.mktemp("triton"))
+        command = [sys.executable, script, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        path.write_text(done.stdout)
+
+    path = once(factory, "-".join((Path(script).stem, *arguments)), make)
+    return {tuple(case): found for case, found in json.loads(path.read_text())}
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """Case -> its figures: every pair in float32 for sm_90, and samples of the rest."""
-    return compiled(tmp_path_factory.mktemp("triton"))
+    return compiled(tmp_path_factory, __file__)
 
 
 def pick(kernels, kernel, rules="", dtypes="float32", target="sm_90", on_device=False):
@@ -140,8 +148,8 @@ def test_cpu_tensors_are_an_error_without_the_interpreter():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_full_product_compiles_to_vectors_in_registers(tmp_path):
-    kernels = compiled(tmp_path, "everything")
+def test_the_full_product_compiles_to_vectors_in_registers(tmp_path_factory):
+    kernels = compiled(tmp_path_factory, __file__, "everything")
     assert len(kernels) == len(DTYPES) * len(TARGETS) * 80
     for case, found in kernels.items():
         check(found, case)

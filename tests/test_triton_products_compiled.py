@@ -37,7 +37,7 @@ OTHERS = {
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """(kind, dtype, target, side) -> its figures."""
-    return compiled(tmp_path_factory.mktemp("triton"), script=__file__)
+    return compiled(tmp_path_factory, __file__)
 
 
 @pytest.mark.parametrize("side", [768, 4096])

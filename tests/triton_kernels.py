@@ -9,6 +9,8 @@ import pytest
 import torch
 from emanest.kernels import passes, step, table
 
+import emanest
+import helpers
 import test_rules
 from emanest import eager
 from emanest.rules import BASES, LOOKAHEADS, POINTS
@@ -348,3 +350,20 @@ def test_gpu_tensors_are_an_error_in_the_interpreter():
     y = torch.ones(3, device="meta")
     with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET is set: .* serves CPU tensors"):
         step.step_("sgd", "none", [y], [y], [], [], (1.0, 0.1, 0.0), FLOAT32)
+
+
+@pytest.mark.parametrize("cls", [emanest.Muon, emanest.NorMuon])
+def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
+    """Wide and tall matrices, a kernel, and what AdamW steps in the same optimizer."""
+
+    def trained(backend):
+        params = helpers.parameters(shapes=[(5, 9), (9, 5), (4, 3, 2, 1), (7,)])
+        groups = [{"params": params[:3]}, {"params": params[3:], "base": "adamw"}]
+        options = {"ns_steps": 2, "lookahead": emanest.EMANesterov(0.5, 0.9), "backend": backend}
+        optimizer = cls(groups, lr=0.1, **options)
+        helpers.run(optimizer, range(3))
+        with optimizer.at_iterate():
+            return helpers.values(optimizer)
+
+    # sums in another order, and polynomials that multiply what that makes of the last bits
+    torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-5, atol=1e-5)
