@@ -12,7 +12,6 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int64_t kBlock = 16384;
 
-
 template <class T, class M>
 EMANEST_CLONES void momentum_loop(const double* given, T* u, T* g, Addresses<T> state,
                                   int64_t size) {
@@ -121,7 +120,7 @@ void rows(const Bucket& bucket, const double* given) {
     for (int64_t k = 0; k < t.size; k++) {
       Row<T, R::states> state;
       load<T, R>(state, reinterpret_cast<T* const*>(t.state), k);
-      factors[k] = R::apply(T(sums[k] / double(t.run)), state, numbers);
+      factors[k] = R::apply(T(sums[k] / double(std::max<int64_t>(t.run, 1))), state, numbers);
       store<T, R>(state, reinterpret_cast<T* const*>(t.state), k);
       before += sums[k];
       after += double(factors[k]) * double(factors[k]) * sums[k];

@@ -89,7 +89,8 @@ struct RowFactors {
       for (int k = 0; k < kSharers; k++) sum += own[k];
       Row<T, R::states> state;
       for (int k = 0; k < R::states; k++) state[k] = static_cast<T*>(tensors.state[k])[row];
-      const T factor = R::apply(T(sum / double(tensors.run)), state, numbers);
+      const int64_t columns = tensors.run > 0 ? tensors.run : 1;
+      const T factor = R::apply(T(sum / double(columns)), state, numbers);
       for (int k = 0; k < R::states; k++) static_cast<T*>(tensors.state[k])[row] = state[k];
       factors[row] = factor;
       part.before += sum;

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 class Base(NamedTuple):
     """A base optimizer, as a group names it in ``group["base"]``.
 
-    ``search`` is called with the gradients before the pass and returns what the pass takes in their
-    place; ``orthogonal`` has one, and says how.
+    ``search(group, bucket, indices)`` is called while a step is planned; it may raise, nothing has
+    changed. What it returns is called as (gradients, numbers, skip) before the pass, and returns
+    what the pass takes in their place: directions, factors of them, and the numbers that are left.
     """
 
     rule: Callable[[dict], str]  # group -> a row of rules.BASES

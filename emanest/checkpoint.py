@@ -14,7 +14,7 @@ from .groups import (
     state_names,
 )
 from .lookahead import method_of
-from .options import choice, flag, real
+from .options import flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
 CALLABLE = "callable: not saved"
@@ -100,6 +100,11 @@ def _merged(optimizer, index, live, saved):
     params = live["params"]
     if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
         raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
+    if saved.get("base", live.get("base")) != live.get("base"):
+        raise ValueError(
+            f"group {index} of the checkpoint was stepped by {saved['base']!r}, this optimizer's "
+            f"by {live.get('base')!r}: give it the same bases, or start without the checkpoint"
+        )
     if saved.get("lookahead") is None:
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
@@ -119,7 +124,6 @@ def _merged(optimizer, index, live, saved):
     group = optimizer._checked({**live, **saved, **here})
     method = check_method(group)
     if optimizer.bases:
-        choice("base", group["base"], optimizer.bases)
         check_fit(index, {**group, "params": params}, optimizer.bases)
     flag("train_mode", group["train_mode"])
     for name in ("t", *(method.memory if method else ())):

@@ -88,6 +88,16 @@ CONFLICTS = (
         "Muon averages gradients with weight 1 - momentum: momentum must be below 1",
     ),
     (
+        lambda group: (group.get("ns_form"), group.get("ns_dtype")) == ("gram", "bfloat16"),
+        ValueError,
+        "ns_form='gram' loses all digits in bfloat16: take ns_dtype='float16' or 'float32'",
+    ),
+    (
+        lambda group: "beta2" in group and group["eps"] == 0,
+        ValueError,
+        "NorMuon divides rows of zeros by eps: it must be above 0",
+    ),
+    (
         lambda group: group.get("differentiable"),
         ValueError,
         "differentiable=True is not supported: the step is not recorded by autograd",

@@ -38,15 +38,15 @@ def mm_add(x, a, beta, alpha):
 
 def _results(a, b):
     """Memory for a b^T, every matrix of it aligned."""
-    return products.empty((len(a), a.shape[1], b.shape[1]), a.dtype)
+    return products.empty((len(a), a.shape[1], b.shape[1]), a.dtype, a.device)
 
 
 def _placed(t):
     """A batch whose matrices are aligned and have contiguous rows, or columns."""
-    last = t.stride(0) * (len(t) - 1) * t.itemsize
-    aligned = all((t.data_ptr() + at) % products.ALIGNMENT == 0 for at in (0, last))
+    step = t.stride(0) * t.itemsize if len(t) > 1 else 0
+    aligned = t.data_ptr() % products.ALIGNMENT == step % products.ALIGNMENT == 0
     if aligned and 1 in (t.stride(-1), t.stride(-2)):
         return t
     if products.transposed(t):
         return _placed(t.mT).mT
-    return products.empty(t.shape, t.dtype).copy_(t)
+    return products.empty(t.shape, t.dtype, t.device).copy_(t)

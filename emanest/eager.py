@@ -110,7 +110,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     *_, eps = numbers
     for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
         squares = o.double().square().sum(1)
-        mean_square = (squares / o.shape[1]).to(dtype)
+        mean_square = (squares / max(o.shape[1], 1)).to(dtype)
         value, new = rule(mean_square.view_as(old[0]), old, numbers)
         evening = value.double().flatten()
         kept = squares.sum().sqrt() / ((evening.square() * squares).sum().sqrt() + eps)

@@ -24,7 +24,7 @@ class Launch:
     Attributes:
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
         look: a row of ``rules.LOOKAHEADS``.
-        search: ``bases.Base.search``, or None.
+        search: what ``bases.Base.search`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
@@ -56,7 +56,7 @@ class HostLaunch(Launch):
         self.base, numbers = base or (None, None)
         self.look = plan.rule
         # a base of the method's own takes gradients as they are
-        self.search = None if plan.base else optimizer._search(group)
+        self.search = None if plan.base else optimizer._search(group, bucket, indices)
         self._counts, self._lookahead = plan.base is None, plan.lookahead
         self._numbers = plan.numbers
         if numbers is not None:
@@ -90,7 +90,7 @@ class DeviceLaunch(Launch):
         )
         self._inputs = {**_clock_inputs(group, method), "grad_scale": grad_scale}
         self.base, self.look = self._recorded.base, self._recorded.look
-        self.search = optimizer._search(group)
+        self.search = optimizer._search(group, bucket, indices)
 
     @contextlib.contextmanager
     def numbers(self):

@@ -23,9 +23,9 @@ class Muon(Optimizer):
     given here. Everything else is shared: clock, mode, schedulers, ``state_dict``, lookahead.
 
     Memory: state is float32 (float64 for float64 parameters), 1 value per parameter
-    (``momentum_buffer``) plus those of the lookahead method; during a step up to 4 values for each
-    entry of the matrices that are iterated together, at most 2**27 entries at a time, and one for
-    each entry of the others.
+    (``momentum_buffer``) plus those of the lookahead method; during a step up to 5 values (7 in the
+    eager back end) for each entry of the matrices that are iterated together, at most 2**27 entries
+    at a time, and one for each entry of the others.
 
     Args:
         params: matrices (rows, columns), or kernels (rows, ...), which are taken as matrices with
@@ -46,8 +46,10 @@ class Muon(Optimizer):
         split: each parameter is so many matrices below each other, each orthogonalised and scaled
             by itself: 3 for a fused (3n, n) projection to queries, keys and values.
         ns_form: ``"standard"`` or ``"gram"``; None takes the one with fewer operations.
-        ns_dtype: dtype of the iteration; None takes float64 for float64 parameters, float16 on a
-            GPU, bfloat16 on a CPU with matrix units for it (AMX), else float32.
+        ns_dtype: dtype of the iteration, by name; None takes float64 for float64 parameters,
+            float16 on a GPU, bfloat16 on a CPU with matrix units for it (AMX), else float32.
+            Products of torch in float32 have as many digits as
+            ``torch.set_float32_matmul_precision`` leaves them; those in Triton have all.
         lookahead, backend, maximize, foreach, fused, capturable, differentiable, nonfinite: as in
             ``AdamW``. NALA's own steps follow the plain gradient.
 
@@ -123,7 +125,7 @@ class NorMuon(Optimizer):
         params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
             split, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused, capturable,
             differentiable, nonfinite: as in ``Muon``.
-        eps: as in ``Muon``, and added to the roots and norms of the formula.
+        eps: as in ``Muon``, and added to the roots and norms of the formula; above 0.
         beta2: decay of the average, in [0, 1). The average starts at zero and is not corrected:
             the norm that is kept cancels a common factor.
 

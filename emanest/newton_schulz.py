@@ -19,6 +19,7 @@ import torch
 from . import backends
 from .checks import CHECKS
 from .coefficients import polynomials
+from .layout import NATIVE
 from .options import real
 from .products import empty
 
@@ -139,12 +140,13 @@ def orthogonalize(
     """Return U V^T of g = U S V^T, as nearly as the coefficients bring it.
 
     Args:
-        g: (..., m, n), floating; each matrix by itself, several of one shape in one batch.
+        g: (..., m, n), of float64, float32, bfloat16 or float16; each matrix by itself, several of
+            one shape in one batch.
         steps: at least 1.
         coefficients: a name in ``coefficients.COEFFICIENTS``, (a, b, c), or a list of such triples,
             one for each step, of which the last is repeated.
         eps: norms below it count as it, so that smaller matrices come out smaller. 0: the scale of
-            g does not matter.
+            g does not matter, as long as the squares of its entries are in the range of float64.
         form: ``"standard"``, ``"gram"``, or None for the cheaper one.
         dtype: of the iteration, float16, bfloat16 (standard form only), float32 or float64; None
             chooses by the device: see ``working_dtype``.
@@ -157,9 +159,12 @@ def orthogonalize(
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range.
     """
-    if not isinstance(g, torch.Tensor) or not g.is_floating_point() or g.dim() < 2:
+    if not isinstance(g, torch.Tensor) or g.dtype not in NATIVE or g.dim() < 2:
         found = (g.dtype, tuple(g.shape)) if isinstance(g, torch.Tensor) else type(g).__name__
-        raise TypeError(f"g must be a floating tensor of shape (..., m, n), got {found}")
+        raise TypeError(
+            "g must be a floating tensor (float64, float32, bfloat16, float16) of shape "
+            f"(..., m, n), got {found}"
+        )
     rows, margin = polynomials(coefficients, steps)
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
@@ -243,4 +248,6 @@ def iterate(x, rows, form=None, backend=None):
         done = FORMS[chosen](wide, rows, products)
         return done.mT if tall else done
 
-    return backends.run(work, x.device.type, backend).contiguous()
+    # autocast would give some of the products another dtype
+    with torch.autocast(x.device.type, enabled=False):
+        return backends.run(work, x.device.type, backend).contiguous()

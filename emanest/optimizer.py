@@ -135,31 +135,37 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run(self, planned):
         self._survey.buckets.publish({launch.bucket: None for launch in planned})
-        for launch in planned:
-            self._run_base(launch)
+        self._run_bases(planned)
 
-    def _run_base(self, launch):
-        bucket, indices = launch.bucket, launch.indices
-        params = bucket.members(indices)
-        gs, scales = bucket.reals(self._gradients(params)), ()
-        with launch.numbers() as numbers:
-            if launch.search is not None:
-                found = launch.search(bucket, indices, launch.group, gs, numbers, launch.skip)
-                gs, scales, numbers = found
-            ops.step_(
-                launch.base,
-                launch.look,
-                bucket.reals(params),
-                gs,
-                bucket.columns(BASES[launch.base].state, indices),
-                bucket.columns(LOOKAHEADS[launch.look].state, indices),
-                numbers,
-                bucket.dtype,
-                launch.skip,
-                scales,
-                bucket.memo(indices),
-                launch.group.get("backend"),
-            )
+    def _run_bases(self, launches):
+        """All searches come before the first pass: one that fails has moved no parameter."""
+        with contextlib.ExitStack() as stack:
+            numbers = [stack.enter_context(launch.numbers()) for launch in launches]
+            given = [self._given(*each) for each in zip(launches, numbers, strict=True)]
+            for launch, (gs, scales, left) in zip(launches, given, strict=True):
+                bucket, indices = launch.bucket, launch.indices
+                ops.step_(
+                    launch.base,
+                    launch.look,
+                    bucket.reals(bucket.members(indices)),
+                    gs,
+                    bucket.columns(BASES[launch.base].state, indices),
+                    bucket.columns(LOOKAHEADS[launch.look].state, indices),
+                    left,
+                    bucket.dtype,
+                    launch.skip,
+                    scales,
+                    bucket.memo(indices),
+                    launch.group.get("backend"),
+                )
+
+    def _given(self, launch, numbers):
+        """What the pass takes as gradients, further factors of them, and numbers."""
+        bucket = launch.bucket
+        gs = bucket.reals(self._gradients(bucket.members(launch.indices)))
+        if launch.search is None:
+            return gs, (), numbers
+        return launch.search(gs, numbers, launch.skip)
 
     def _skipped(self):
         """A step does not happen: nothing changes."""
@@ -198,9 +204,10 @@ class Optimizer(torch.optim.Optimizer):
         base = self.bases[group["base"]]
         return base.rule(group), base.numbers({**group, **plan.options}, lr, step)
 
-    def _search(self, group):
-        """What finds the directions of a group before the pass; None: they are its gradients."""
-        return self.bases[group["base"]].search
+    def _search(self, group, bucket, indices):
+        """What finds directions before the pass, as ``bases.Base.search`` makes it; or None."""
+        make = self.bases[group["base"]].search
+        return make and make(group, bucket, indices)
 
     def _uncounted(self, group):
         """The ``step`` of state that was saved without one; None: that is an error."""

@@ -6,9 +6,8 @@ A step has three parts, each for all matrices of a bucket:
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
-NorMuon finds a factor for each row before the tail. The first parts are ``bases.Base.search``: from
-gradients it finds directions, factors of them, and the numbers that are left for the tail pass. If
-it fails (out of memory, say), momenta may have moved on, but no parameter.
+NorMuon finds a factor for each row before the tail. The first parts are ``bases.Base.search``. If
+they fail (out of memory, say), momenta may have moved on, but no parameter.
 """
 
 import math
@@ -18,13 +17,28 @@ import torch
 
 from . import ops
 from .bases import SCALES, Base
+from .checks import check_group
 from .coefficients import polynomials
 from .newton_schulz import iterate, normalized, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 
-# elements in one batch of Newton-Schulz, which needs up to three times their memory
+# elements in one batch of Newton-Schulz, which needs up to four times their memory
 _BATCH = 1 << 27
+
+_OPTIONS = {
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "momentum": 0.95,
+    "nesterov": True,
+    "ns_coefficients": (3.4445, -4.7750, 2.0315),
+    "eps": 1e-7,
+    "ns_steps": 5,
+    "adjust_lr_fn": None,
+    "split": 1,
+    "ns_form": None,
+    "ns_dtype": None,
+}
 
 
 class Stack(NamedTuple):
@@ -43,34 +57,53 @@ class Search:
     """The search for the directions of some parameters of a bucket.
 
     Args:
+        group: their group, any of whose options may have changed since it was checked.
         bucket, indices: which parameters, and their state.
-        group: their group.
-        gs: their gradients.
-        skip: a flag on the device, or None.
+
+    Raises:
+        TypeError, ValueError: an option is not valid, or does not fit a parameter.
     """
 
-    def __init__(self, bucket, indices, group, gs, skip):
-        self.bucket, self.indices, self.group, self.gs = bucket, indices, group, gs
-        self.split = group["split"]
+    options = tuple(_OPTIONS)
+
+    def __init__(self, group, bucket, indices):
+        self.bucket, self.indices = bucket, indices
+        # but for lr, which may be a tensor on a device, and was looked at already
+        self.group = check_group({name: group[name] for name in self.options if name != "lr"})
+        self.backend, self.split = group.get("backend"), self.group["split"]
+        for p in bucket.members(indices):
+            check_split("a parameter", p, self.split)
+        form, asked = self.group["ns_form"], self.group["ns_dtype"]
+        self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
         self.memo = bucket.memo(indices)
-        self.common = bucket.dtype, skip
         self.stacks, self.scales = self._layout()
+
+    def __call__(self, gs, numbers, skip):
+        """Directions, a scale for each, and the numbers that are left.
+
+        Args:
+            gs: gradients.
+            numbers: those of the momentum rule, then the pass's.
+            skip: a flag on the device, or None.
+        """
+        directions, numbers = self.directions(gs, numbers, skip)
+        return directions, self.scales, numbers
 
     def _layout(self):
         """The stacks, and for each parameter a vector with its scale."""
         key = "stacks", self.split, self.group["adjust_lr_fn"]
         if key not in self.memo:
             scale, together = SCALES[self.group["adjust_lr_fn"] or "original"], {}
-            for i, g in enumerate(self.gs):
-                # an empty matrix has no scale, but must not be an error
-                shape = g.shape[0] // self.split, math.prod(g.shape[1:])
+            for i, p in enumerate(self.bucket.members(self.indices)):
+                shape = p.shape[0] // self.split, math.prod(p.shape[1:])
                 together.setdefault(shape, []).append(i)
-            stacks, first, scales = [], 0, [1.0] * len(self.gs)
+            stacks, first, scales = [], 0, [1.0] * len(self.indices)
             for (rows, columns), members in together.items():
                 last = first + len(members) * self.split
                 stacks.append(Stack(rows, columns, members, slice(first, last)))
                 first = last
                 for i in members:
+                    # an empty matrix has no scale, but must not be an error
                     scales[i] = scale(max(rows, 1), max(columns, 1))
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
             self.memo[key] = stacks, list(vector.split(1))
@@ -83,30 +116,32 @@ class Search:
             return list(chosen)
         return [m for t in chosen for m in t.unflatten(0, (self.split, -1)).unbind()]
 
-    def momentum(self, numbers):
+    def momentum(self, gs, numbers, skip):
         """Run the momentum pass; for each stack the updates, and the norms of all of them."""
-        form, asked = self.group["ns_form"], self.group["ns_dtype"]
-        self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
         # 16 bits would round before the norm is known, or overflow
         dtype = torch.promote_types(self.dtype, torch.float32)
         updates = [
             empty((len(s.members) * self.split, s.rows, s.columns), dtype, self.bucket.device)
             for s in self.stacks
         ]
-        gs = self.matrices(self.gs)
+        gs = self.matrices(gs)
         us = [u for stack in updates for u in stack.unbind()]
         us = [u.view(g.shape) for u, g in zip(us, gs, strict=True)]
         state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
-        backend = self.group.get("backend")
-        ops.momentum_("ema", us, gs, state, squares, numbers, *self.common, self.memo, backend)
+        common = self.bucket.dtype, skip, self.memo, self.backend
+        ops.momentum_("ema", us, gs, state, squares, numbers, *common)
         return updates, squares.sqrt_()
 
-    def directions(self, numbers):
-        """For each parameter the orthogonal factor of its update; the momentum moves on."""
-        updates, norms = self.momentum(numbers)
+    def directions(self, gs, numbers, skip):
+        """For each parameter the orthogonal factor of its update, and the numbers that are left.
+
+        The momentum moves on.
+        """
+        head = 1 + len(MOMENTA["ema"].numbers)
+        updates, norms = self.momentum(gs, numbers[:head], skip)
         rows, margin = polynomials(self.group["ns_coefficients"], self.group["ns_steps"])
-        found = [torch.empty(0)] * len(self.gs)
+        found = [torch.empty(0)] * len(gs)
         for stack in self.stacks:
             # taken off the list: it is not needed any more, and memory may be short
             whole = updates.pop(0)
@@ -116,13 +151,25 @@ class Search:
             for u, norm in pairs:
                 to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
                 x = normalized(u, norm, self.group["eps"], margin, to)
-                o = iterate(x, rows, self.group["ns_form"], self.group.get("backend"))
+                o = iterate(x, rows, self.group["ns_form"], self.backend)
                 for each in o.unflatten(0, (-1, self.split)).unbind():
                     i = next(members)
-                    found[i] = each.view(self.gs[i].shape)
-        return found
+                    found[i] = each.view(gs[i].shape)
+        return found, numbers[head:]
 
-    def row_factors(self, directions, numbers):
+
+class EvenRows(Search):
+    """A search that also finds a factor for each row."""
+
+    options = (*_OPTIONS, "beta2")
+
+    def __call__(self, gs, numbers, skip):
+        """As ``Search``, with scales for rows."""
+        directions, numbers = self.directions(gs, numbers, skip)
+        head = len(ROWS["normuon"].numbers)
+        return directions, self.row_factors(directions, numbers[:head], skip), numbers[head:]
+
+    def row_factors(self, directions, numbers, skip):
         """For each parameter a factor for each row, which includes its scale."""
         shapes = [(len(d), math.prod(d.shape[1:])) for d in directions]
         flat = [d.view(shape) for d, shape in zip(directions, shapes, strict=True)]
@@ -136,29 +183,16 @@ class Search:
             self.matrices([scale.expand(self.split) for scale in self.scales]),
             self.matrices(factors),
             numbers,
-            *self.common,
+            self.bucket.dtype,
+            skip,
             self.memo,
-            self.group.get("backend"),
+            self.backend,
         )
         return factors
 
 
-def _search_muon(bucket, indices, group, gs, numbers, skip):
-    head = 1 + len(MOMENTA["ema"].numbers)
-    search = Search(bucket, indices, group, gs, skip)
-    return search.directions(numbers[:head]), search.scales, numbers[head:]
-
-
-def _search_normuon(bucket, indices, group, gs, numbers, skip):
-    head = 1 + len(MOMENTA["ema"].numbers)
-    tail = head + len(ROWS["normuon"].numbers)
-    search = Search(bucket, indices, group, gs, skip)
-    directions = search.directions(numbers[:head])
-    return directions, search.row_factors(directions, numbers[head:tail]), numbers[tail:]
-
-
 def _check_matrix(name, p, group):
-    shape, split = tuple(p.shape), group["split"]
+    shape = tuple(p.shape)
     elsewhere = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
     if p.dim() < 2:
         raise ValueError(
@@ -167,7 +201,13 @@ def _check_matrix(name, p, group):
         )
     if p.is_complex():
         raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
-    if shape[0] % split:
+    check_split(name, p, group["split"])
+
+
+def check_split(name, p, split):
+    """Raise ValueError unless a parameter has so many matrices below each other."""
+    if p.shape[0] % split:
+        shape = tuple(p.shape)
         raise ValueError(f"split={split} does not divide the {shape[0]} rows of {name}, {shape}")
 
 
@@ -188,27 +228,13 @@ def _normuon_numbers(group, lr, step):
     return weight, blend, 1 - group["beta2"], group["eps"], *tail
 
 
-_OPTIONS = {
-    "lr": 1e-3,
-    "weight_decay": 0.1,
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_coefficients": (3.4445, -4.7750, 2.0315),
-    "eps": 1e-7,
-    "ns_steps": 5,
-    "adjust_lr_fn": None,
-    "split": 1,
-    "ns_form": None,
-    "ns_dtype": None,
-}
-
 MUON = Base(
     _rule,
     _muon_numbers,
     _OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    search=_search_muon,
+    search=Search,
     state=MOMENTA["ema"].state,
     check=_check_matrix,
 )
@@ -217,7 +243,7 @@ NORMUON = Base(
     _normuon_numbers,
     {**_OPTIONS, "eps": 1e-10, "beta2": 0.95},
     uncounted=1.0,
-    search=_search_normuon,
+    search=EvenRows,
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=_check_matrix,
 )

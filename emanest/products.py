@@ -41,7 +41,7 @@ def mm_add(x, a, beta, alpha):
     return _each(x, a, x, beta, alpha)
 
 
-def empty(shape, dtype, device=None):
+def empty(shape, dtype, device):
     """A batch of contiguous matrices without values, each of which begins where memory is aligned.
 
     Bits, and the speed of loads, then do not depend on the place of a matrix in its batch.

@@ -3,19 +3,23 @@
 import re
 from collections import Counter
 
+import torch
 from torch import nn
 
 MUON, ADAMW = "muon", "adamw"
 
+_CONTAINERS = nn.ParameterDict, nn.ParameterList
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 # a convolution that reads so many channels reads the input: colours, and perhaps a mask
 _COLOURS = 4
-# the last part of the name of a parameter that no layer of torch's owns
-_EMBEDDING_NAME = re.compile(r"emb|pos|token|wte|wpe|cls", re.IGNORECASE)
-_HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|classifier|unembed|output_projection)$")
+# words in the name of a parameter that no layer of torch's owns
+_EMBEDDING_WORD = re.compile(r"emb.*|.*emb(ed(ding)?s?)?|pos|position.*|tokens?|wte|wpe|cls")
+_HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|heads\.\d+|classifier|unembed|output_projection)$")
+# under which ``nn.utils.parametrize`` keeps what a parameter is made of
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
 
 
 def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
@@ -29,9 +33,10 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         tied            one parameter under several names
         vector          fewer than two dimensions, or a single row or column
         complex         Muon takes real matrices
-        embedding       of ``nn.Embedding`` or ``nn.EmbeddingBag``; or a parameter of no layer of
-                        torch's whose name has emb, pos, token, wte, wpe or cls in its last part
-        output layer    an ``nn.Linear`` called lm_head, head, classifier, unembed or
+        embedding       of ``nn.Embedding`` or ``nn.EmbeddingBag``; of another class that is called
+                        an embedding; or a parameter of no layer of torch's with a word like emb,
+                        pos, token, wte, wpe or cls in its own name
+        output layer    an ``nn.Linear`` called lm_head, head, heads.N, classifier, unembed or
                         output_projection; or, if it is in no block, one that is as wide as an
                         embedding is long, or the model's last. A block is a member of an
                         ``nn.ModuleList``, or a module of a class that occurs more than once
@@ -42,12 +47,16 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         fused matrices  ``in_proj_weight`` of ``nn.MultiheadAttention``: Muon, with ``split=3``
         matrix          any other: Muon
 
+    What a parametrization of torch's (weight normalisation, say) makes a parameter of goes where
+    that would go.
+
     Args:
         model: an ``nn.Module``, wrapped or not.
         rules: regular expression -> ``"muon"``, ``"adamw"`` or a dict of group entries, such as
             ``{"split": 3}`` or ``{"base": "adamw", "lr": 3e-3}``. Expressions are searched in the
-            names of ``model.named_parameters()``; the first that is found decides, except about
-            frozen parameters.
+            names of ``model.named_parameters()``, all of them for a tied parameter; the first that
+            is found counts. Where a parameter goes changes only if its rule is ``"muon"`` or
+            ``"adamw"``, or has a ``"base"``. Frozen ones stay out.
         muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}``; those of a rule
             come first. AdamW has its own defaults, not Muon's arguments.
         verbose: print the table.
@@ -65,18 +74,19 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
     rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
     common = {MUON: dict(muon or {}), ADAMW: {"base": ADAMW, **(adamw or {})}}
     rows, groups, found = [], {}, set()
-    for name, p, reason, to in _classified(model):
+    for names, p, reason, to in _classified(model):
+        name = names[0]
         if to is None:
             rows.append((name, p, "-", reason))
             continue
         for expression, text, entries in rules:
-            if expression.search(name):
-                reason, to = f"rule {text!r}", entries
+            if any(map(expression.search, names)):
+                reason, to = f"rule {text!r}", _changed(to, entries)
                 found.add(text)
                 break
-        kind = ADAMW if to.get("base") == ADAMW else MUON
-        entries = {**common[kind], **to}
-        key = kind != MUON, repr(sorted(entries.items()))
+        kind = to["base"]
+        entries = {**common[kind], **{k: v for k, v in to.items() if (k, v) != ("base", MUON)}}
+        key = kind != MUON, tuple(sorted((k, _comparable(v)) for k, v in entries.items()))
         groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
         rows.append((name, p, kind, reason))
     unused = [text for _, text, _ in rules if text not in found]
@@ -98,12 +108,21 @@ def _compiled(text):
 
 
 def _entries(text, to):
-    named = {MUON: {}, ADAMW: {"base": ADAMW}}
-    if isinstance(to, dict):
-        return {k: v for k, v in to.items() if (k, v) != ("base", MUON)}
-    if to not in named:
+    entries = to if isinstance(to, dict) else {"base": to}
+    if entries.get("base", MUON) not in (MUON, ADAMW):
         raise TypeError(f"rule {text!r} must lead to 'muon', 'adamw' or a dict, got {to!r}")
-    return named[to]
+    return entries
+
+
+def _changed(automatic, entries):
+    """The entries of the table with those of a rule; none is left that belongs to another base."""
+    same = entries.get("base", automatic["base"]) == automatic["base"]
+    return {**(automatic if same else {}), **entries}
+
+
+def _comparable(value):
+    # tensors that print alike may differ
+    return str(id(value)) if isinstance(value, torch.Tensor) else repr(value)
 
 
 # ---- why a parameter goes where -----------------------------------------------------------------
@@ -115,13 +134,13 @@ class _Facts:
     Args:
         names: all that it goes by.
         p: the parameter.
-        module: that owns it, by its first name.
         model: what the modules of the model tell.
     """
 
-    def __init__(self, names, p, module, model):
-        self.names, self.p, self.module, self.model = names, p, module, model
-        self.owner, _, self.last = names[0].rpartition(".")
+    def __init__(self, names, p, model):
+        self.names, self.p, self.model = names, p, model
+        self.owner, _, self.last = _PARAMETRIZED.sub(r"\1\2", names[0]).rpartition(".")
+        self.module = model.modules[self.owner]
 
     def thin(self):
         return self.p.dim() < 2 or self.p.numel() in (0, *self.p.shape[:1], self._columns())
@@ -132,8 +151,13 @@ class _Facts:
     def embedding(self):
         if isinstance(self.module, (nn.Embedding, nn.EmbeddingBag)):
             return True
-        layer = type(self.module).__module__.startswith("torch.nn.")
-        return not layer and bool(_EMBEDDING_NAME.search(self.last))
+        kind = type(self.module)
+        if kind.__module__.startswith("torch.nn.") and not isinstance(self.module, _CONTAINERS):
+            return False
+        # a list numbers its parameters: the name is its own
+        name = self.owner.rpartition(".")[2] if self.last.isdigit() else self.last
+        words = re.split(r"[_\d]+", name.lower())
+        return "embedding" in kind.__name__.lower() or any(map(_EMBEDDING_WORD.fullmatch, words))
 
     def output(self):
         return isinstance(self.module, nn.Linear) and (
@@ -153,7 +177,7 @@ class _Facts:
         return isinstance(self.module, nn.MultiheadAttention) and self.last == "in_proj_weight"
 
 
-_TO_ADAMW: dict = {"base": ADAMW}
+_TO_MUON, _TO_ADAMW = {"base": MUON}, {"base": ADAMW}
 # reason, condition, entries of the group (None: left out); the first that holds decides
 _TABLE = (
     ("frozen", lambda f: not f.p.requires_grad, None),
@@ -164,10 +188,10 @@ _TABLE = (
     ("output layer", _Facts.output, _TO_ADAMW),
     ("input layer", _Facts.input, _TO_ADAMW),
     ("depthwise", _Facts.depthwise, _TO_ADAMW),
-    ("kernel", _Facts.convolution, {}),
+    ("kernel", _Facts.convolution, _TO_MUON),
     ("stack", lambda f: f.p.dim() > 2, _TO_ADAMW),
-    ("fused matrices", _Facts.fused, {"split": 3}),
-    ("matrix", lambda f: True, {}),
+    ("fused matrices", _Facts.fused, {**_TO_MUON, "split": 3}),
+    ("matrix", lambda f: True, _TO_MUON),
 )
 
 
@@ -175,13 +199,13 @@ class _Model:
     """What the modules of a model tell about each other."""
 
     def __init__(self, model):
-        self.modules = dict(model.named_modules())
-        self.kinds = Counter(map(type, self.modules.values()))
-        tables = [
-            m for m in self.modules.values() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
-        ]
+        once = dict(model.named_modules())
+        # a shared module is found by any of its names, and counts once
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.kinds = Counter(map(type, once.values()))
+        tables = [m for m in once.values() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
         lengths = {table.num_embeddings for table in tables}
-        linear = {name: m for name, m in self.modules.items() if isinstance(m, nn.Linear)}
+        linear = {name: m for name, m in once.items() if isinstance(m, nn.Linear)}
         self.outputs = {
             name
             for name, m in linear.items()
@@ -201,17 +225,17 @@ class _Model:
 
 
 def _classified(model):
-    """(name, parameter, reason, entries) of all parameters."""
+    """(names, parameter, reason, entries) of all parameters."""
     names = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(p, []).append(name)
-    about, modules = _Model(model), dict(model.named_modules(remove_duplicate=False))
+    about = _Model(model)
     for p, known in names.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"{known[0]!r} is not initialised yet: run one forward pass first")
-        facts = _Facts(known, p, modules[known[0].rpartition(".")[0]], about)
+        facts = _Facts(known, p, about)
         reason, _, to = next(row for row in _TABLE if row[1](facts))
-        yield known[0], p, reason, to
+        yield known, p, reason, to
 
 
 def _table(rows):

@@ -163,7 +163,7 @@ class Wrap(Optimizer):
     def _base_numbers(self, group, plan, lr, step):
         return None
 
-    def _search(self, group):
+    def _search(self, group, bucket, indices):
         return None
 
     def _uncounted(self, group):
@@ -179,8 +179,7 @@ class Wrap(Optimizer):
         self._survey.buckets.publish({launch.bucket: None for launch in planned})
         for launch in followed:
             self._follow(launch)
-        for launch in raw:
-            self._run_base(launch)
+        self._run_bases(raw)
 
     def _follow(self, launch):
         bucket, indices = launch.bucket, launch.indices

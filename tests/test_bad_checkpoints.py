@@ -76,7 +76,10 @@ EMA = {
 ADAMW = {
     "betas": (put(*GROUP, "betas", to=0.9), "betas"),
     "no lr": (put(*GROUP, "lr", to=None), "lr must be"),
-    "unknown base": (put(*GROUP, "base", to="adam"), "base must be one of"),
+    "unknown base": (
+        put(*GROUP, "base", to="adam"),
+        "group 0 of the checkpoint was stepped by 'adam', this optimizer's by 'adamw'",
+    ),
     "unknown policy": (put(*GROUP, "nonfinite", to="ignore"), "nonfinite must be one of"),
     "no exp_avg": (drop("state", 1, "exp_avg"), "no \\['exp_avg'\\] for parameter 1 of group 0"),
     "no step": (drop("state", 1, "step"), "no \\['step'\\] for parameter 1 of group 0"),

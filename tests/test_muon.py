@@ -12,9 +12,17 @@ from torch.optim import _muon
 
 import emanest
 import textbook_bases
-from emanest import EMANesterov, Muon, NorMuon, backends, orthogonalize
+from emanest import EMANesterov, Muon, NorMuon, backends, orthogonal, orthogonalize
 from emanest.bases import SCALES
-from helpers import METHODS, bits, gradients, one_thread, published  # noqa: F401
+from helpers import (
+    METHODS,
+    bits,
+    content,
+    differing,
+    gradients,
+    one_thread,  # noqa: F401
+    published,
+)
 from helpers import run as train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -272,7 +280,7 @@ def test_the_size_of_gradients_does_not_matter(name, size):
     def stepped(size):
         p = nn.Parameter(torch.zeros(8, 12))
         p.grad = gradients([p], 0)[0] * size
-        CLASSES[name]([p], 1.0, eps=0.0).step()
+        CLASSES[name]([p], 1.0, eps=1e-38).step()
         return p.detach()
 
     torch.testing.assert_close(stepped(size), stepped(1.0), rtol=1e-4, atol=1e-5)
@@ -305,11 +313,14 @@ def test_state_is_float32_for_narrow_parameters():
 
 
 @each_class
+@each_backend
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (1, 7), (7, 1)], ids=str)
-def test_odd_shapes_are_stepped(name, shape):
+def test_odd_shapes_are_stepped(name, backend, shape):
     params = matrices(torch.float32, [shape, (3, 4)])
-    train(CLASSES[name](params, LR, lookahead=EMANesterov()), range(3))
-    assert all(p.isfinite().all() for p in params)
+    optimizer = CLASSES[name](params, LR, lookahead=EMANesterov(), backend=backend)
+    train(optimizer, range(3))
+    kept = [v for p in params for v in optimizer.state[p].values()]
+    assert all(t.isfinite().all() for t in (*params, *kept))
 
 
 # ---- state, modes, scaling ----------------------------------------------------------------------
@@ -405,8 +416,8 @@ def test_a_gradient_scaler_changes_nothing(name):
 
 def test_options_say_where_the_iteration_runs(monkeypatch):
     params = matrices(torch.float32)[:2]
-    with pytest.raises(ValueError, match="form='gram' loses all digits in bfloat16"):
-        train(Muon(params, ns_form="gram", ns_dtype="bfloat16"), range(1))
+    with pytest.raises(ValueError, match="ns_form='gram' loses all digits in bfloat16: take ns_d"):
+        Muon(params, ns_form="gram", ns_dtype="bfloat16")
     found = {}
     for form in ("standard", "gram"):
         p = matrices(torch.float32)
@@ -421,6 +432,80 @@ def test_options_say_where_the_iteration_runs(monkeypatch):
     )
     assert emanest.newton_schulz.working_dtype(torch.device("cuda"), torch.float32) == torch.float16
     assert emanest.newton_schulz.working_dtype(torch.device("cuda"), torch.float64) == torch.float64
+
+
+# ---- failures ----------------------------------------------------------------------------------
+
+
+@each_class
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("ns_coefficients", "polar", "ns_coefficients must be one of"),
+        ("ns_form", "gramm", "ns_form must be one of"),
+        ("ns_steps", 0, "ns_steps must be at least 1"),
+        ("ns_dtype", "int8", "ns_dtype must be one of"),
+        ("split", 5, "split=5 does not divide the 8 rows"),
+        ("split", 0, "split must be at least 1"),
+        ("adjust_lr_fn", "rms", "adjust_lr_fn must be one of"),
+        ("momentum", 1.0, "momentum must be below 1"),
+        ("eps", -1.0, "Invalid epsilon value"),
+    ],
+)
+def test_an_option_that_went_bad_is_named_before_anything_moves(name, option, value, message):
+    params = matrices(torch.float32)
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    optimizer = CLASSES[name](groups, LR, lookahead=EMANesterov())
+    train(optimizer, range(2))
+    good, before = optimizer.param_groups[1][option], content(optimizer)
+    optimizer.param_groups[1][option] = value
+    with pytest.raises(ValueError, match=message):
+        train(optimizer, [2])
+    optimizer.param_groups[1][option] = good
+    assert differing(content(optimizer), before) == []
+
+
+def test_a_dtype_may_be_given_between_steps():
+    params = matrices(torch.float32)
+    optimizer = Muon(params, LR)
+    optimizer.param_groups[0]["ns_dtype"] = torch.float64
+    train(optimizer, range(1))
+
+
+@each_class
+def test_a_search_that_fails_has_moved_no_parameter(name, monkeypatch):
+    """Of any bucket: memory may run out at the second."""
+    params = [*matrices(torch.float32)[:2], *matrices(torch.float64)[2:]]
+    optimizer = CLASSES[name](params, LR, lookahead=METHODS["lookahead"])
+    train(optimizer, range(2))
+    before = [bits(p) for p in params]
+
+    def fail(x, *_):
+        if x.dtype == torch.float64:
+            raise torch.OutOfMemoryError
+        return iterate(x, *_)
+
+    iterate = orthogonal.iterate
+    with monkeypatch.context() as patch:
+        patch.setattr(orthogonal, "iterate", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(optimizer, [2])
+    assert [bits(p) for p in params] == before
+    # and no warning of parameters that somebody edited
+    train(optimizer, [2])
+
+
+@each_backend
+@each_class
+def test_autocast_changes_no_bit(name, backend):
+    plain, cast = (
+        CLASSES[name](matrices(torch.float32), LR, lookahead=EMANesterov(), backend=backend)
+        for _ in range(2)
+    )
+    train(plain, range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train(cast, range(3))
+    assert differing(content(plain), content(cast)) == []
 
 
 # ---- errors -------------------------------------------------------------------------------------
@@ -473,6 +558,22 @@ def test_bad_options_are_named(option, error, message):
 def test_bad_decay_of_the_second_average_is_named():
     with pytest.raises(ValueError, match=r"beta2 must be in \[0, 1\), got 1.0"):
         NorMuon(matrices(torch.float32), beta2=1.0)
+
+
+def test_no_eps_is_refused_where_rows_of_zeros_are_divided_by_it():
+    with pytest.raises(ValueError, match="NorMuon divides rows of zeros by eps: it must be above"):
+        NorMuon(matrices(torch.float32), eps=0.0)
+
+
+@each_class
+def test_the_checkpoint_of_another_base_is_refused(name):
+    optimizer, other = (
+        CLASSES[name](matrices(torch.float32)),
+        emanest.AdamW(matrices(torch.float32)),
+    )
+    train(other, range(2))
+    with pytest.raises(ValueError, match=r"group 0 of the checkpoint was stepped by 'adamw', this"):
+        optimizer.load_state_dict(other.state_dict())
 
 
 def test_complex_matrices_are_refused():

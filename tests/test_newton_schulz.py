@@ -141,6 +141,23 @@ def test_nothing_comes_of_nothing(backend, shape):
     assert orthogonalize(torch.empty(shape), backend=backend).shape == shape
 
 
+@each_backend
+@each_form
+def test_autocast_changes_no_bit(backend, form):
+    g = gaussian(48, 96, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = orthogonalize(g, form=form, backend=backend)
+    assert torch.equal(found, orthogonalize(g, form=form, backend=backend))
+
+
+@each_backend
+def test_the_default_device_does_not_matter(backend):
+    g = gaussian(5, 7, dtype=torch.float32)
+    expected = orthogonalize(g, backend=backend)
+    with torch.device("meta"):
+        assert torch.equal(orthogonalize(g, backend=backend), expected)
+
+
 # ---- norms --------------------------------------------------------------------------------------
 
 
@@ -287,9 +304,14 @@ def test_any_strides_are_read_and_nothing_is_written():
 @pytest.mark.parametrize(
     ("arguments", "error_", "message"),
     [
-        ((torch.ones(3),), TypeError, r"g must be a floating tensor of shape .* got .*\(3,\)"),
+        ((torch.ones(3),), TypeError, r"g must be a floating tensor .* of shape .* got .*\(3,\)"),
         ((torch.ones(3, 4, dtype=torch.int64),), TypeError, "g must be a floating .*int64"),
         ((torch.ones(3, 4, dtype=torch.complex64),), TypeError, "g must be a floating .*complex64"),
+        (
+            (torch.ones(3, 4).to(torch.float8_e5m2),),
+            TypeError,
+            "g must be a floating .*float8_e5m2",
+        ),
         (([[1.0]],), TypeError, "g must be a floating tensor .* got list"),
         ((torch.ones(3, 4), 0), ValueError, "steps must be at least 1, got 0"),
         ((torch.ones(3, 4), 2.0), TypeError, "steps must be an integer"),

@@ -128,6 +128,61 @@ def test_every_reason_is_documented():
         assert f"\n        {reason} " in table
 
 
+class VocabularyEmbedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WORDS, 8))
+
+
+class Named(nn.Module):
+    """Parameters that no layer of torch's owns, and several heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = VocabularyEmbedding()
+        self.tok_embeddings = nn.Parameter(torch.ones(WORDS, 8))
+        self.posembed = nn.Parameter(torch.ones(4, 8))
+        self.ensemble_weight = nn.Parameter(torch.ones(4, 8))
+        self.proposal = nn.Parameter(torch.ones(4, 8))
+        self.own = nn.ParameterDict({"wte": torch.ones(4, 8), "mix": torch.ones(4, 8)})
+        self.pos = nn.ParameterList([torch.ones(4, 8)])
+        self.heads = nn.ModuleList(nn.Linear(8, 3, bias=False) for _ in range(2))
+
+
+def test_names_are_read_by_words(capsys):
+    assert reasons(Named(), capsys) == {
+        "table.weight": ("adamw", "embedding"),
+        "tok_embeddings": ("adamw", "embedding"),
+        "posembed": ("adamw", "embedding"),
+        "ensemble_weight": ("muon", "matrix"),
+        "proposal": ("muon", "matrix"),
+        "own.wte": ("adamw", "embedding"),
+        "own.mix": ("muon", "matrix"),
+        "pos.0": ("adamw", "embedding"),
+        "heads.0.weight": ("adamw", "output layer"),
+        "heads.1.weight": ("adamw", "output layer"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_what_parametrizations_keep_goes_where_the_parameter_would(capsys):
+    plain, model = Kinds(), Kinds()
+    nn.utils.parametrizations.weight_norm(model.bag)
+    nn.utils.parametrizations.weight_norm(model.conv)
+    nn.utils.parametrizations.spectral_norm(model.attention, "in_proj_weight")
+    nn.utils.parametrizations.weight_norm(model.classifier)
+    expected, found = reasons(plain, capsys), reasons(model, capsys)
+    for layer, name in (
+        ("bag", "weight"),
+        ("conv", "weight"),
+        ("attention", "in_proj_weight"),
+        ("classifier", "weight"),
+    ):
+        made = {n: to for n, to in found.items() if n.startswith(f"{layer}.parametrizations")}
+        assert expected[f"{layer}.{name}"] in made.values()
+        assert set(made.values()) <= {expected[f"{layer}.{name}"], ("adamw", "vector")}
+
+
 def test_the_table_ends_with_totals(capsys):
     split_params(Model())
     *_, last = capsys.readouterr().out.splitlines()
@@ -173,6 +228,36 @@ def test_rules_come_first_and_in_order(capsys):
     ]
 
 
+def test_a_rule_that_names_no_base_leaves_a_parameter_where_it_was():
+    rules = {"attention": {"lr": 0.5}, "shared|again": {"lr": 0.25}}
+    groups = split_params(Kinds(), rules, verbose=False)
+    found = {
+        n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
+    }
+    assert found["attention.in_proj_weight"] == {"split": 3, "lr": 0.5}
+    assert found["attention.in_proj_bias"] == {"base": "adamw", "lr": 0.5}
+    assert found["shared.weight"] == {"base": "adamw", "lr": 0.25}
+    groups = split_params(Kinds(), {"in_proj_weight": "adamw", "shared": "muon"}, verbose=False)
+    found = {
+        n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
+    }
+    assert found["attention.in_proj_weight"] == {"base": "adamw"}
+    assert found["shared.weight"] == {}
+
+
+def test_a_tied_parameter_is_found_by_any_of_its_names():
+    groups = split_params(Model(tied=True), {"head": {"lr": 0.5}}, verbose=False)
+    assert [n for g in groups if g.get("lr") for n, _ in g["params"]] == ["embed.weight"]
+
+
+def test_rates_that_print_alike_are_not_merged():
+    rates = [torch.tensor(0.00101), torch.tensor(0.00104)]
+    groups = split_params(
+        Model(), {r"0\.up": {"lr": rates[0]}, r"1\.up": {"lr": rates[1]}}, verbose=False
+    )
+    assert [g["lr"] for g in groups if "base" not in g and "lr" in g] == rates
+
+
 def test_entries_reach_the_groups_of_their_kind():
     rules = {"down": {"split": 2}, "temperature": {"base": "adamw", "lr": 7.0}}
     groups = split_params(Model(), rules, muon={"lr": 0.3}, adamw={"lr": 0.1}, verbose=False)
@@ -196,18 +281,23 @@ def test_frozen_parameters_are_nobodys():
 @pytest.mark.parametrize(
     ("model", "rules", "error", "message"),
     [
-        (Model().parameters, None, TypeError, "model must be an nn.Module, got method"),
-        (Model(), {"nowhere": "muon"}, ValueError, r"rules \['nowhere'\] find no parameter"),
-        (Model(), {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
-        (Model(), {3: "muon"}, ValueError, "rule 3 is no regular expression"),
-        (Model(), {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw' or a dict"),
-        (nn.ReLU(), None, ValueError, "no parameter of the model requires a gradient"),
-        (nn.LazyLinear(3), None, ValueError, "'weight' is not initialised yet: run one forward"),
+        (lambda: 3, None, TypeError, "model must be an nn.Module, got int"),
+        (Model, {"nowhere": "muon"}, ValueError, r"rules \['nowhere'\] find no parameter"),
+        (Model, {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
+        (Model, {3: "muon"}, ValueError, "rule 3 is no regular expression"),
+        (Model, {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw' or a dict"),
+        (nn.ReLU, None, ValueError, "no parameter of the model requires a gradient"),
+        (
+            lambda: nn.LazyLinear(3),
+            None,
+            ValueError,
+            "'weight' is not initialised yet: run one forward",
+        ),
     ],
 )
 def test_bad_arguments_are_named(model, rules, error, message):
     with pytest.raises(error, match=message):
-        split_params(model, rules)
+        split_params(model(), rules)
 
 
 def test_a_rule_cannot_send_a_vector_to_muon():
