@@ -28,8 +28,23 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 NAMES = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
 
 
-@pytest.fixture(params=NAMES)
+class OnGpu:
+    """Triton's products of CPU tensors, which go to a GPU and come back."""
+
+    def __getattr__(self, name):
+        function = getattr(backends.pick("cuda", "triton").products("cuda"), name)
+
+        def call(*args):
+            there = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
+            return function(*there).cpu()
+
+        return call
+
+
+@pytest.fixture(params=[*NAMES, pytest.param("a GPU", marks=pytest.mark.gpu)])
 def products(request):
+    if request.param == "a GPU":
+        return OnGpu()
     return backends.pick("cpu", request.param).products("cpu")
 
 
