@@ -90,7 +90,7 @@ BASES = {
     "adamw": Base(adamw, lr=6e-3),
     "sgd": Base(sgd, lr=0.8),
     "muon": Base(orthogonal(emanest.Muon), lr=0.02),
-    "normuon": Base(orthogonal(emanest.NorMuon), lr=0.02),
+    "normuon": Base(orthogonal(emanest.NorMuon), lr=0.04),
 }
 # without momentum, which Schedule-Free brings along
 PLAIN_ADAMW = {"betas": (0.0, 0.999)}
