@@ -219,8 +219,8 @@ def normalized(u, norms, eps, margin, out):
         out: receives the result, which is rounded once; may be u.
     """
     inverse = 1.0 / (norms.clamp(min=eps) * margin)
-    # one over a norm below the smallest normal number is beyond the range
-    inverse = torch.where(norms == 0, 0.0, inverse.clamp(max=torch.finfo(u.dtype).max))
+    # one over a norm below the smallest normal number is beyond the range; infinity times 0 is NaN
+    inverse = inverse.clamp(max=torch.finfo(u.dtype).max)
     return torch.mul(u, inverse.to(u.dtype)[:, None, None], out=out)
 
 

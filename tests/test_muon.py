@@ -72,6 +72,7 @@ OPTIONS = {
     "match_rms_adamw": {"adjust_lr_fn": "match_rms_adamw"},
     "original": {"adjust_lr_fn": "original", "weight_decay": 0.0},
     "all": {"lr": 0.3, "momentum": 0.5, "weight_decay": 0.4, "ns_steps": 3, "eps": 1e-3},
+    "eps beyond the norm": {"eps": 100.0},
     "coefficients": {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 7},
 }
 FLAT = [s for s in SHAPES if len(s) == 2]

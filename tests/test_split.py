@@ -202,6 +202,14 @@ def test_a_head_is_known_by_name_or_by_its_width(head, capsys):
     assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", "output layer")
 
 
+def test_what_is_in_a_block_is_no_head_however_wide():
+    model = Model()
+    model.blocks = nn.ModuleList([nn.Linear(WIDTH, WORDS, bias=False)])
+    assert kinds(model)["blocks.0.weight"] == "muon"
+    twice = nn.Sequential(nn.Embedding(2 * WIDTH, WIDTH), Block(), Block(), nn.Linear(WIDTH, 3))
+    assert kinds(twice)["1.up.weight"] == "muon"
+
+
 def test_wrapped_models_are_split_alike():
     model = Model()
     wrapped = nn.Sequential(model)
