@@ -459,6 +459,12 @@ def test_each_base_takes_its_own_options():
     }
 
 
+def test_the_group_that_brings_momentum_is_named():
+    groups = split_params(Model(), verbose=False)
+    with pytest.raises(ValueError, match=r"got betas\[0\]=0.9 in a group with base 'adamw'"):
+        Muon(groups, momentum=0.0, lookahead=METHODS["schedule free"])
+
+
 def test_an_unknown_base_is_named():
     with pytest.raises(ValueError, match=r"base must be one of \['adamw', 'muon'\], got 'sgd'"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "base": "sgd"}])

@@ -86,9 +86,10 @@ class ScheduleFree(Method):
         """The base must not have a momentum of its own."""
         beta1, momentum = group.get("betas", (0.0,))[0], group.get("momentum", 0.0)
         if beta1 != 0 or momentum != 0:
+            where = f" in a group with base {group['base']!r}" if "base" in group else ""
             raise ValueError(
                 "ScheduleFree replaces the base's momentum: pass betas=(0, beta2) or momentum=0, "
-                f"got {f'betas[0]={beta1}' if beta1 != 0 else f'momentum={momentum}'}"
+                f"got {f'betas[0]={beta1}' if beta1 != 0 else f'momentum={momentum}'}{where}"
             )
 
     def remember(self, t, lr, initial_lr, memory):
