@@ -138,7 +138,7 @@ class Device(NamedTuple):
     units: Callable[[], str]  # arithmetic units that speed depends on
     rounds: tuple[int, int]  # at least, at most
     seconds: float  # of timed rounds per case, between those bounds
-    patience: float  # seconds that even the least rounds may take; then there are FEWEST
+    patience: float  # seconds after which there are fewer rounds than the least, but FEWEST
 
     def rounds_of(self, cycle):
         """How many rounds a case gets, given the seconds of one."""

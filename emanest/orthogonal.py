@@ -72,7 +72,7 @@ class Search:
         self.group = check_group({name: group[name] for name in self.options if name != "lr"})
         self.backend, self.split = group.get("backend"), self.group["split"]
         for p in bucket.members(indices):
-            check_split("a parameter", p, self.split)
+            _check_split("a parameter", p, self.split)
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
         self.memo = bucket.memo(indices)
@@ -201,10 +201,10 @@ def _check_matrix(name, p, group):
         )
     if p.is_complex():
         raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
-    check_split(name, p, group["split"])
+    _check_split(name, p, group["split"])
 
 
-def check_split(name, p, split):
+def _check_split(name, p, split):
     """Raise ValueError unless a parameter has so many matrices below each other."""
     if p.shape[0] % split:
         shape = tuple(p.shape)

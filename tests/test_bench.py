@@ -425,6 +425,13 @@ def test_variants_take_turns(monkeypatch):
     assert len({tuple(each) for each in rounds}) == math.factorial(3)
 
 
+@pytest.mark.parametrize(
+    ("cycle", "rounds"), [(0.001, 101), (1.0, 20), (10.0, 9), (50.0, 6), (140.0, 3), (1e4, 3)]
+)
+def test_a_case_that_takes_minutes_gets_fewer_rounds(cycle, rounds):
+    assert devices.DEVICES["cpu"].rounds_of(cycle) == rounds
+
+
 def test_cases_are_consistent():
     assert len({(case.device, case.name) for case in CASES}) == len(CASES)
     for case in CASES:

@@ -210,6 +210,14 @@ def test_rows_are_the_rule_and_keep_the_norm(backend, wide, dtype):
         torch.testing.assert_close(after, o.double().norm(), rtol=1e-6, atol=0)
 
 
+def test_rows_without_columns_leave_no_nan(backend):
+    state, factors = torch.ones(5, 1), torch.full((5,), 7.0)
+    arguments = ["normuon", [torch.empty(5, 0)], [[state]], [torch.ones(1)], [factors]]
+    backend.rows_(*arguments, NORMUON, torch.float32)
+    torch.testing.assert_close(state, torch.full((5, 1), 1 - NORMUON[0]))
+    assert factors.eq(0).all()
+
+
 def test_rows_have_the_same_bits_in_any_company(backend):
     together = rows(torch.float32)
     backend.rows_(*together)
