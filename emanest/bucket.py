@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from . import shards
 from .layout import dense_strides
 from .rules import POSITIONS, ROWWISE
+from .scalars import Scalars
 from .watch import versions
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
@@ -22,8 +24,8 @@ class Bucket:
 
     Each state name is one flat buffer, and ``optimizer.state[p][name]`` is the view of p, shaped
     and strided like it. State is float32 for parameters of 32 bits or fewer, else float64. Each
-    parameter also carries two 0-d scalars, views of one vector each: ``step`` (base updates taken)
-    and ``lookahead`` (how far its y is ahead of x; 0: it holds x).
+    parameter also carries two 0-d ``Scalars``, ``step`` and ``lookahead``. Of a ``DTensor`` the
+    local part is stepped, and the views are shown as ``DTensor`` too.
 
     Nothing is visible in ``optimizer.state`` before ``publish``.
 
@@ -35,54 +37,42 @@ class Bucket:
 
     def __init__(self, params, state, key):
         self.params, self.state, self.key = params, state, key
+        # what is computed on: the parameters, or the parts of them that lie here
+        self.tensors = shards.locals_of(params)
+        self.mesh = shards.mesh_of(params[0])
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.published = False
         # version counters when we last read or wrote the parameters; None: not known
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
-        self.versions = [None if f else p._version for f, p in zip(found, params, strict=True)]
+        now = versions(self.tensors)
+        self.versions: Any = [None if f else v for f, v in zip(found, now, strict=True)]
         self.shapes = [p.shape for p in params]
         # y before a step that another optimizer takes, and the version counters they belong to
         self.snapshots: list[torch.Tensor | None] = [None] * len(params)
         self.snapshot_versions: list[int | None] = [None] * len(params)
         self.views = {}
+        self.shown = {}  # the views as they are in ``optimizer.state``
         self._memos = {}
-        self.on_device = False  # where the scalars are
-        self.device_plan: Any = None  # what finds a step's numbers there
-        # lookahead in float64: the recurrence of a float64 parameter must see the exact number
-        self.steps = self._scalars("step", torch.float32)
-        self.lookaheads = self._scalars("lookahead", torch.float64)
-
-    def _scalars(self, name, dtype):
-        vector = torch.zeros(len(self.params), dtype=dtype, device="cpu")
-        self.views[name] = list(vector.unbind())
-        self._copy_existing(name)
-        return vector
+        self.device_plan: Any = None  # what finds a step's numbers on the device
+        self.scalars = Scalars(len(params), self.device)
+        for name, views in self.scalars.views().items():
+            self.views[name] = self.shown[name] = views
+            self._copy_existing(name)
 
     def place_scalars(self, on_device):
-        """Keep the scalars on the device, where one element serves all parameters, or on the host.
-
-        On the device they must be the same for all parameters: see ``check_together``.
-        """
-        if on_device == self.on_device:
+        """Keep the scalars on the device or on the host; see ``Scalars.place``."""
+        if on_device == self.scalars.on_device:
             return
-        self.on_device = on_device
-        self.steps = self._placed("step", self.steps)
-        self.lookaheads = self._placed("lookahead", self.lookaheads)
+        self.scalars.place(on_device)
+        for name, views in self.scalars.views().items():
+            self.views[name] = self.shown[name] = views
         if self.published:
             self.publish()
 
-    def _placed(self, name, vector):
-        if self.on_device:
-            vector = vector[:1].to(self.device, copy=True).expand(len(self.params))
-        else:
-            vector = vector.cpu().clone(memory_format=torch.contiguous_format)
-        self.views[name] = list(vector.unbind())
-        return vector
-
     def together(self, indices):
         """Whether all parameters are stepped, each as often as the others so far."""
-        return self._all(indices) and (self.on_device or self._uniform())
+        return self._all(indices) and self.scalars.uniform()
 
     def check_together(self, indices):
         """Raise RuntimeError unless ``together``: where the device plans, one plan serves all."""
@@ -97,9 +87,6 @@ class Bucket:
                 "capturable=True needs parameters that were stepped equally often; these were not"
             )
 
-    def _uniform(self):
-        return all(bool((v == v[0]).all()) for v in (self.steps, self.lookaheads))
-
     def allocate(self, names):
         """Allocate the named state where it is missing: positions as copies, the rest as zeros."""
         for name in names:
@@ -107,62 +94,91 @@ class Bucket:
                 continue
             complex_ = self.param_dtype.is_complex
             dtype = self.dtype.to_complex() if complex_ else self.dtype
-            views = _views([shape_like(name, p) for p in self.params], dtype, self.device)
+            views = _views([shape_like(name, t) for t in self.tensors], dtype, self.device)
             if name in POSITIONS:
-                for view, p in zip(views, self.params, strict=True):
-                    view.copy_(p.detach())
-            self.views[name] = views
+                for view, t in zip(views, self.tensors, strict=True):
+                    view.copy_(t.detach())
+            self.views[name] = self.shown[name] = views
+            if self.mesh is not None:
+                self.shown[name] = [self._shown(name, i, view) for i, view in enumerate(views)]
             self._copy_existing(name)
             if self.published:
                 self.publish()
 
+    def _shown(self, name, i, view):
+        """A view as ``optimizer.state`` shows it."""
+        p, dims = self.params[i], _dims(name)
+        like = shape_like(name, p)
+        return shards.shown(view, p, like.shape, like.stride(), dims)
+
+    def _placed(self, name, i, tensor):
+        """A tensor of the user's as a view."""
+        if name in self.scalars.views():
+            return tensor
+        return shards.placed(tensor, self.params[i], _dims(name))
+
     def _copy_existing(self, name):
-        for view, p in zip(self.views[name], self.params, strict=True):
+        for i, p in enumerate(self.params):
             existing = self.state[p].get(self.key(name)) if p in self.state else None
             if existing is not None:
-                view.copy_(torch.as_tensor(existing))
+                existing = self._placed(name, i, torch.as_tensor(existing))
+                self.views[name][i].copy_(existing)
 
     def publish(self):
         """Show the state in ``optimizer.state``."""
         for i, p in enumerate(self.params):
-            self.state[p].update({self.key(name): v[i] for name, v in self.views.items()})
+            self.state[p].update({self.key(name): v[i] for name, v in self.shown.items()})
         self.published = True
 
     def entries(self):
         """For each parameter its entries in ``optimizer.state``, and those of them that we keep."""
-        keys = [self.key(name) for name in self.views]
-        for p, *views in zip(self.params, *self.views.values(), strict=True):
-            yield self.state[p], dict(zip(keys, views, strict=True))
+        keys = [self.key(name) for name in self.shown]
+        for p, *shown in zip(self.params, *self.shown.values(), strict=True):
+            yield self.state[p], dict(zip(keys, shown, strict=True))
 
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
-        for name, views in self.views.items():
+        for name, shown in self.shown.items():
             key = self.key(name)
             for i, p in enumerate(self.params):
                 found = self.state[p].get(key)
-                if found is not views[i]:
+                if found is not shown[i]:
                     self._adopt_one(name, key, i, found)
 
     def _adopt_one(self, name, key, i, found):
-        p, views = self.params[i], self.views[name]
-        if name in ("step", "lookahead"):
+        p, shown = self.params[i], self.shown[name]
+        if name in self.scalars.views():
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
-                views[i].copy_(torch.as_tensor(found))
-            self.state[p][key] = views[i]
+                shown[i].copy_(torch.as_tensor(found))
+            self.state[p][key] = shown[i]
         elif found is None:
-            self.state[p][key] = views[i]
-        elif found.shape != views[i].shape:
+            self.state[p][key] = shown[i]
+        elif found.shape != shown[i].shape:
             raise RuntimeError(
-                f"state {key!r} of shape {tuple(views[i].shape)} was replaced by a tensor of shape "
+                f"state {key!r} of shape {tuple(shown[i].shape)} was replaced by a tensor of shape "
                 f"{tuple(found.shape)}"
             )
         else:
-            views[i] = found
+            self.views[name][i] = view = self._placed(name, i, found)
+            # one that lies elsewhere was copied to where it belongs
+            shown[i] = found if view is found else self._shown(name, i, view)
+            self.state[p][key] = shown[i]
 
     def members(self, indices):
-        """Some parameters."""
+        """Some parameters, of a ``DTensor`` the part that lies here."""
+        return self._chosen(self.tensors, indices)
+
+    def owners(self, indices):
+        """Some parameters, as the user has them."""
         return self._chosen(self.params, indices)
+
+    def beside(self, tensors, indices):
+        """Tensors of the shapes of some parameters, of a ``DTensor`` the part that lies here."""
+        if self.mesh is None:
+            return tensors
+        owners = self.owners(indices)
+        return [shards.placed(t, p) for t, p in zip(tensors, owners, strict=True)]
 
     def columns(self, names, indices):
         """For each name the state of some parameters, complex as pairs of reals."""
@@ -189,40 +205,18 @@ class Bucket:
             self._memos[key] = {}
         return self._memos[key]
 
-    def by_scalars(self, indices):
-        """Group parameters by (step, lookahead), read on the host: normally one entry."""
-        if not indices:
-            return {}
-        if self._uniform():
-            return {(self.steps[0].item(), self.lookaheads[0].item()): indices}
-        steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
-        groups = {}
-        for i in indices:
-            groups.setdefault((steps[i], lookaheads[i]), []).append(i)
-        return groups
-
-    def advance(self, indices, counts, lookahead):
-        """Record a step: base updates if it ``counts``, and how far the parameters are ahead."""
-        if self._all(indices):
-            self.steps += counts
-            self.lookaheads.fill_(lookahead)
-        else:
-            index = torch.tensor(indices)
-            self.steps[index] += counts
-            self.lookaheads[index] = lookahead
-
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
         for i in indices:
             if self.snapshots[i] is None:
-                self.snapshots[i] = self.params[i].detach().clone()
-            elif self.snapshot_versions[i] != self.params[i]._version:
-                self.snapshots[i].copy_(self.params[i])
+                self.snapshots[i] = self.tensors[i].detach().clone()
+            elif self.snapshot_versions[i] != self.tensors[i]._version:
+                self.snapshots[i].copy_(self.tensors[i])
 
     def snapshots_taken(self, indices):
         """Record that the snapshots equal the parameters."""
         for i in indices:
-            self.snapshot_versions[i] = self.params[i]._version
+            self.snapshot_versions[i] = self.tensors[i]._version
 
     def record(self, indices):
         """Remember the parameters as we left them."""
@@ -243,7 +237,7 @@ class Bucket:
 
     def unedited(self):
         """Those parameters that are known to be as we left them."""
-        now = versions(self.params)
+        now = versions(self.tensors)
         if now == self.versions:
             return range(len(now))
         return [i for i, version in enumerate(now) if self.versions[i] == version]
@@ -253,20 +247,14 @@ class Bucket:
         for i in indices:
             self.versions[i] = self.snapshot_versions[i] = _EDITED
 
-    def ahead(self, indices):
-        """Group parameters by how far they are ahead; reads scalars that are on a device."""
-        values, groups = self.lookaheads.tolist(), {}
-        for i in indices:
-            groups.setdefault(values[i], []).append(i)
-        return groups
-
     def set_aside(self, i, y):
         """Keep a parameter's y in its state while it holds x."""
-        self.state[self.params[i]][self.key("y")] = y
+        self.state[self.params[i]][self.key("y")] = self._shown("y", i, y)
 
     def aside(self, i):
         """The y that was kept, or None."""
-        return self.state[self.params[i]].get(self.key("y"))
+        y = self.state[self.params[i]].get(self.key("y"))
+        return None if y is None else self._placed("y", i, y)
 
     def take_back(self, i):
         """Forget the y that was kept."""
@@ -288,7 +276,29 @@ class Bucket:
                 f"a parameter changed shape from {tuple(self.shapes[i])} to {tuple(p.shape)} since "
                 "its state was created; make a new optimizer"
             )
-        return p.dtype == self.param_dtype and p.device == self.device
+        if p.dtype != self.param_dtype or p.device != self.device:
+            return False
+        return self.mesh is None or self._still_here(i, p)
+
+    def _still_here(self, i, p):
+        """Whether a ``DTensor`` still has its part; one put in its place is taken if it fits."""
+        part, before = shards.local(p), self.tensors[i]
+        if part is not before:
+            if p.device_mesh != self.mesh or part.shape != before.shape:
+                return False
+            self.tensors[i] = part
+            self.versions[i] = self.snapshots[i] = None
+        return True
+
+    def moved(self):
+        """Whether a ``DTensor`` has another part than before."""
+        pairs = zip(self.params, self.tensors, strict=True)
+        return self.mesh is not None and any(shards.local(p) is not t for p, t in pairs)
+
+
+def _dims(name):
+    """How many dimensions of a parameter its state has; None: all."""
+    return 1 if name in ROWWISE else None
 
 
 def shape_like(name, p):

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import warnings
 
+from . import shards
 from .bucket import Bucket
 from .layout import dense_strides
 
@@ -34,7 +35,7 @@ class Buckets:
             bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
 
         Raises:
-            RuntimeError: a parameter changed shape, is on the meta device, or is a DTensor.
+            RuntimeError: a parameter changed shape, is on the meta device, or is a partial sum.
         """
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
@@ -78,7 +79,7 @@ class Buckets:
             _check_memory(p)
         together = {}
         for p in newcomers:
-            together.setdefault((p.device, p.dtype), []).append(p)
+            together.setdefault((p.device, p.dtype, shards.mesh_of(p)), []).append(p)
         buckets = [Bucket(same, self.state, self.key) for same in together.values()]
         return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
 
@@ -107,13 +108,12 @@ class Buckets:
 
 def _check_memory(p):
     shape = tuple(p.shape)
-    if p.is_meta:
+    if shards.local(p).is_meta:
         raise RuntimeError(
             f"a parameter of shape {shape} is on the meta device: materialise the model before the "
             "first step"
         )
-    if hasattr(p, "device_mesh"):
-        raise RuntimeError(f"a parameter of shape {shape} is a DTensor: not supported yet")
+    shards.check_placements(p, f"a parameter of shape {shape}")
 
 
 def check_overlap(params):

@@ -68,7 +68,7 @@ class HostLaunch(Launch):
 
     def done(self):
         """Move the scalars of the parameters on."""
-        self.bucket.advance(self.indices, self._counts, self._lookahead)
+        self.bucket.scalars.advance(self.indices, self._counts, self._lookahead)
 
 
 class DeviceLaunch(Launch):
@@ -95,7 +95,8 @@ class DeviceLaunch(Launch):
     @contextlib.contextmanager
     def numbers(self):
         """One launch finds them and moves everything on, back again if the pass fails."""
-        scalars = {"step": self.bucket.steps[:1], "lookahead": self.bucket.lookaheads[:1]}
+        held = self.bucket.scalars
+        scalars = {"step": held.steps[:1], "lookahead": held.lookaheads[:1]}
         inputs, backend = {**self._inputs, **scalars}, self.group.get("backend")
         found = self._plan.run(self._recorded, inputs, self.skip, backend)
         try:
@@ -135,7 +136,7 @@ def _on_host(optimizer, group, buckets, skip):
     launches = []
     for bucket, indices in buckets.items():
         bucket.place_scalars(on_device=False)
-        for scalars, same in bucket.by_scalars(indices).items():
+        for scalars, same in bucket.scalars.groups(indices).items():
             launches.append(HostLaunch(optimizer, group, method, clock, bucket, same, scalars))
     return launches, lambda: store(group, clock.after())
 

@@ -162,7 +162,8 @@ class Optimizer(torch.optim.Optimizer):
     def _given(self, launch, numbers):
         """What the pass takes as gradients, further factors of them, and numbers."""
         bucket = launch.bucket
-        gs = bucket.reals(self._gradients(bucket.members(launch.indices)))
+        gs = self._gradients(bucket.owners(launch.indices))
+        gs = bucket.reals(bucket.beside(gs, launch.indices))
         if launch.search is None:
             return gs, (), numbers
         return launch.search(gs, numbers, launch.skip)

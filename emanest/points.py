@@ -19,11 +19,11 @@ def to_x(optimizer):
     ahead = [
         (group, method, bucket, same, b)
         for group, method, bucket, indices in _stateful(optimizer)
-        for b, same in bucket.ahead(indices).items()
+        for b, same in bucket.scalars.ahead(indices).items()
         if b != 0
     ]
     # all copies before the first move: running out of memory then changes nothing
-    kept = [[_clone(bucket.params[i]) for i in same] for _, _, bucket, same, _ in ahead]
+    kept = [[_clone(bucket.tensors[i]) for i in same] for _, _, bucket, same, _ in ahead]
     for (group, method, bucket, same, b), ys in zip(ahead, kept, strict=True):
         for i, y in zip(same, ys, strict=True):
             bucket.set_aside(i, y)
@@ -36,7 +36,7 @@ def to_y(optimizer):
     # all edits are looked up before the first write, which may touch shared version counters
     found = [(*each, set(each[2].edited(each[3]))) for each in _stateful(optimizer)]
     for group, method, bucket, indices, edited in found:
-        for b, same in bucket.ahead(indices).items():
+        for b, same in bucket.scalars.ahead(indices).items():
             ours = [i for i in same if i not in edited]
             lost = [i for i in ours if not _restore(bucket, i)] if b != 0 else []
             _recompute(optimizer, group, method, bucket, lost, b)
@@ -99,7 +99,7 @@ def _clone(p):
 def _restore(bucket, i):
     y = bucket.aside(i)
     if y is not None:
-        bucket.params[i].copy_(y)
+        bucket.tensors[i].copy_(y)
     return y is not None
 
 
@@ -136,10 +136,8 @@ def _anchor(method, bucket, indices):
     """Put all positions of a parameter where the parameter is: x = y = z."""
     for i in indices:
         for name in _positions(method):
-            bucket.views[name][i].copy_(bucket.params[i])
-        # on the device one number serves all; where x = y = z any is right
-        if not bucket.on_device:
-            bucket.lookaheads[i] = 0.0
+            bucket.views[name][i].copy_(bucket.tensors[i])
+        bucket.scalars.arrive(i)
 
 
 @torch.no_grad()

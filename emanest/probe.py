@@ -45,7 +45,7 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
         for group in optimizer.param_groups
         if _has_direction(group)
         for bucket, indices in optimizer.housed(group).items()
-        for b, same in bucket.ahead(indices).items()
+        for b, same in bucket.scalars.ahead(indices).items()
     ]
     if not any(_has_direction(group) for group in optimizer.param_groups):
         raise ValueError(
@@ -75,7 +75,7 @@ class _Moving:
 
     def __init__(self, group, bucket, indices, here):
         self.group, self.bucket, self.indices, self.here = group, bucket, indices, here
-        self.params = [bucket.params[i] for i in indices]
+        self.params = bucket.members(indices)
         self.kept = [p.clone() for p in self.params]
 
     def go(self, b):

@@ -1,5 +1,6 @@
 """What a step is taken on: the parameters that have gradients, in their buckets."""
 
+from . import shards
 from .buckets import Buckets, check_overlap
 from .gradients import with_gradients
 from .groups import state_names
@@ -50,6 +51,7 @@ class Survey:
             self._watch is not None
             and self._names == _names(optimizer)
             and self._watch.unchanged(_lists(optimizer), optimizer._mappings())
+            and not any(bucket.moved() for buckets in self._found or () for bucket in buckets)
         )
 
     def _look(self, optimizer):
@@ -61,7 +63,8 @@ class Survey:
             for group, params in zip(optimizer.param_groups, found, strict=True)
         ]
         if not all(bucket.published for buckets in chosen for bucket in buckets):
-            check_overlap([p for group in optimizer.param_groups for p in group["params"]])
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            check_overlap(shards.locals_of(params))
         return chosen
 
 

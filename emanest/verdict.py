@@ -2,7 +2,7 @@
 
 import torch
 
-from . import launches, ops
+from . import launches, ops, shards
 from .gradients import parameter_name
 
 
@@ -59,11 +59,15 @@ def _stays(optimizer, chosen, flags):
 
 
 def _nonfinite(group, bucket, indices):
-    gradients = bucket.reals([p.grad for p in bucket.members(indices)])
-    return ops.nonfinite(gradients, bucket.memo(indices), group.get("backend"))
+    gradients = bucket.beside([p.grad for p in bucket.owners(indices)], indices)
+    memo, backend = bucket.memo(indices), group.get("backend")
+    flag = ops.nonfinite(bucket.reals(gradients), memo, backend)
+    return shards.agree(flag, bucket.mesh)
 
 
 def _bad(group, index):
     for j, p in enumerate(group["params"]):
-        if p.grad is not None and not p.grad.isfinite().all():
-            yield parameter_name(group, index, j)
+        if p.grad is not None:
+            finite = shards.local(p.grad).isfinite().all()
+            if shards.agree(_flag(~finite), shards.mesh_of(p.grad)).item():
+                yield parameter_name(group, index, j)

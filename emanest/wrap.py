@@ -175,7 +175,7 @@ class Wrap(Optimizer):
         followed = [launch for launch in planned if launch.base is None]
         for launch in followed:
             launch.bucket.take_snapshots(launch.indices)
-        self._step_inner([p for launch in raw for p in launch.bucket.members(launch.indices)])
+        self._step_inner([p for launch in raw for p in launch.bucket.owners(launch.indices)])
         self._survey.buckets.publish({launch.bucket: None for launch in planned})
         for launch in followed:
             self._follow(launch)

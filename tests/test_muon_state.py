@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import emanest
-from emanest import EMANesterov, Muon, NorMuon, orthogonal
+from emanest import EMANesterov, Muon, NorMuon, search
 from helpers import (
     METHODS,
     bits,
@@ -186,9 +186,9 @@ def test_a_search_that_fails_has_moved_no_parameter(name, monkeypatch):
             raise torch.OutOfMemoryError
         return iterate(x, *_)
 
-    iterate = orthogonal.iterate
+    iterate = search.iterate
     with monkeypatch.context() as patch:
-        patch.setattr(orthogonal, "iterate", fail)
+        patch.setattr(search, "iterate", fail)
         with pytest.raises(torch.OutOfMemoryError):
             train(optimizer, [2])
     assert [bits(p) for p in params] == before

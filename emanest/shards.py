@@ -1,0 +1,98 @@
+"""Parameters that are spread over processes (``DTensor``): the part of them that lies here.
+
+Element-wise rules work on it as on any tensor, beside state of its shape, and nothing is
+communicated but flags. State is shown as ``DTensor`` with the placements of its parameter, so that
+whatever gathers, saves and reshards parameters does the same with state.
+"""
+
+import torch
+
+
+def mesh_of(tensor):
+    """The devices over which a tensor is spread; None for one that lies here as a whole."""
+    return getattr(tensor, "device_mesh", None)
+
+
+def local(tensor):
+    """The part of a tensor that lies here: itself, or the shard that it shares memory with."""
+    # to_local() wraps a shard into another object each time; the optimizer watches this one
+    return tensor if mesh_of(tensor) is None else tensor._local_tensor
+
+
+def locals_of(tensors):
+    """The parts that lie here; the list itself if none is spread."""
+    if all(mesh_of(t) is None for t in tensors):
+        return tensors
+    return [local(t) for t in tensors]
+
+
+def placements(p, dims):
+    """How state is spread that has the first ``dims`` dimensions of a parameter and no others."""
+    from torch.distributed.tensor import Replicate
+
+    return tuple(
+        Replicate() if each.is_shard() and each.dim >= dims else each for each in p.placements
+    )
+
+
+def placed(tensor, p, dims=None):
+    """The part that belongs beside the local part of a parameter.
+
+    Args:
+        tensor: of the parameter's shape, or that of its first dimensions; spread or not.
+        p: the parameter.
+        dims: how many of its dimensions count; None is all.
+
+    Returns:
+        A tensor that shares memory with ``tensor`` where that lies as the parameter does; else a
+        copy, for which the processes may have to communicate.
+    """
+    mesh = mesh_of(p)
+    if mesh is None:
+        return tensor if mesh_of(tensor) is None else tensor.full_tensor()
+    wanted = placements(p, p.dim() if dims is None else dims)
+    if mesh_of(tensor) is None:
+        from torch.distributed.tensor import distribute_tensor
+
+        # every process holds the whole: nothing is sent
+        tensor = distribute_tensor(tensor.detach(), mesh, wanted, src_data_rank=None)
+    elif tensor.device_mesh != mesh or tensor.placements != wanted:
+        tensor = tensor.redistribute(mesh, wanted)
+    return local(tensor)
+
+
+def shown(part, p, shape, stride, dims=None):
+    """A part as the spread tensor that it belongs to; as it is beside a parameter that is not.
+
+    Args:
+        part: what lies here.
+        p: the parameter.
+        shape, stride: of the whole.
+        dims: as in ``placed``.
+    """
+    mesh = mesh_of(p)
+    if mesh is None:
+        return part
+    from torch.distributed.tensor import DTensor
+
+    wanted = placements(p, p.dim() if dims is None else dims)
+    return DTensor.from_local(part, mesh, wanted, run_check=False, shape=shape, stride=stride)
+
+
+def agree(flag, mesh):
+    """Make a flag that is set in one process set in all over which parameters are spread."""
+    if mesh is not None:
+        for dim in range(mesh.ndim):
+            torch.distributed.all_reduce(
+                flag, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim)
+            )
+    return flag
+
+
+def check_placements(p, name):
+    """Raise RuntimeError for a parameter whose parts are summands of it."""
+    if mesh_of(p) is not None and any(each.is_partial() for each in p.placements):
+        raise RuntimeError(
+            f"{name} is a DTensor with placements {p.placements}: a partial sum cannot be stepped; "
+            "redistribute() it first"
+        )

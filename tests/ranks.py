@@ -1,0 +1,77 @@
+"""Real processes that run a function together, over gloo."""
+
+import atexit
+import functools
+import multiprocessing
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# whoever waits for a process that has failed gives up
+PATIENCE = timedelta(seconds=60)
+
+
+class Ranks:
+    """Processes that stay alive between calls: each takes seconds to import torch.
+
+    A call makes a process group of its own.
+    """
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = []
+        atexit.register(self.close)
+
+    def __call__(self, world, function, *args):
+        """What ``function(*args)`` returns in each of ``world`` processes."""
+        while len(self._workers) < world:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._workers.append((process, ours))
+        with tempfile.TemporaryDirectory() as folder:
+            used = self._workers[:world]
+            for rank, (_, pipe) in enumerate(used):
+                pipe.send((f"file://{folder}/store", rank, world, function, args))
+            answers = [pipe.recv() for _, pipe in used]
+        errors = [text for ok, text in answers if not ok]
+        if errors:
+            # of several, the others may only have waited for the first
+            self.close()
+            raise AssertionError("\n".join(errors))
+        return [value for _, value in answers]
+
+    def close(self):
+        for process, _ in self._workers:
+            process.kill()
+            process.join()
+        self._workers = []
+
+
+@functools.cache
+def ranks():
+    return Ranks()
+
+
+def _serve(pipe):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    while True:
+        store, rank, world, function, args = pipe.recv()
+        try:
+            dist.init_process_group(
+                "gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE
+            )
+            torch.manual_seed(0)
+            answer = True, function(*args)
+        except BaseException:
+            answer = False, f"rank {rank} of {world}:\n{traceback.format_exc()}"
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        pipe.send(answer)

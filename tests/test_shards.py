@@ -1,0 +1,84 @@
+"""Parameters that are spread over processes (DTensor): a step is that of the whole parameters."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+import helpers
+from helpers import METHODS, bits, differing, set_gradients
+from ranks import ranks
+
+# on 2 and 4 ranks: even, uneven, fewer rows than ranks, and a scalar that is whole everywhere
+SHAPES = [(4, 6), (7, 3), (1, 5), (5,), ()]
+SCALARS = ("step", "lookahead", "lookahead_step")
+PLACEMENTS = [Shard(0), Shard(0), Shard(0), Shard(0), Replicate()]
+
+
+def spread(params, mesh, placements):
+    return [
+        nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [placement]))
+        for p, placement in zip(params, placements, strict=True)
+    ]
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def give_gradients(spread_params, params, t):
+    """To both the gradients of step t at the whole parameters."""
+    set_gradients(params, t)
+    for p, q in zip(spread_params, params, strict=True):
+        p.grad = distribute_tensor(q.grad.clone(), p.device_mesh, p.placements)
+
+
+def content(params, optimizer):
+    """Parameters and their state as wholes, path -> bits."""
+    found = {}
+    for i, p in enumerate(params):
+        entries = {"value": p.detach(), **optimizer.state.get(p, {})}
+        found.update({(i, k): bits(whole(v)) for k, v in entries.items()})
+    return found
+
+
+def same_as_whole(make, dtype, methods=tuple(METHODS)):
+    """In every process: a run on shards leaves bit for bit what a run on the whole leaves."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for method in methods:
+        params = helpers.parameters(dtype, SHAPES)
+        parts = spread(params, mesh, PLACEMENTS)
+        both = [getattr(helpers, make)(each, METHODS[method]) for each in (parts, params)]
+        check_same(parts, params, *both)
+
+
+def check_same(parts, params, optimizer, plain):
+    def check():
+        assert differing(content(parts, optimizer), content(params, plain)) == []
+
+    for t in range(7):
+        give_gradients(parts, params, t)
+        for each in (optimizer, plain):
+            each.step()
+        check()
+        if t % 2:
+            with optimizer.at_iterate(), plain.at_iterate():
+                check()
+            check()
+    for p in parts:
+        for key, value in optimizer.state[p].items():
+            assert isinstance(value, DTensor) == (key not in SCALARS)
+
+
+@pytest.mark.parametrize("make", ["adamw", "sgd", "wrap_adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_on_shards_is_that_of_the_whole(make, dtype):
+    ranks()(2, same_as_whole, make, dtype)
+
+
+@pytest.mark.parametrize("make", ["adamw", "sgd"])
+def test_complex_shards_are_stepped_as_the_whole(make):
+    """Not in a ``Wrap``: torch's own optimizers cannot step them."""
+    ranks()(2, same_as_whole, make, torch.complex64)
