@@ -45,7 +45,7 @@ class Bucket:
         self.published = False
         # version counters when we last read or wrote the parameters; None: not known
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
-        now = versions(self.tensors)
+        now = self._written(range(len(params)))
         self.versions: Any = [None if f else v for f, v in zip(found, now, strict=True)]
         self.shapes = [p.shape for p in params]
         # y before a step that another optimizer takes, and the version counters they belong to
@@ -207,20 +207,29 @@ class Bucket:
 
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
-        for i in indices:
+        for i, version in zip(indices, self._written(indices), strict=True):
             if self.snapshots[i] is None:
                 self.snapshots[i] = self.tensors[i].detach().clone()
-            elif self.snapshot_versions[i] != self.tensors[i]._version:
+            elif self.snapshot_versions[i] != version:
                 self.snapshots[i].copy_(self.tensors[i])
 
     def snapshots_taken(self, indices):
         """Record that the snapshots equal the parameters."""
-        for i in indices:
-            self.snapshot_versions[i] = self.tensors[i]._version
+        for i, version in zip(indices, self._written(indices), strict=True):
+            self.snapshot_versions[i] = version
+
+    def _written(self, indices):
+        """Version counters: how often parameters have been written to, by anyone."""
+        found = versions(self.members(indices))
+        if self.mesh is None:
+            return found
+        # a write to a DTensor counts there, one to its part counts at the part
+        pairs = zip(found, versions(self.owners(indices)), strict=True)
+        return [ours + theirs for ours, theirs in pairs]
 
     def record(self, indices):
         """Remember the parameters as we left them."""
-        now = versions(self.members(indices))
+        now = self._written(indices)
         if self._all(indices):
             self.versions = now
         else:
@@ -229,7 +238,7 @@ class Bucket:
 
     def edited(self, indices):
         """Those parameters that something else wrote since the last ``record``."""
-        now = versions(self.members(indices))
+        now = self._written(indices)
         if self._all(indices) and now == self.versions:
             return []
         pairs = zip(indices, now, strict=True)
@@ -237,7 +246,7 @@ class Bucket:
 
     def unedited(self):
         """Those parameters that are known to be as we left them."""
-        now = versions(self.tensors)
+        now = self._written(range(len(self.params)))
         if now == self.versions:
             return range(len(now))
         return [i for i, version in enumerate(now) if self.versions[i] == version]
