@@ -11,6 +11,7 @@ from .checks import check_group
 from .gradients import check_rates
 from .groups import check_params_of, completed
 from .lookahead import group_entries
+from .metrics import Skips, metrics
 from .options import check_params
 from .rules import BASES, LOOKAHEADS
 from .survey import Survey
@@ -41,7 +42,7 @@ class Optimizer(torch.optim.Optimizer):
             "train_mode": True,
         }
         super().__init__(check_params(params), defaults)
-        self._survey = Survey(self.state, self._key)
+        self._begin()
 
     @property
     def _step_supports_amp_scaling(self):
@@ -51,9 +52,14 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
         super().__setstate__(state)
-        self._survey = Survey(self.state, self._key)
+        self._begin()
         checkpoint.complete(self)
         checkpoint.adopt(self)
+
+    def _begin(self):
+        """Set up what no pickle and no checkpoint holds."""
+        self._survey = Survey(self.state, self._key)
+        self._skips = Skips()
 
     def _key(self, name):
         """The key of a state name in ``state[p]``."""
@@ -116,6 +122,7 @@ class Optimizer(torch.optim.Optimizer):
         if chosen is None:
             return
         happens, skip = verdict(self, chosen)
+        self._skips.add(happens, skip)
         if not happens:
             self._skipped()
             return
@@ -255,6 +262,24 @@ class Optimizer(torch.optim.Optimizer):
         All parameters are then treated as written since the last step, or since ``eval()``.
         """
         points.mark_edited(self)
+
+    def metrics(self):
+        """Figures about the lookahead, computed now; nothing waits for a GPU until one is read.
+
+        Takes a pass over all parameters, and memory for four copies of the largest in float64.
+
+        Returns:
+            0-d tensors by name, over all parameters that have been stepped:
+
+            x_norm: of x.
+            m_norm: of the direction m, of those under a method that keeps one.
+            displacement_norm: of y - x, as the parameters hold them.
+            m_ratio, displacement_ratio: the last two relative to x_norm; NaN before the first step.
+            skipped_steps: calls of ``step()`` in which an overflow or ``nonfinite="skip"`` kept the
+                step from happening, since this object was made or unpickled. A GradScaler on a CPU
+                does not call ``step()`` then.
+        """
+        return metrics(self, self._skips)
 
     # ---- checkpoints ----------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def placed(tensor, p, dims=None):
     mesh = mesh_of(p)
     if mesh is None:
         return tensor if mesh_of(tensor) is None else tensor.full_tensor()
-    wanted = placements(p, p.dim() if dims is None else dims)
+    wanted = p.placements if dims is None else placements(p, dims)
     if mesh_of(tensor) is None:
         from torch.distributed.tensor import distribute_tensor
 
@@ -75,7 +75,7 @@ def shown(part, p, shape, stride, dims=None):
         return part
     from torch.distributed.tensor import DTensor
 
-    wanted = placements(p, p.dim() if dims is None else dims)
+    wanted = p.placements if dims is None else placements(p, dims)
     return DTensor.from_local(part, mesh, wanted, run_check=False, shape=shape, stride=stride)
 
 
@@ -87,6 +87,27 @@ def agree(flag, mesh):
                 flag, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim)
             )
     return flag
+
+
+def total(sums, params):
+    """Sums over all parameters, of what each process found in the parts that lie there.
+
+    Args:
+        sums: one row for each parameter.
+        params: the parameters, all on one mesh.
+    """
+    mesh = mesh_of(params[0]) if params else None
+    if mesh is None:
+        return sums.sum(0)
+    for dim, here in enumerate(mesh.get_coordinate()):
+        if here != 0:
+            # what is whole everywhere counts once
+            again = [i for i, p in enumerate(params) if p.placements[dim].is_replicate()]
+            sums[again] = 0
+    found = sums.sum(0)
+    for dim in range(mesh.ndim):
+        torch.distributed.all_reduce(found, group=mesh.get_group(dim))
+    return found
 
 
 def check_placements(p, name):

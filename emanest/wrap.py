@@ -12,7 +12,6 @@ from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import check_parameter, learning_rate, warn_of_typos
 from .rules import LOOKAHEADS
-from .survey import Survey
 
 
 class Wrap(Optimizer):
@@ -77,7 +76,7 @@ class Wrap(Optimizer):
                 for inner, attributes in zip(self.optimizers, before, strict=True):
                     vars(inner).update(attributes)
                 raise
-        self._survey = Survey(self.state, self._key)
+        self._begin()
         checkpoint.adopt(self)
 
     @property

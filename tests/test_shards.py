@@ -1,5 +1,7 @@
 """Parameters that are spread over processes (DTensor): a step is that of the whole parameters."""
 
+import gc
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -63,6 +65,9 @@ def check_same(parts, params, optimizer, plain):
         for each in (optimizer, plain):
             each.step()
         check()
+        found, expected = optimizer.metrics(), plain.metrics()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0)
         if t % 2:
             with optimizer.at_iterate(), plain.at_iterate():
                 check()
@@ -82,3 +87,26 @@ def test_a_step_on_shards_is_that_of_the_whole(make, dtype):
 def test_complex_shards_are_stepped_as_the_whole(make):
     """Not in a ``Wrap``: torch's own optimizers cannot step them."""
     ranks()(2, same_as_whole, make, torch.complex64)
+
+
+def objects_after(steps):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    params = helpers.parameters()
+    parts = spread(params, mesh, [Shard(0), Shard(0), Replicate()])
+    optimizer = helpers.adamw(parts, METHODS["ema"])
+    counts = []
+    for t in range(steps):
+        give_gradients(parts, params, 0)
+        optimizer.step()
+        if t % 10 == 0:
+            with optimizer.at_iterate():
+                optimizer.state_dict()
+            gc.collect()
+            kinds = [type(o).__name__ for o in gc.get_objects()]
+            counts.append([kinds.count(name) for name in ("DTensor", "DTensorSpec", "Parameter")])
+    return counts
+
+
+def test_no_tensor_stays_behind_over_300_steps():
+    for counts in ranks()(2, objects_after, 300):
+        assert counts[2:] == counts[1:2] * (len(counts) - 2)
