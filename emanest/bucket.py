@@ -8,15 +8,14 @@ import torch
 from . import shards
 from .layout import dense_strides
 from .rules import POSITIONS, ROWWISE
+from .scalars import NAMES as SCALARS
 from .scalars import Scalars
-from .watch import versions
+from .writes import Writes
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
 _ALIGNMENT = 16
 # sets of parameters whose memos are kept
 _MEMOS = 8
-# no version counter has this value
-_EDITED = -1
 
 
 class Bucket:
@@ -43,14 +42,9 @@ class Bucket:
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.published = False
-        # version counters when we last read or wrote the parameters; None: not known
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
-        now = self._written(range(len(params)))
-        self.versions: Any = [None if f else v for f, v in zip(found, now, strict=True)]
+        self.writes = Writes(params, self.tensors, found)
         self.shapes = [p.shape for p in params]
-        # y before a step that another optimizer takes, and the version counters they belong to
-        self.snapshots: list[torch.Tensor | None] = [None] * len(params)
-        self.snapshot_versions: list[int | None] = [None] * len(params)
         self.views = {}
         self.shown = {}  # the views as they are in ``optimizer.state``
         self._memos = {}
@@ -113,7 +107,7 @@ class Bucket:
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
-        if name in self.scalars.views():
+        if name in SCALARS:
             return tensor
         return shards.placed(tensor, self.params[i], _dims(name))
 
@@ -147,7 +141,7 @@ class Bucket:
 
     def _adopt_one(self, name, key, i, found):
         p, shown = self.params[i], self.shown[name]
-        if name in self.scalars.views():
+        if name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
                 shown[i].copy_(torch.as_tensor(found))
@@ -205,57 +199,6 @@ class Bucket:
             self._memos[key] = {}
         return self._memos[key]
 
-    def take_snapshots(self, indices):
-        """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
-        for i, version in zip(indices, self._written(indices), strict=True):
-            if self.snapshots[i] is None:
-                self.snapshots[i] = self.tensors[i].detach().clone()
-            elif self.snapshot_versions[i] != version:
-                self.snapshots[i].copy_(self.tensors[i])
-
-    def snapshots_taken(self, indices):
-        """Record that the snapshots equal the parameters."""
-        for i, version in zip(indices, self._written(indices), strict=True):
-            self.snapshot_versions[i] = version
-
-    def _written(self, indices):
-        """Version counters: how often parameters have been written to, by anyone."""
-        found = versions(self.members(indices))
-        if self.mesh is None:
-            return found
-        # a write to a DTensor counts there, one to its part counts at the part
-        pairs = zip(found, versions(self.owners(indices)), strict=True)
-        return [ours + theirs for ours, theirs in pairs]
-
-    def record(self, indices):
-        """Remember the parameters as we left them."""
-        now = self._written(indices)
-        if self._all(indices):
-            self.versions = now
-        else:
-            for i, version in zip(indices, now, strict=True):
-                self.versions[i] = version
-
-    def edited(self, indices):
-        """Those parameters that something else wrote since the last ``record``."""
-        now = self._written(indices)
-        if self._all(indices) and now == self.versions:
-            return []
-        pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self.versions[i] not in (None, version)]
-
-    def unedited(self):
-        """Those parameters that are known to be as we left them."""
-        now = self._written(range(len(self.params)))
-        if now == self.versions:
-            return range(len(now))
-        return [i for i, version in enumerate(now) if self.versions[i] == version]
-
-    def forget(self, indices):
-        """Make parameters count as edited."""
-        for i in indices:
-            self.versions[i] = self.snapshot_versions[i] = _EDITED
-
     def set_aside(self, i, y):
         """Keep a parameter's y in its state while it holds x."""
         self.state[self.params[i]][self.key("y")] = self._shown("y", i, y)
@@ -295,8 +238,7 @@ class Bucket:
         if part is not before:
             if p.device_mesh != self.mesh or part.shape != before.shape:
                 return False
-            self.tensors[i] = part
-            self.versions[i] = self.snapshots[i] = None
+            self.writes.replaced(i, part)
         return True
 
     def moved(self):

@@ -60,10 +60,10 @@ class Buckets:
         """
         clean = {}
         for bucket in self._published | dict.fromkeys(new):
-            clean[bucket] = bucket.unedited()
+            clean[bucket] = bucket.writes.unedited()
         yield
         for bucket, indices in clean.items():
-            bucket.record(indices)
+            bucket.writes.record(indices)
 
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""

@@ -133,7 +133,7 @@ class Optimizer(torch.optim.Optimizer):
             self._run(planned)
         for launch in planned:
             launch.done()
-            launch.bucket.record(launch.indices)
+            launch.bucket.writes.record(launch.indices)
         for move_on in clocks:
             move_on()
         self._survey.remember(self)

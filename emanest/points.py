@@ -34,7 +34,7 @@ def to_x(optimizer):
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
     # all edits are looked up before the first write, which may touch shared version counters
-    found = [(*each, set(each[2].edited(each[3]))) for each in _stateful(optimizer)]
+    found = [(*each, set(each[2].writes.edited(each[3]))) for each in _stateful(optimizer)]
     for group, method, bucket, indices, edited in found:
         for b, same in bucket.scalars.ahead(indices).items():
             ours = [i for i in same if i not in edited]
@@ -59,7 +59,7 @@ def follow_edits(optimizer, chosen):
 
 
 def _restart(optimizer, method, bucket, indices):
-    edited = bucket.edited(indices)
+    edited = bucket.writes.edited(indices)
     if edited and _positions(method):
         _anchor(method, bucket, edited)
         _warn_once(
@@ -72,7 +72,7 @@ def _restart(optimizer, method, bucket, indices):
 def mark_edited(optimizer):
     """Treat every parameter as edited."""
     for _, _, bucket, indices in _stateful(optimizer):
-        bucket.forget(indices)
+        bucket.writes.forget(indices)
 
 
 def _stateful(optimizer):
@@ -88,7 +88,7 @@ def _enter(optimizer, train_mode):
     for group in optimizer.param_groups:
         group["train_mode"] = train_mode
     for _, _, bucket, indices in _stateful(optimizer):
-        bucket.record(indices)
+        bucket.writes.record(indices)
 
 
 def _clone(p):

@@ -2,6 +2,8 @@
 
 import torch
 
+NAMES = "step", "lookahead"
+
 
 class Scalars:
     """``step`` (base updates taken) and ``lookahead`` (how far y is ahead of x; 0: at x).
@@ -23,10 +25,8 @@ class Scalars:
 
     def views(self):
         """State name -> one 0-d tensor for each parameter."""
-        return {
-            "step": list(self.steps.unbind()),
-            "lookahead": list(self.lookaheads.unbind()),
-        }
+        vectors = self.steps, self.lookaheads
+        return {name: list(v.unbind()) for name, v in zip(NAMES, vectors, strict=True)}
 
     def place(self, on_device):
         """Keep them on the device, where one element serves all parameters, or on the host.

@@ -173,7 +173,7 @@ class Wrap(Optimizer):
         raw = [launch for launch in planned if launch.base is not None]
         followed = [launch for launch in planned if launch.base is None]
         for launch in followed:
-            launch.bucket.take_snapshots(launch.indices)
+            launch.bucket.writes.take_snapshots(launch.indices)
         self._step_inner([p for launch in raw for p in launch.bucket.owners(launch.indices)])
         self._survey.buckets.publish({launch.bucket: None for launch in planned})
         for launch in followed:
@@ -186,7 +186,7 @@ class Wrap(Optimizer):
             ops.follow_(
                 launch.look,
                 bucket.reals(bucket.members(indices)),
-                bucket.reals([bucket.snapshots[i] for i in indices]),
+                bucket.reals([bucket.writes.snapshots[i] for i in indices]),
                 bucket.columns(LOOKAHEADS[launch.look].state, indices),
                 numbers,
                 bucket.dtype,
@@ -194,7 +194,7 @@ class Wrap(Optimizer):
                 bucket.memo(indices),
                 launch.group.get("backend"),
             )
-        bucket.snapshots_taken(indices)
+        bucket.writes.snapshots_taken(indices)
 
     def _mappings(self):
         return [inner.state for inner in self.optimizers]

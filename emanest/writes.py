@@ -1,0 +1,82 @@
+"""Who wrote to parameters: we, or someone else since."""
+
+from typing import Any
+
+from .watch import versions
+
+# no version counter has this value
+_EDITED = -1
+
+
+class Writes:
+    """Version counters of some parameters when we last read or wrote them, and snapshots.
+
+    Args:
+        params: the parameters.
+        tensors: what lies here of each: the parameter itself, or the part of a ``DTensor``.
+        unknown: whether, of each, it is not known what its values were.
+    """
+
+    def __init__(self, params, tensors, unknown):
+        self._params, self._tensors = params, tensors
+        now = self._now(range(len(params)))
+        self._versions: Any = [None if u else v for u, v in zip(unknown, now, strict=True)]
+        # y before a step that another optimizer takes, and the counters they belong to
+        self.snapshots: Any = [None] * len(params)
+        self._snapshot_versions: Any = [None] * len(params)
+
+    def _now(self, indices):
+        everything = len(indices) == len(self._params)
+        found = versions(self._tensors if everything else [self._tensors[i] for i in indices])
+        if self._params is self._tensors:
+            return found
+        # a write to a DTensor counts there, one to its part counts at the part
+        wholes = versions([self._params[i] for i in indices])
+        return [ours + theirs for ours, theirs in zip(found, wholes, strict=True)]
+
+    def record(self, indices):
+        """Remember the parameters as we left them."""
+        now = self._now(indices)
+        if len(indices) == len(self._params):
+            self._versions = now
+        else:
+            for i, version in zip(indices, now, strict=True):
+                self._versions[i] = version
+
+    def edited(self, indices):
+        """Those parameters that something else wrote since the last ``record``."""
+        now = self._now(indices)
+        if len(indices) == len(self._params) and now == self._versions:
+            return []
+        pairs = zip(indices, now, strict=True)
+        return [i for i, version in pairs if self._versions[i] not in (None, version)]
+
+    def unedited(self):
+        """Those parameters that are known to be as we left them."""
+        now = self._now(range(len(self._params)))
+        if now == self._versions:
+            return range(len(now))
+        return [i for i, version in enumerate(now) if self._versions[i] == version]
+
+    def forget(self, indices):
+        """Make parameters count as edited."""
+        for i in indices:
+            self._versions[i] = self._snapshot_versions[i] = _EDITED
+
+    def replaced(self, i, tensor):
+        """Take another tensor in place of one; its values are not known."""
+        self._tensors[i] = tensor
+        self._versions[i] = self.snapshots[i] = None
+
+    def take_snapshots(self, indices):
+        """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
+        for i, version in zip(indices, self._now(indices), strict=True):
+            if self.snapshots[i] is None:
+                self.snapshots[i] = self._tensors[i].detach().clone()
+            elif self._snapshot_versions[i] != version:
+                self.snapshots[i].copy_(self._tensors[i])
+
+    def snapshots_taken(self, indices):
+        """Record that the snapshots equal the parameters."""
+        for i, version in zip(indices, self._now(indices), strict=True):
+            self._snapshot_versions[i] = version
