@@ -30,8 +30,12 @@ def sharded(plain):
 
 def muon(module, method, cls=emanest.Muon):
     """On the matrices in the middle; AdamW for the rest, in the same optimizer."""
-    groups = emanest.split_params(module, verbose=False)
-    return cls(groups, lr=LR, lookahead=METHODS[method])
+    return cls(groups_of(module), lr=LR, lookahead=METHODS[method])
+
+
+def groups_of(module):
+    # said explicitly, since wrappers fill in the options of the first base
+    return emanest.split_params(module, verbose=False, adamw={"lr": LR, "weight_decay": 0.1})
 
 
 def normuon(module, method):

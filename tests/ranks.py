@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 # whoever waits for a process that has failed gives up
-PATIENCE = timedelta(seconds=60)
+PATIENCE = timedelta(seconds=30)
 
 
 class Ranks:
@@ -37,13 +37,20 @@ class Ranks:
             used = self._workers[:world]
             for rank, (_, pipe) in enumerate(used):
                 pipe.send((f"file://{folder}/store", rank, world, function, args))
-            answers = [pipe.recv() for _, pipe in used]
+            answers = [self._answer(pipe) for _, pipe in used]
         errors = [text for ok, text in answers if not ok]
         if errors:
             # of several, the others may only have waited for the first
             self.close()
             raise AssertionError("\n".join(errors))
         return [value for _, value in answers]
+
+    def _answer(self, pipe):
+        # also of one that gloo does not rouse
+        if not pipe.poll(2 * PATIENCE.total_seconds()):
+            self.close()
+            raise AssertionError("a process does not answer")
+        return pipe.recv()
 
     def close(self):
         for process, _ in self._workers:

@@ -83,6 +83,19 @@ def test_a_step_on_shards_is_that_of_the_whole(make, dtype):
     ranks()(2, same_as_whole, make, dtype)
 
 
+def captured():
+    """With numbers from the device, which on a CPU are the same."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    params = helpers.parameters(shapes=SHAPES)
+    parts = spread(params, mesh, PLACEMENTS)
+    both = [helpers.adamw(each, METHODS["ema"], capturable=True) for each in (parts, params)]
+    check_same(parts, params, *both)
+
+
+def test_a_capturable_step_on_shards_is_that_of_the_whole():
+    ranks()(2, captured)
+
+
 @pytest.mark.parametrize("make", ["adamw", "sgd"])
 def test_complex_shards_are_stepped_as_the_whole(make):
     """Not in a ``Wrap``: torch's own optimizers cannot step them."""
@@ -110,3 +123,27 @@ def objects_after(steps):
 def test_no_tensor_stays_behind_over_300_steps():
     for counts in ranks()(2, objects_after, 300):
         assert counts[2:] == counts[1:2] * (len(counts) - 2)
+
+
+def mixed_with_whole_ones():
+    meshes = [init_device_mesh("cpu", shape) for shape in ((2,), (1, 2))]
+    params, twins = helpers.parameters(shapes=SHAPES), helpers.parameters(shapes=SHAPES)
+    parts = list(twins)
+    parts[1] = nn.Parameter(distribute_tensor(twins[1].detach(), meshes[0], [Shard(0)]))
+    parts[2] = nn.Parameter(
+        distribute_tensor(twins[2].detach(), meshes[1], [Replicate(), Shard(1)])
+    )
+    optimizer, plain = (helpers.adamw(each, METHODS["gpa"]) for each in (parts, params))
+    for t in range(4):
+        set_gradients(params, t)
+        for p, q in zip(parts, params, strict=True):
+            p.grad = q.grad.clone()
+            if isinstance(p, DTensor):
+                p.grad = distribute_tensor(p.grad, p.device_mesh, p.placements)
+        for each in (optimizer, plain):
+            each.step()
+        assert differing(content(parts, optimizer), content(params, plain)) == []
+
+
+def test_spread_and_whole_parameters_may_be_mixed():
+    ranks()(2, mixed_with_whole_ones)
