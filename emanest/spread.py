@@ -23,7 +23,9 @@ class SpreadSearch(Search):
     """A search for spread matrices.
 
     The same steps as ``Search`` but for the norm, which is that of the whole update and not of sums
-    that came out of the momentum pass: the results can differ in the last bit.
+    that came out of the momentum pass: the results can differ in the last bit. Memory during a
+    step: two values for each entry that lies here, and what ``Search`` needs for the matrices that
+    this process iterates.
     """
 
     def __call__(self, gs, numbers, skip):
