@@ -71,7 +71,7 @@ def test_it_is_found(holder, make):
     assert find_all(HOLDERS[holder](inner)) == [inner]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_it_is_found_in_torchs_sharded_optimizer(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
