@@ -1,5 +1,7 @@
 """With and without the extension: what is installed, what works, and what is said."""
 
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +57,18 @@ def test_without_the_extension_an_explicit_choice_is_an_error():
 def test_the_loops_of_a_step_have_a_python_form():
     code = WITHOUT.format("emanest._C") + "from emanest import watch; print(watch.Watch.__name__)"
     assert python(code).stdout.strip() == "_Watch"
+
+
+@pytest.mark.parametrize(
+    ("framework", "how"),
+    [("transformers", "emanest[hf]"), ("lightning", "emanest[lightning]")],
+)
+def test_a_callback_without_its_framework_says_what_to_install(framework, how, monkeypatch):
+    module = f"emanest.integrations.{framework}"
+    monkeypatch.setitem(sys.modules, framework, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError, match=rf"{module} needs .*: pip install '{re.escape(how)}'"):
+        importlib.import_module(module)
 
 
 @pytest.fixture

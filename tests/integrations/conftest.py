@@ -6,6 +6,7 @@ import pytest
 
 # before the first import of a framework
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

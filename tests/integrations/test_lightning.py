@@ -90,20 +90,27 @@ SECONDS = {
 }
 
 
-def trainer(folder, callbacks=(EvalAtIterate,), **arguments):
+def arguments(folder, **options):
     given = {
         "accelerator": "cpu",
         "max_epochs": EPOCHS,
         "limit_val_batches": 1,
         "num_sanity_val_steps": 1,
         "logger": False,
-        "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": folder,
     }
+    return given | options
+
+
+def trainer(folder, callbacks=(EvalAtIterate,), **options):
     callbacks = [each() if isinstance(each, type) else each for each in callbacks]
-    return pl.Trainer(**given | arguments, callbacks=callbacks)
+    files = any(isinstance(each, ModelCheckpoint) for each in callbacks)
+    return pl.Trainer(
+        **arguments(folder, enable_checkpointing=files, **options), callbacks=callbacks
+    )
 
 
 def fit(module, folder, callbacks=(EvalAtIterate,), resume=None, **arguments):
@@ -243,9 +250,7 @@ def test_writing_checkpoints_at_each_step_changes_nothing(tmp_path):
 def test_a_checkpoint_of_a_fit_that_is_over_is_x(tmp_path):
     module = Module("adamw", "ema")
     run = fit(module, tmp_path)
-    assert "save_checkpoint" not in vars(run) or run.save_checkpoint == type(
-        run
-    ).save_checkpoint.__get__(run)
+    assert run.save_checkpoint.__func__ is pl.Trainer.save_checkpoint
     run.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert net_weights(saved(tmp_path / "last.ckpt")) == x_of(module, run)
 
@@ -310,6 +315,22 @@ def test_gradients_can_be_clipped(name, precision, tmp_path):
     fit(clipped, tmp_path, gradient_clip_val=1e-3, precision=precision)
     fit(plain, tmp_path, precision=precision)
     assert runs.weights(clipped.net.state_dict()) != runs.weights(plain.net.state_dict())
+
+
+def test_where_we_would_unscale_ourselves_a_subclass_leaves_clipping_to_lightning(
+    tmp_path, monkeypatch
+):
+    """The flag is that of a GPU, where Lightning looks at it even without a GradScaler."""
+    monkeypatch.setattr(emanest.optimizer.launches, "scales_on_device", lambda optimizer: True)
+    mixed = {"gradient_clip_val": 1e-3, "precision": "bf16-mixed"}
+    with pytest.raises(RuntimeError, match="AdamW, does not allow for gradient clipping"):
+        fit(Module("adamw", "ema"), tmp_path, **mixed)
+
+    class AdamW(emanest.AdamW):
+        _step_supports_amp_scaling = False
+
+    monkeypatch.setattr(emanest, "AdamW", AdamW)
+    assert isinstance(emanest.find(fit(Module("adamw", "ema"), tmp_path, **mixed)), AdamW)
 
 
 def test_rates_are_scheduled(tmp_path):

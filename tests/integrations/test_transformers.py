@@ -44,7 +44,7 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
 SAVED = {"save_strategy": "steps", "save_steps": 3}
 
 
-def trainer(folder, lookahead, name="adamw", callbacks=(EvalAtIterate,), **arguments):
+def arguments(folder, **options):
     given = {
         "output_dir": str(folder),
         "max_steps": STEPS,
@@ -57,13 +57,17 @@ def trainer(folder, lookahead, name="adamw", callbacks=(EvalAtIterate,), **argum
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    options = {"lr": 0.05, "lookahead": runs.METHODS[lookahead]}
+    return given | options
+
+
+def trainer(folder, lookahead, name="adamw", callbacks=(EvalAtIterate,), **options):
+    given = {"lr": 0.05, "lookahead": runs.METHODS[lookahead]}
     return Trainer(
         make_model(),
-        TrainingArguments(**given | arguments),
+        TrainingArguments(**arguments(folder, **options)),
         train_dataset=tokens(32, 2),
         eval_dataset=tokens(4, 3),
-        optimizer_cls_and_kwargs=(OPTIMIZERS[name], options),
+        optimizer_cls_and_kwargs=(OPTIMIZERS[name], given),
         callbacks=list(callbacks),
     )
 
@@ -178,6 +182,19 @@ def test_without_the_callback_the_model_that_is_saved_and_left_is_y(tmp_path):
     saved = saved_weights(tmp_path / f"checkpoint-{STEPS}")
     assert saved == model_weights(run)
     assert saved != x_of(run)
+
+
+@each_lookahead
+@pytest.mark.parametrize("strategy", ["steps", "best"])
+def test_without_the_callback_what_is_saved_after_an_evaluation_is_x(lookahead, strategy, tmp_path):
+    def stop(control):
+        control.should_training_stop = True
+
+    stopped = trained(tmp_path / "half", lookahead, callbacks=[At("on_step_end", 2, do=stop)])
+    saves = {"save_strategy": strategy, "save_steps": 2, "metric_for_best_model": "loss"}
+    run = trained(tmp_path, lookahead, callbacks=(), **EVALUATED, **saves)
+    assert saved_weights(tmp_path / "checkpoint-2") == x_of(stopped)
+    assert strategy == "steps" or run.state.best_global_step == 2
 
 
 @each_lookahead
