@@ -34,13 +34,12 @@ test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to p
 test-all: $(STAMP)  ## run all tests
 	$(PYTEST) $(ARGS)
 
-# a second pip must not change what is pinned: requirements-integrations.txt includes requirements.txt
 $(FRAMEWORKS): $(STAMP) requirements-integrations.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-integrations.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-integrations.txt
 	@touch $@
 
 # one process: importing the frameworks takes longer than the tests
-test-integrations: $(FRAMEWORKS)  ## install Hugging Face and Lightning as well, and run the tests with them
+test-integrations: $(FRAMEWORKS)  ## install the frameworks as well, and run the tests with them
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types

@@ -8,11 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 from transformers import Trainer, TrainingArguments
 
 import emanest
 import runs
 import test_lightning
+import test_torchtitan
 import test_transformers
 
 PAGE = (Path(__file__).parents[2] / "docs/frameworks.md").read_text()
@@ -40,6 +42,8 @@ def common():
         "torch": torch,
         "lightning": lightning,
         "Trainer": Trainer,
+        "OptimizersContainer": OptimizersContainer,
+        "ParamGroupConfig": ParamGroupConfig,
         "model": model,
         "optimizer": optimizer,
         "loader": runs.loader(4),
@@ -91,11 +95,19 @@ def lightning_(names, run):
     assert issubclass(names["AdamW"], emanest.AdamW)
 
 
+def torchtitan(names, run):
+    names["model"] = test_torchtitan.make_model()
+    run()
+    found = emanest.find_all(names["optimizers"])
+    assert [type(each) for each in found] == [emanest.Muon, emanest.AdamW]
+
+
 CASES = {
     "Through wrappers": through_wrappers,
     "Accelerate": accelerate,
     "Hugging Face Trainer": hugging_face,
     "Lightning": lightning_,
+    "torchtitan": torchtitan,
 }
 
 
