@@ -103,6 +103,13 @@ def test_several_are_an_error_with_a_way_out():
     assert find_all(holder) == [generator, critic]
 
 
+def test_ours_is_where_it_stops():
+    outer, inner = optimizer(), optimizer()
+    outer.optim = inner
+    assert find(outer) is outer
+    assert find_all([outer, inner]) == [outer, inner]
+
+
 def no_optimizer():
     return torch.optim.AdamW(helpers.parameters())
 

@@ -185,6 +185,18 @@ def test_nothing_but_the_statistics_changes(mode):
     assert (model.norm.momentum, model.frozen_norm.momentum) == (0.1, 0.3)
 
 
+def test_batches_go_to_the_device_first():
+    class Batch:
+        def to(self, device):
+            devices.append(device)
+            return batches()[0]
+
+    model, optimizer = trained()
+    devices = []
+    update_bn([Batch(), (Batch(), "a label")], model, optimizer, device="cpu")
+    assert devices == ["cpu", "cpu"]
+
+
 def failing():
     yield batches()[0]
     raise OSError("the loader failed")

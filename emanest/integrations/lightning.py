@@ -1,5 +1,6 @@
 """Lightning: validate, save and end at x."""
 
+import contextlib
 import warnings
 
 from ..find import at_iterate, find_all
@@ -25,7 +26,8 @@ class EvalAtIterate(Callback):
     too, the model is at x, where ``trainer.validate``, ``test`` and ``predict`` then find it.
 
     Raises:
-        TypeError: as fitting begins, if ``configure_optimizers`` returned none of this library.
+        TypeError: before the first batch, if ``configure_optimizers`` returned no optimizer of this
+            library.
     """
 
     def setup(self, trainer, pl_module, stage):
@@ -37,10 +39,6 @@ class EvalAtIterate(Callback):
         """Undo ``setup``."""
         if isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = trainer.save_checkpoint.save
-
-    def on_fit_start(self, trainer, pl_module):
-        """See that there is an optimizer to act on."""
-        find_all(trainer.optimizers)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         """Bring back y."""
@@ -58,7 +56,9 @@ class EvalAtIterate(Callback):
     def on_exception(self, trainer, pl_module, exception):
         """Leave the model at x, if there is memory for y."""
         try:
-            _eval(trainer)
+            # if there are none of ours, that may be what the exception says
+            with contextlib.suppress(TypeError):
+                _eval(trainer)
         except RuntimeError as error:
             warnings.warn(
                 f"emanest: the model is left at y, not at x, because {error}", stacklevel=2

@@ -186,6 +186,15 @@ def test_what_is_evaluated_and_left_is_x(name, lookahead, tmp_path):
     assert module.seen == [(stage, False, halves[-1]) for stage in ("validate", "test", "predict")]
 
 
+@each_lookahead
+def test_a_fit_that_nobody_validates_is_left_at_x(lookahead, tmp_path):
+    module, plain = Module("adamw", lookahead), Module("adamw", lookahead)
+    run = fit(module, tmp_path, limit_val_batches=0)
+    expected = never(plain, tmp_path)
+    assert runs.weights(module.net.state_dict()) == x_of(plain, expected)
+    assert same_training(run, expected)
+
+
 def test_without_the_callback_validation_and_the_model_that_is_left_are_y(tmp_path):
     module = Module("adamw", "ema")
     run = fit(module, tmp_path, callbacks=())
@@ -278,6 +287,7 @@ def test_after_an_exception_the_model_is_at_x_and_another_fit_is_exact(event, tm
     run.callbacks = [each for each in run.callbacks if not isinstance(each, Fail)]
     again = Module("adamw", "ema")
     run.fit(again, *loaders)
+    assert run.save_checkpoint.__func__ is pl.Trainer.save_checkpoint
     plain = Module("adamw", "ema")
     assert runs.weights(again.net.state_dict()) == x_of(plain, never(plain, tmp_path))
 
@@ -338,11 +348,24 @@ def test_rates_are_scheduled(tmp_path):
     assert emanest.find(run).param_groups[0]["lr"] == pytest.approx(0.05 * 0.7**EPOCHS)
 
 
-def test_another_optimizer_is_refused_as_fitting_begins(tmp_path):
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_another_optimizer_is_refused_before_the_first_batch(sanity, tmp_path):
     module = Module("adamw", "ema")
+    module.training_step = lambda batch, batch_idx: pytest.fail("a batch was trained on")
     module.configure_optimizers = lambda: torch.optim.AdamW(module.parameters())
     with pytest.raises(TypeError, match=r"looked at list, torch\.optim\.adamw\.AdamW \(\[0\]\)"):
-        fit(module, tmp_path)
+        fit(module, tmp_path, num_sanity_val_steps=sanity)
+
+
+def test_without_a_fit_there_is_no_optimizer_to_act_on(tmp_path):
+    class Save(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "file.ckpt")
+
+    module = Module("adamw", "ema")
+    trainer(tmp_path, [EvalAtIterate, Save]).validate(module, runs.loader(1), verbose=False)
+    assert net_weights(saved(tmp_path / "file.ckpt")) == runs.weights(module.net.state_dict())
+    assert module.seen == [("validate", None, runs.weights(module.net.state_dict()))]
 
 
 @each_optimizer

@@ -165,6 +165,15 @@ def test_what_is_saved_and_what_is_left_is_x(name, lookahead, strategy, tmp_path
     assert saved_weights(half) == model_weights(run)
 
 
+def test_resuming_a_run_that_is_over_leaves_x(tmp_path):
+    # an epoch: of a shorter run the Trainer would take one step more
+    steps = {"max_steps": 16, "save_strategy": "epoch"}
+    over = trained(tmp_path, "ema", callbacks=(), **steps)
+    resumed = trained(tmp_path, "ema", resume=tmp_path / "checkpoint-16", **steps)
+    assert resumed.state.global_step == 16
+    assert model_weights(resumed) == x_of(over) != model_weights(over)
+
+
 def test_a_model_saved_half_way_is_x(tmp_path):
     stopped = trained(
         *(tmp_path / "stopped", "ema"),
