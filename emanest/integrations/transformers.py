@@ -13,7 +13,8 @@ except ImportError as error:
     ) from error
 
 
-class EvalAtIterate(TrainerCallback):
+# without transformers, pyright takes this file for it
+class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
     """Have ``transformers.Trainer`` save the model at x, and end with the model at x.
 
         Trainer(..., callbacks=[EvalAtIterate()])        the last of them, if others decide to save

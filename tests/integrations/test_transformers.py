@@ -291,6 +291,7 @@ def test_another_optimizer_is_refused_as_training_begins(tmp_path):
     run.optimizer_cls_and_kwargs = (torch.optim.AdamW, {})
     with pytest.raises(TypeError, match=r"looked at accelerate.*torch\.optim\.adamw\.AdamW"):
         run.train()
+    assert run.state.global_step == 0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
