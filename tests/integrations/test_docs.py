@@ -12,10 +12,10 @@ from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfi
 from transformers import Trainer, TrainingArguments
 
 import emanest
+import lightning_runs
 import runs
-import test_lightning
 import test_torchtitan
-import test_transformers
+import transformers_runs
 
 PAGE = (Path(__file__).parents[2] / "docs/frameworks.md").read_text()
 # heading -> its blocks of code
@@ -25,7 +25,7 @@ SECTIONS = {
     if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
 }
 
-pytestmark = test_lightning.pytestmark
+pytestmark = lightning_runs.quiet
 
 
 def common():
@@ -75,20 +75,20 @@ def accelerate(names, run):
 
 
 def hugging_face(names, run):
-    names["model"] = test_transformers.make_model()
-    names["arguments"] = TrainingArguments(**test_transformers.arguments("."))
-    names["train_dataset"] = test_transformers.tokens(32, 2)
-    names["eval_dataset"] = test_transformers.tokens(4, 3)
+    names["model"] = transformers_runs.make_model()
+    names["arguments"] = TrainingArguments(**transformers_runs.arguments("."))
+    names["train_dataset"] = transformers_runs.tokens(32, 2)
+    names["eval_dataset"] = transformers_runs.tokens(4, 3)
     run()
     assert type(emanest.find(names["trainer"])) is emanest.Muon
     assert not runs.in_train_mode(names["trainer"])
 
 
 def lightning_(names, run):
-    names["module"] = test_lightning.Module("adamw", "ema")
+    names["module"] = lightning_runs.Module("adamw", "ema")
     names["train_loader"], names["validation_loader"] = runs.loader(3), runs.loader(1)
     names["callbacks"] = []
-    names["options"] = test_lightning.arguments(".")
+    names["options"] = lightning_runs.arguments(".")
     run()
     assert not runs.in_train_mode(names["trainer"])
     assert {mode for _, mode, _ in names["module"].seen} == {False}

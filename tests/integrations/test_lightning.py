@@ -1,4 +1,4 @@
-"""Lightning: training is exact, what it validates, saves and leaves is x."""
+"""Lightning: training is exact, what it validates and leaves is x."""
 
 import lightning.pytorch as pl
 import pytest
@@ -6,150 +6,31 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
-from torch.optim import lr_scheduler
 
 import emanest
 import runs
 from emanest.integrations.lightning import EvalAtIterate
 from helpers import content, differing
+from lightning_runs import (
+    ACCUMULATING,
+    BATCHES,
+    EPOCHS,
+    SECONDS,
+    Manual,
+    Module,
+    each_lookahead,
+    each_optimizer,
+    fit,
+    net_weights,
+    never,
+    quiet,
+    same_training,
+    saved,
+    trainer,
+    x_of,
+)
 
-BATCHES, EPOCHS = 5, 2
-each_lookahead = pytest.mark.parametrize("lookahead", runs.LOOKAHEADS)
-each_optimizer = pytest.mark.parametrize("name", runs.OPTIMIZERS)
-
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "The '[a-z]+_dataloader' does not have many workers",
-        "Checkpoint directory .* exists and is not empty",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    )
-]
-
-
-class Module(pl.LightningModule):
-    """One optimizer; notes the weights and the mode wherever Lightning evaluates."""
-
-    def __init__(self, name, lookahead):
-        super().__init__()
-        self.name, self.lookahead = name, lookahead
-        self.net = runs.make_model()
-        self.seen = []
-
-    def configure_optimizers(self):
-        optimizer = runs.OPTIMIZERS[self.name](self.net, runs.METHODS[self.lookahead])
-        return [optimizer], [lr_scheduler.StepLR(optimizer, 1, gamma=0.7)]
-
-    def loss(self, batch):
-        x, target = batch
-        return nn.functional.mse_loss(self.net(x), target)
-
-    def training_step(self, batch, batch_idx):
-        assert runs.in_train_mode(self.optimizers())
-        return self.loss(batch)
-
-    def note(self):
-        mode = runs.in_train_mode(self.trainer.optimizers) if self.trainer.optimizers else None
-        self.seen.append((self.trainer.state.stage, mode, runs.weights(self.net.state_dict())))
-
-    def validation_step(self, batch, batch_idx):
-        self.note()
-        self.log("loss", self.loss(batch))
-
-    def test_step(self, batch, batch_idx):
-        self.note()
-
-    def predict_step(self, batch, batch_idx):
-        self.note()
-        return self.loss(batch)
-
-
-class Manual(Module):
-    """Two optimizers, stepped by hand; the second is torch's where there is no lookahead."""
-
-    def __init__(self, second):
-        super().__init__("adamw", "ema")
-        self.automatic_optimization = False
-        self.second = second
-
-    def configure_optimizers(self):
-        body, head = self.net[:-1], self.net[-1]
-        first = runs.OPTIMIZERS["adamw"](body, runs.METHODS["ema"])
-        return first, self.second(head.parameters())
-
-    def training_step(self, batch, batch_idx):
-        self.manual_backward(self.loss(batch))
-        for optimizer in self.optimizers():
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-SECONDS = {
-    "emanest": lambda params: emanest.SGD(params, lr=0.1, lookahead=runs.METHODS["gpa"]),
-    "torch": lambda params: torch.optim.SGD(params, lr=0.1),
-}
-
-
-def arguments(folder, **options):
-    given = {
-        "accelerator": "cpu",
-        "max_epochs": EPOCHS,
-        "limit_val_batches": 1,
-        "num_sanity_val_steps": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return given | options
-
-
-def trainer(folder, callbacks=(EvalAtIterate,), **options):
-    callbacks = [each() if isinstance(each, type) else each for each in callbacks]
-    files = any(isinstance(each, ModelCheckpoint) for each in callbacks)
-    return pl.Trainer(
-        **arguments(folder, enable_checkpointing=files, **options), callbacks=callbacks
-    )
-
-
-def fit(module, folder, callbacks=(EvalAtIterate,), resume=None, **arguments):
-    run = trainer(folder, callbacks, **arguments)
-    run.fit(module, runs.loader(BATCHES), runs.loader(1), ckpt_path=resume)
-    return run
-
-
-def training(run):
-    """All that a run depends on, at y."""
-    found = emanest.find_all(run)
-    for optimizer in found:
-        optimizer.train()
-    return [content(optimizer) for optimizer in found]
-
-
-def same_training(a, b):
-    pairs = zip(training(a), training(b), strict=True)
-    return [differing(*pair) for pair in pairs] == [[] for _ in emanest.find_all(a)]
-
-
-def saved(path):
-    return torch.load(path, weights_only=True)
-
-
-def net_weights(checkpoint):
-    return runs.weights({k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()})
-
-
-def x_of(module, run):
-    return runs.weights(emanest.iterate_state_dict(module.net, run))
-
-
-def never(module, folder, **arguments):
-    """A fit that nobody validates and nothing changes."""
-    return fit(module, folder, callbacks=(), limit_val_batches=0, **arguments)
-
-
-ACCUMULATING = {"accumulate_grad_batches": 2, "val_check_interval": 1}
+pytestmark = quiet
 
 
 @each_lookahead
@@ -201,67 +82,6 @@ def test_without_the_callback_validation_and_the_model_that_is_left_are_y(tmp_pa
     assert {mode for _, mode, _ in module.seen} == {True}
     left = runs.weights(module.net.state_dict())
     assert module.seen[-1][2] == left != x_of(module, run)
-
-
-# when a ModelCheckpoint writes the only file of an epoch
-WRITES = {
-    "after validation": {"monitor": "loss", "save_on_train_epoch_end": False},
-    "at the end of an epoch": {"save_on_train_epoch_end": True},
-    "every step": {"every_n_train_steps": 1},
-}
-
-
-@each_lookahead
-@pytest.mark.parametrize("writes", WRITES)
-@pytest.mark.parametrize("bare", [False, True], ids=["callback", "bare"])
-def test_a_fit_resumes_exactly_from_a_checkpoint(lookahead, writes, bare, tmp_path):
-    def run(**options):
-        files = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **WRITES[writes])
-        callbacks = [files] if bare else [files, EvalAtIterate]
-        return fit(Module("adamw", lookahead), tmp_path, callbacks, **options)
-
-    whole = run()
-    path = tmp_path / f"step={BATCHES}.ckpt"
-    (state,) = saved(path)["optimizer_states"]
-    assert state["param_groups"][0]["train_mode"] == bare
-    resumed = run(resume=path)
-    assert same_training(resumed, whole)
-
-
-@each_lookahead
-@pytest.mark.parametrize("writes", WRITES)
-@pytest.mark.parametrize("weights_only", [False, True])
-def test_the_weights_in_a_checkpoint_are_x(lookahead, writes, weights_only, tmp_path):
-    options = {**WRITES[writes], "save_weights_only": weights_only}
-    files = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **options)
-    fit(Module("adamw", lookahead), tmp_path, [files, EvalAtIterate])
-    plain = Module("adamw", lookahead)
-    expected = x_of(plain, never(plain, tmp_path, max_epochs=1))
-    assert net_weights(saved(tmp_path / f"step={BATCHES}.ckpt")) == expected
-    assert expected != runs.weights(plain.net.state_dict())
-
-
-def test_without_the_callback_the_weights_in_a_checkpoint_are_y(tmp_path):
-    files = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
-    fit(Module("adamw", "ema"), tmp_path, [files])
-    plain = Module("adamw", "ema")
-    never(plain, tmp_path, max_epochs=1)
-    path = tmp_path / f"step={BATCHES}.ckpt"
-    assert net_weights(saved(path)) == runs.weights(plain.net.state_dict())
-
-
-def test_writing_checkpoints_at_each_step_changes_nothing(tmp_path):
-    files = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
-    run = fit(Module("wrap", "gpa"), tmp_path, [files, EvalAtIterate], limit_val_batches=0)
-    assert same_training(run, never(Module("wrap", "gpa"), tmp_path))
-
-
-def test_a_checkpoint_of_a_fit_that_is_over_is_x(tmp_path):
-    module = Module("adamw", "ema")
-    run = fit(module, tmp_path)
-    assert run.save_checkpoint.__func__ is pl.Trainer.save_checkpoint
-    run.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert net_weights(saved(tmp_path / "last.ckpt")) == x_of(module, run)
 
 
 class Fail(Callback):
