@@ -5,6 +5,7 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+FRAMEWORKS := .venv/.frameworks
 # two processes: most of the time goes into small tensors, which more threads do not speed up
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -12,10 +13,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint format demo figures bench kernels-report gpu-test gpu-bench clean
+.PHONY: help env test test-all test-integrations lint format demo figures bench kernels-report gpu-test gpu-bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create .venv: pinned packages, and this one built and installed in place
 
@@ -32,6 +33,14 @@ test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to p
 
 test-all: $(STAMP)  ## run all tests
 	$(PYTEST) $(ARGS)
+
+$(FRAMEWORKS): $(STAMP) requirements-integrations.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-integrations.txt
+	@touch $@
+
+# one process: importing the frameworks takes longer than the tests
+test-integrations: $(FRAMEWORKS)  ## install the frameworks as well, and run the tests with them
+	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check

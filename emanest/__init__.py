@@ -1,6 +1,8 @@
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
 from . import schedules
+from .find import at_iterate, find, find_all
+from .iterate import iterate_state_dict, update_bn
 from .lookahead import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
 from .muon import Muon, NorMuon
 from .newton_schulz import orthogonalize
@@ -27,8 +29,13 @@ __all__ = [
     "Optimizer",
     "ScheduleFree",
     "Wrap",
+    "at_iterate",
+    "find",
+    "find_all",
+    "iterate_state_dict",
     "orthogonalize",
     "probe_lookahead",
     "schedules",
     "split_params",
+    "update_bn",
 ]

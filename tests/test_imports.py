@@ -72,9 +72,12 @@ IMPORTS = {
         *("options", "rules"),
     },
     "probe": {"lookahead", "ops", "optimizer", "options"},
+    "find": {"optimizer"},
+    "iterate": {"find"},
+    "integrations": {"find"},  # never imported by the others
     "__init__": {
-        *("lookahead", "muon", "newton_schulz", "optimizer", "optimizers", "probe", "schedules"),
-        *("split", "wrap"),
+        *("find", "iterate", "lookahead", "muon", "newton_schulz", "optimizer", "optimizers"),
+        *("probe", "schedules", "split", "wrap"),
     },
     "doctor": {"__init__", "backends", "eager"},
 }
@@ -86,6 +89,7 @@ OUTSIDE = {
     "schedules": set(sys.stdlib_module_names),
     "tape": set(sys.stdlib_module_names),
     "kernels": {"triton", *PLAIN},
+    "integrations": {"lightning", "transformers", *PLAIN},
 }
 
 

@@ -1,5 +1,7 @@
 """With and without the extension: what is installed, what works, and what is said."""
 
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +59,20 @@ def test_the_loops_of_a_step_have_a_python_form():
     assert python(code).stdout.strip() == "_Watch"
 
 
+@pytest.mark.parametrize(
+    ("framework", "how"),
+    [("transformers", "emanest[hf]"), ("lightning", "emanest[lightning]")],
+)
+def test_a_callback_without_its_framework_says_what_to_install(framework, how, monkeypatch):
+    module = f"emanest.integrations.{framework}"
+    # what is imported from, too, in case another test has imported it already
+    for name in (framework, f"{framework}.pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError, match=rf"{module} needs .*: pip install '{re.escape(how)}'"):
+        importlib.import_module(module)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """The sources alone, as a fresh clone has them."""
@@ -81,7 +97,10 @@ def test_a_wheel_built_without_torch_is_pure_python(tree):
     (wheel,) = (tree / "dist").glob("*.whl")
     assert wheel.name.endswith("py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"emanest/optimizer.py", "emanest/kernels/step.py", "emanest/py.typed"} <= set(names)
+    assert {
+        *("emanest/optimizer.py", "emanest/kernels/step.py", "emanest/py.typed"),
+        *("emanest/integrations/lightning.py", "emanest/integrations/transformers.py"),
+    } <= set(names)
     assert not [name for name in names if name.endswith(".so")]
 
 

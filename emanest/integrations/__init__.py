@@ -1,0 +1,1 @@
+"""Callbacks for training frameworks, imported only on request."""

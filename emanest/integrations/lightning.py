@@ -1,0 +1,84 @@
+"""Lightning: validate, save and end at x."""
+
+import contextlib
+import warnings
+
+from ..find import at_iterate, find_all
+
+try:
+    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ImportError(
+        "emanest.integrations.lightning needs lightning: pip install 'emanest[lightning]'"
+    ) from error
+
+
+class EvalAtIterate(Callback):
+    """Have ``lightning.Trainer`` validate and save at x, and leave the model at x.
+
+        Trainer(..., callbacks=[EvalAtIterate()])
+
+    Lightning itself never leaves y. This goes to x as a validation starts, the sanity check
+    included; y comes back, bit for bit, before the next training batch, and gradients that are
+    being accumulated at y stay. Whatever ``trainer.save_checkpoint`` writes in a fit, for a
+    ``ModelCheckpoint`` or for others, weights alone too, holds the model at x; the optimizer's
+    state beside it holds y, and a run resumes from it bit for bit. When a fit ends, by an exception
+    too, the model is at x, where ``trainer.validate``, ``test`` and ``predict`` then find it.
+
+    Raises:
+        TypeError: before the first batch, if ``configure_optimizers`` returned no optimizer of this
+            library.
+    """
+
+    def setup(self, trainer, pl_module, stage):
+        """Have checkpoints written at x: no hook comes before all of them."""
+        if not isinstance(trainer.save_checkpoint, _SaveAtIterate):
+            trainer.save_checkpoint = _SaveAtIterate(trainer)
+
+    def teardown(self, trainer, pl_module, stage):
+        """Undo ``setup``."""
+        if isinstance(trainer.save_checkpoint, _SaveAtIterate):
+            trainer.save_checkpoint = trainer.save_checkpoint.save
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        """Bring back y."""
+        for optimizer in find_all(trainer.optimizers):
+            optimizer.train()
+
+    def on_validation_start(self, trainer, pl_module):
+        """Go to x, until the next training batch."""
+        _eval(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        """Leave the model at x."""
+        _eval(trainer)
+
+    def on_exception(self, trainer, pl_module, exception):
+        """Leave the model at x, if there is memory for y."""
+        try:
+            # if there are none of ours, that may be what the exception says
+            with contextlib.suppress(TypeError):
+                _eval(trainer)
+        except RuntimeError as error:
+            warnings.warn(
+                f"emanest: the model is left at y, not at x, because {error}", stacklevel=2
+            )
+
+
+class _SaveAtIterate:
+    """``trainer.save_checkpoint`` inside ``at_iterate``."""
+
+    def __init__(self, trainer):
+        self.trainer, self.save = trainer, trainer.save_checkpoint
+
+    def __call__(self, *args, **kwargs):
+        if not self.trainer.optimizers:
+            return self.save(*args, **kwargs)
+        with at_iterate(self.trainer.optimizers):
+            return self.save(*args, **kwargs)
+
+
+def _eval(trainer):
+    # none are there before the first fit
+    for optimizer in find_all(trainer.optimizers) if trainer.optimizers else []:
+        optimizer.eval()
