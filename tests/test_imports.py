@@ -41,7 +41,7 @@ IMPORTS = {
     "survey": {"buckets", "gradients", "groups", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"gradients", "launches", "ops"},
-    "checkpoint": {"bucket", "groups", "lookahead", "options", "rules"},
+    "checkpoint": {"bucket", "gradients", "groups", "lookahead", "options", "rules"},
     "points": {"lookahead", "ops", "rules"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
@@ -49,7 +49,7 @@ IMPORTS = {
         *("options", "points", "rules", "survey", "verdict", "watch"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
-    "muon": {"bases", "optimizer", "orthogonal"},
+    "muon": {"bases", "optimizer", "options", "orthogonal"},
     "inner": set(),
     "wrap": {
         *("checkpoint", "gradients", "groups", "inner", "lookahead", "ops", "optimizer"),
