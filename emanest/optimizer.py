@@ -55,7 +55,9 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.complete(self)
         checkpoint.adopt(self)
 
-    def _key(self, name):
+    # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
+    @staticmethod
+    def _key(name):
         """The key of a state name in ``state[p]``."""
         return name
 
@@ -75,10 +77,14 @@ class Optimizer(torch.optim.Optimizer):
         group = completed(index, param_group, self)
         # torch fills in settings of the default method and base, which the group may not use
         stale = self.defaults.keys() - group.keys()
-        super().add_param_group(group)
-        added = self.param_groups.pop()
-        check_params_of(index, added, self.bases)
-        self.param_groups.append({k: v for k, v in added.items() if k not in stale})
+        try:
+            super().add_param_group(group)
+            check_params_of(index, group, self.bases)
+            for key in stale:
+                group.pop(key, None)
+        except BaseException:
+            del self.param_groups[index:]
+            raise
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -187,6 +193,10 @@ class Optimizer(torch.optim.Optimizer):
         """The dicts that hold the state."""
         return [self.state]
 
+    def _holders(self):
+        """The optimizers whose attributes are the groups and the state."""
+        return [self]
+
     def housed(self, group):
         """The group's buckets that hold state, with the indices of its parameters in them."""
         mark = self._key("lookahead")
@@ -273,6 +283,7 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.check_kind(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
-            super().load_state_dict(state_dict)
+            with checkpoint.all_or_nothing(self._holders()):
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
