@@ -193,5 +193,6 @@ def check_parameter(name, p):
             "leave frozen quantised weights out"
         )
     # a stride of 0 over more than one element: several elements share one address
-    if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+    sizes = zip(p.shape, p.stride(), strict=True)
+    if p.numel() and any(stride == 0 and size > 1 for size, stride in sizes):
         raise ValueError(f"{name} overlaps itself in memory (an expanded tensor): clone it first")
