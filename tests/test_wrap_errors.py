@@ -3,11 +3,12 @@
 import copy
 
 import pytest
+import torch
 from torch import nn, optim
 
 import helpers
 from emanest import EMANesterov, Lookahead, ScheduleFree, Wrap
-from helpers import METHODS, content, differing, run
+from helpers import METHODS, content, differing, params_of, run
 
 # not on every machine with a GPU, where the tests marked so run alone
 other = pytest.importorskip("pytorch_optimizer")
@@ -145,3 +146,36 @@ def test_with_several_optimizers_a_group_has_no_obvious_owner():
     ):
         optimizer.add_param_group({"params": helpers.parameters(shapes=[(2,)])})
     assert differing(content(optimizer), before) == []
+
+
+class Signs(optim.Optimizer):
+    """An optimizer without a learning rate."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign(), alpha=1e-3)
+
+
+def test_a_group_without_lr_is_refused_until_it_has_one():
+    """AliG of pytorch_optimizer is such a one."""
+    inner = Signs(parameters())
+    before = written(inner)
+    with pytest.raises(ValueError, match=r"group 0 of Signs has no 'lr'.* give its groups 'lr': 1"):
+        Wrap(inner, EMA)
+    assert str(written(inner)) == str(before)
+    inner.param_groups[0]["lr"] = 1.0
+    optimizer = Wrap(inner, EMA)
+    run(optimizer, range(3))
+    assert [optimizer.state[p]["lookahead"].item() for p in params_of(optimizer)] == [0.5, 0.5]
+    before = content(optimizer)
+    late = helpers.parameters(shapes=[(2,)])
+    with pytest.raises(ValueError, match="group 1 of Signs has no 'lr'"):
+        optimizer.add_param_group({"params": late})
+    assert differing(content(optimizer), before) == []
+    optimizer.add_param_group({"params": late, "lr": 0.5})
+    run(optimizer, range(3, 5))
