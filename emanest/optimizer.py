@@ -24,6 +24,9 @@ class Optimizer(torch.optim.Optimizer):
     While training, the parameters hold y, the point where gradients are taken. ``eval()`` writes
     the iterate x into them, ``train()`` brings y back bit for bit; evaluate and save in between.
 
+    Two optimizers over the same parameters take each other's steps for edits: before another one
+    takes over, call ``eval()`` on the first and let it go.
+
     A subclass names its base optimizers in ``bases``; a parameter group picks one of them with its
     ``base`` entry, by default the first.
     """
@@ -276,9 +279,16 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters are never written. Saved options replace those of the groups, except ``backend``.
         A checkpoint without lookahead (ours or torch's) starts the lookahead of this optimizer.
+        Values that are not finite are loaded, with a warning that names them.
+
+        Nothing here tells which weights a state belongs to, unless the parameters have names: load
+        those that were saved in the same mode. For weights saved in eval mode beside a state saved
+        in train mode, call ``eval()`` after this, load the weights, and call ``train()``.
 
         Raises:
-            TypeError, ValueError: not a state dict, other groups or shapes, state missing.
+            TypeError, ValueError: not a state dict, other groups, names or shapes, state missing,
+                another optimizer's, or of a format that a newer version wrote. Nothing has changed
+                then, nor if memory runs out.
         """
         checkpoint.check_kind(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
