@@ -94,7 +94,7 @@ class Interrupt:
         sys.settrace(self.before)
 
 
-def interrupted(work, check, times=25):
+def interrupted(work, check, times=15):
     """Interrupt ``work()`` before so many of its lines, evenly spread, and check each time."""
     call, *_ = work()
     with Interrupt(math.inf) as uninterrupted:

@@ -222,10 +222,10 @@ def test_gradients_are_only_read(name, nonfinite):
 @each
 def test_replicas_agree_without_a_word(name):
     """13: m is the same on all ranks, since equal gradients give equal bits, on any threads."""
-    one = ready(name, 6)
+    one = ready(name, 3)
     torch.set_num_threads(2)
     try:
-        other = ready(name, 6)
+        other = ready(name, 3)
     finally:
         torch.set_num_threads(1)
     assert differing(content(one), content(other)) == []
