@@ -269,6 +269,17 @@ def with_nan(count, match):
     return check
 
 
+def eight_bits(name):
+    """Formats in which an inner optimizer may keep its state; torch cannot look for NaN in them."""
+    source, optimizer = ready(name, 3), ready(name, 0)
+    saved = copy.deepcopy(source.state_dict())
+    for entries in saved["state"].values():
+        entries["exp_avg_8bit"] = torch.zeros(4, dtype=torch.float8_e4m3fn)
+        entries["code"] = torch.zeros(4, dtype=torch.uint8)
+    optimizer.load_state_dict(saved)
+    assert all({"code", "exp_avg_8bit"} <= entries.keys() for entries in optimizer.state.values())
+
+
 def loaded(optimizer, saved):
     with pytest.warns(UserWarning, match="NaN or infinite"):
         optimizer.load_state_dict(saved)
@@ -353,6 +364,7 @@ ROWS = [
     Row(60, "NaN", with_nan(1, "NaN or infinite.*: '{}' of parameter 0 of group 0$")),
     Row(60, "NaN and Inf", with_nan(2, "'{0}' of parameter 0 of group 0; '{0}' of .* group 1$")),
     Row(60, "NaN, by name", nan_by_name),
+    Row(60, "8 bits", eight_bits),
     Row(61, "truncated, garbage, empty", bad_files),
     Row(62, "code", malicious_files),
     Row(63, "older", older),
