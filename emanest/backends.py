@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import threading
 import warnings
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ _NOT_FAILURES = (MemoryError, torch.OutOfMemoryError)
 
 # (device type, name or None for automatic choice) -> the back end in use
 _picked: dict[tuple[str, str | None], ModuleType] = {}
+# for every choice but that of a back end in use: threads that step at once choose, and warn, once
+_choosing = threading.RLock()
 
 
 def pick(device_type, choice=None):
@@ -51,7 +54,9 @@ def pick(device_type, choice=None):
     """
     key = device_type, requested(choice)
     if key not in _picked:
-        _picked[key] = _automatic(device_type) if key[1] is None else _named(*key)
+        with _choosing:
+            if key not in _picked:
+                _picked[key] = _automatic(device_type) if key[1] is None else _named(*key)
     return _picked[key]
 
 
@@ -80,16 +85,27 @@ def run(work, device_type, choice) -> Any:
     except _NOT_FAILURES:
         raise
     except Exception as error:
-        following = None if requested(choice) else _after(backend, device_type, error)
-        if following is None:
+        if requested(choice):
             raise
-        _picked[device_type, None] = following
-        try:
-            return run(work, device_type, None)
-        except BaseException:
-            # the input may be at fault, not the back end
-            _picked[device_type, None] = backend
-            raise
+        with _choosing:
+            if _picked[device_type, None] is backend:
+                return _taken_over(work, device_type, backend, error)
+        # another thread has met a failure of it meanwhile
+        return run(work, device_type, None)
+
+
+def _taken_over(work, device_type, backend, error):
+    """Work with the back end that follows one that failed, which raises if there is none."""
+    following = _after(backend, device_type, error)
+    if following is None:
+        raise error
+    _picked[device_type, None] = following
+    try:
+        return run(work, device_type, None)
+    except BaseException:
+        # the input may be at fault, not the back end
+        _picked[device_type, None] = backend
+        raise
 
 
 def requested(choice=None):

@@ -1,10 +1,12 @@
 """What goes into a state dict and how it comes back: exact, and all or nothing."""
 
+import contextlib
 import warnings
 
 import torch
 
 from .bucket import shape_like
+from .gradients import parameter_name
 from .groups import (
     CLOCK,
     check_fit,
@@ -18,6 +20,12 @@ from .options import flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
 CALLABLE = "callable: not saved"
+# the entry of a saved group that says how it is to be read; without it, as format 1
+VERSION, NEWEST = "lookahead_version", 1
+# options that groups of only one kind of torch's optimizers have
+TELLTALES = {"dampening": "SGD", "betas": "Adam", "ns_steps": "Muon"}
+# parameters that a message lists
+_LISTED = 5
 
 
 class _Raw:
@@ -28,9 +36,9 @@ class _Raw:
 
 
 def plain(state_dict):
-    """Replace callables in the groups of a state dict."""
+    """Replace callables in the groups of a state dict, and note its format."""
     groups = [
-        {k: CALLABLE if callable(v) else v for k, v in group.items()}
+        {**{k: CALLABLE if callable(v) else v for k, v in group.items()}, VERSION: NEWEST}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
@@ -52,6 +60,18 @@ def check_kind(state_dict):
     for i, group in enumerate(groups):
         if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
             raise TypeError(f"group {i} of the state dict must be a dict with a list of params")
+
+
+@contextlib.contextmanager
+def all_or_nothing(optimizers):
+    """Where a ``with`` block that gives optimizers other groups and state raises, it has not."""
+    before = [dict(vars(optimizer)) for optimizer in optimizers]
+    try:
+        yield
+    except BaseException:
+        for optimizer, attributes in zip(optimizers, before, strict=True):
+            vars(optimizer).update(attributes)
+        raise
 
 
 def prepare(optimizer, state_dict):
@@ -77,7 +97,7 @@ def prepare(optimizer, state_dict):
             f"optimizer's group: sizes {sizes[1]}, the optimizer's are {sizes[0]}"
         )
     groups = [_merged(optimizer, i, *pair) for i, pair in enumerate(zip(live, saved, strict=True))]
-    state, fresh = dict(state_dict["state"]), set()
+    state, fresh, spoilt = dict(state_dict["state"]), set(), []
     for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
         for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
             where = f"parameter {j} of group {index}"
@@ -87,9 +107,20 @@ def prepare(optimizer, state_dict):
                 entries, missing = _checked_entries(optimizer, where, group, p, state[key])
                 state[key] = _Raw(entries)
                 fresh |= missing
+                found = [repr(name) for name, value in entries.items() if not _finite(value)]
+                if found:
+                    name = parameter_name(mine, index, j)
+                    spoilt.append(f"{', '.join(found)} of {name}")
     if fresh:
         warnings.warn(
             f"emanest: the checkpoint has no lookahead state {sorted(fresh)}; it starts afresh",
+            stacklevel=4,
+        )
+    if spoilt:
+        more = f" and of {len(spoilt) - _LISTED} more parameters" * (len(spoilt) > _LISTED)
+        warnings.warn(
+            "emanest: the checkpoint holds NaN or infinite values, which training will keep: "
+            f"{'; '.join(spoilt[:_LISTED])}{more}",
             stacklevel=4,
         )
     return {**state_dict, "state": state, "param_groups": groups}
@@ -98,6 +129,13 @@ def prepare(optimizer, state_dict):
 def _merged(optimizer, index, live, saved):
     """The saved group, completed from the live one."""
     params = live["params"]
+    version = saved.get(VERSION, NEWEST)
+    if version not in range(1, NEWEST + 1):
+        raise ValueError(
+            f"group {index} of the checkpoint has format {version!r} ({VERSION!r}), this emanest "
+            f"reads formats up to {NEWEST}: it was written by a newer one, update this"
+        )
+    saved = {k: v for k, v in saved.items() if k != VERSION}
     if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
         raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
     if saved.get("base", live.get("base")) != live.get("base"):
@@ -105,6 +143,7 @@ def _merged(optimizer, index, live, saved):
             f"group {index} of the checkpoint was stepped by {saved['base']!r}, this optimizer's "
             f"by {live.get('base')!r}: give it the same bases, or start without the checkpoint"
         )
+    _check_writer(optimizer, index, saved, live)
     if saved.get("lookahead") is None:
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
@@ -133,6 +172,30 @@ def _merged(optimizer, index, live, saved):
         value = group[key]
         real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
     return group
+
+
+def _check_writer(optimizer, index, saved, live):
+    """Refuse a group of another optimizer of torch, whose state may go by the same names."""
+    if "base" in saved or "base" not in live:
+        return
+    options = optimizer.bases[live["base"]].options
+    here = sorted(k for k in TELLTALES if k in options)
+    there = sorted(k for k in TELLTALES if k in saved)
+    if there and not set(here) & set(there):
+        raise ValueError(
+            f"group {index} of the checkpoint is one of {TELLTALES[there[0]]}: it has "
+            f"{there[0]!r} and lacks {sorted(options.keys() - saved.keys())}; start this optimizer "
+            "without it"
+        )
+
+
+def _finite(value):
+    """Whether a tensor holds finite values only; of a sharded one those that are here."""
+    here = getattr(value, "to_local", lambda: value)()
+    # formats of 8 bits and tensor subclasses are an inner optimizer's own affair
+    if type(here) is not torch.Tensor or here.dtype.itemsize == 1 or here.is_meta:
+        return True
+    return bool(here.isfinite().all())
 
 
 def _checked_entries(optimizer, where, group, p, entries):

@@ -14,7 +14,7 @@ def parameter_name(group, index, j):
 def check_rates(groups):
     """Raise TypeError or ValueError if a group's lr is not a learning rate any more."""
     for index, group in enumerate(groups):
-        learning_rate(f"lr of group {index}", group["lr"])
+        learning_rate(f"lr of group {index}", group.get("lr"))
 
 
 def with_gradients(optimizer):

@@ -1,9 +1,13 @@
 """The optimizers inside a ``Wrap``: which can be there, and their state as one mapping."""
 
 import inspect
+import weakref
 from collections.abc import MutableMapping
 
 import torch
+
+# optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
+_WRAPPERS = weakref.WeakKeyDictionary()
 
 
 class States(MutableMapping):
@@ -77,3 +81,31 @@ def check_inner(optimizer):
             raise TypeError(f"{type(optimizer).__name__} cannot be wrapped: it {reason}")
     if any("lookahead_t" in group for group in optimizer.param_groups):
         raise ValueError(f"this {type(optimizer).__name__} is wrapped already")
+
+
+def check_rate(index, group, optimizer):
+    """Raise ValueError if a group has no learning rate, which lookaheads follow."""
+    if "lr" not in group:
+        raise ValueError(
+            f"group {index} of {type(optimizer).__name__} has no 'lr', which the lookahead would "
+            "follow; if the optimizer needs none, give its groups 'lr': 1.0"
+        )
+
+
+def guard(optimizer, wrapper):
+    """From now on the optimizer is stepped by the wrapper only, as long as there is one."""
+    _WRAPPERS[optimizer] = weakref.ref(wrapper)
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    # a subclass may have left out torch's constructor, and then has no hooks
+    if hooks is not None and _only_by_its_wrapper not in hooks.values():
+        optimizer.register_step_pre_hook(_only_by_its_wrapper)
+
+
+def _only_by_its_wrapper(optimizer, args, kwargs):
+    reference = _WRAPPERS.get(optimizer)
+    wrapper = reference and reference()
+    if wrapper is not None and not wrapper.stepping:
+        raise RuntimeError(
+            f"this {type(optimizer).__name__} is inside a Wrap: its own step() would leave the "
+            "lookahead out; call step() of the Wrap, and give that to GradScaler.step"
+        )

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from . import bases, orthogonal
 from .optimizer import Optimizer
+from .options import suggesting
 
 
 class Muon(Optimizer):
@@ -62,6 +63,7 @@ class Muon(Optimizer):
 
     bases: ClassVar = {"muon": orthogonal.MUON, "adamw": bases.ADAMW}
 
+    @suggesting
     def __init__(
         self,
         params,
@@ -138,6 +140,7 @@ class NorMuon(Optimizer):
 
     bases: ClassVar = {"normuon": orthogonal.NORMUON, "adamw": bases.ADAMW}
 
+    @suggesting
     def __init__(
         self,
         params,

@@ -25,6 +25,9 @@ class Optimizer(torch.optim.Optimizer):
     While training, the parameters hold y, the point where gradients are taken. ``eval()`` writes
     the iterate x into them, ``train()`` brings y back bit for bit; evaluate and save in between.
 
+    Two optimizers over the same parameters take each other's steps for edits: before another one
+    takes over, call ``eval()`` on the first and let it go.
+
     A subclass names its base optimizers in ``bases``; a parameter group picks one of them with its
     ``base`` entry, by default the first.
     """
@@ -61,7 +64,9 @@ class Optimizer(torch.optim.Optimizer):
         self._survey = Survey(self.state, self._key)
         self._skips = Skips()
 
-    def _key(self, name):
+    # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
+    @staticmethod
+    def _key(name):
         """The key of a state name in ``state[p]``."""
         return name
 
@@ -81,10 +86,14 @@ class Optimizer(torch.optim.Optimizer):
         group = completed(index, param_group, self)
         # torch fills in settings of the default method and base, which the group may not use
         stale = self.defaults.keys() - group.keys()
-        super().add_param_group(group)
-        added = self.param_groups.pop()
-        check_params_of(index, added, self.bases)
-        self.param_groups.append({k: v for k, v in added.items() if k not in stale})
+        try:
+            super().add_param_group(group)
+            check_params_of(index, group, self.bases)
+            for key in stale:
+                group.pop(key, None)
+        except BaseException:
+            del self.param_groups[index:]
+            raise
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -195,6 +204,10 @@ class Optimizer(torch.optim.Optimizer):
         """The dicts that hold the state."""
         return [self.state]
 
+    def _holders(self):
+        """The optimizers whose attributes are the groups and the state."""
+        return [self]
+
     def housed(self, group):
         """The group's buckets that hold state, with the indices of its parameters in them."""
         mark = self._key("lookahead")
@@ -292,13 +305,21 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters are never written. Saved options replace those of the groups, except ``backend``.
         A checkpoint without lookahead (ours or torch's) starts the lookahead of this optimizer.
+        Values that are not finite are loaded, with a warning that names them.
+
+        Nothing here tells which weights a state belongs to, unless the parameters have names: load
+        those that were saved in the same mode. For weights saved in eval mode beside a state saved
+        in train mode, call ``eval()`` after this, load the weights, and call ``train()``.
 
         Raises:
-            TypeError, ValueError: not a state dict, other groups or shapes, state missing.
+            TypeError, ValueError: not a state dict, other groups, names or shapes, state missing,
+                another optimizer's, or of a format that a newer version wrote. Nothing has changed
+                then, nor if memory runs out.
         """
         checkpoint.check_kind(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
-            super().load_state_dict(state_dict)
+            with checkpoint.all_or_nothing(self._holders()):
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()

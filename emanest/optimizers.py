@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from . import bases
 from .optimizer import Optimizer
+from .options import suggesting
 
 
 class AdamW(Optimizer):
@@ -49,6 +50,7 @@ class AdamW(Optimizer):
 
     bases: ClassVar = {"adamw": bases.ADAMW}
 
+    @suggesting
     def __init__(
         self,
         params,
@@ -111,6 +113,7 @@ class SGD(Optimizer):
 
     bases: ClassVar = {"sgd": bases.SGD}
 
+    @suggesting
     def __init__(
         self,
         params,

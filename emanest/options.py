@@ -1,11 +1,17 @@
 """Checks of what a user passes in, one function for each kind of value."""
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):
@@ -54,10 +60,11 @@ def count(name, value, low=1):
 
 
 def flag(name, value):
-    """Return a bool; TypeError for anything else."""
-    if not isinstance(value, bool):
+    """Return a bool, also for 0, 1 and NumPy's bools; TypeError for anything else."""
+    of_numpy = getattr(value, "dtype", None) == "bool" and not value.ndim
+    if not (isinstance(value, numbers.Integral) or of_numpy) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
-    return value
+    return bool(value)
 
 
 def optional_flag(name, value):
@@ -113,15 +120,36 @@ def betas(name, value):
     return tuple(checked)
 
 
+def _did_you_mean(key, known):
+    """A question, or nothing where no option is near."""
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def warn_of_typos(name, keys, known):
     """Warn of a key that is no option but nearly one; other unknown keys are the user's own."""
     for key in sorted(set(keys) - set(known), key=str):
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
-        if near:
-            warnings.warn(
-                f"emanest: {name} has the unknown key {key!r}; did you mean {near[0]!r}?",
-                stacklevel=5,
-            )
+        question = _did_you_mean(key, known)
+        if question:
+            warnings.warn(f"emanest: {name} has the unknown key {key!r}{question}", stacklevel=5)
+
+
+def suggesting(init: Init) -> Init:
+    """Let a constructor answer an unknown keyword argument with the one that is nearest to it."""
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        for key in kwargs:
+            if key not in known:
+                name = type(self).__name__
+                raise TypeError(
+                    f"{name}() got an unexpected keyword argument {key!r}"
+                    f"{_did_you_mean(key, known)}"
+                )
+        init(self, *args, **kwargs)
+
+    return checked  # pyright: ignore[reportReturnType]
 
 
 def check_params(params):
@@ -165,5 +193,6 @@ def check_parameter(name, p):
             "leave frozen quantised weights out"
         )
     # a stride of 0 over more than one element: several elements share one address
-    if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+    sizes = zip(p.shape, p.stride(), strict=True)
+    if p.numel() and any(stride == 0 and size > 1 for size, stride in sizes):
         raise ValueError(f"{name} overlaps itself in memory (an expanded tensor): clone it first")

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from . import checkpoint, ops
-from .gradients import dense
+from .gradients import dense, parameter_name
 from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
-from .inner import States, check_inner
+from .inner import States, check_inner, check_rate, guard
 from .lookahead import group_entries
 from .optimizer import Optimizer
-from .options import check_parameter, learning_rate, warn_of_typos
+from .options import check_parameter, learning_rate, suggesting, warn_of_typos
 from .rules import LOOKAHEADS
 
 
@@ -25,20 +25,26 @@ class Wrap(Optimizer):
     y, with every method. Memory: the method's state plus one snapshot of the parameters, which is
     not saved (between steps it is the parameter itself).
 
+    If one of several inner optimizers raises in its step, those before it have taken theirs, and
+    the lookahead takes these for edits of the parameters.
+
     Args:
-        optimizer: a ``torch.optim.Optimizer``, or a list of them over different parameters. Step
-            the wrapper, not the inner optimizers.
+        optimizer: a ``torch.optim.Optimizer``, or a list of them over different parameters; every
+            group needs an ``lr``. From now on their own ``step`` raises: step the wrapper.
         lookahead: a method, as in ``AdamW``; groups may override it (``lookahead_*`` entries).
 
     Raises:
         TypeError: not an optimizer, or one that cannot be wrapped: it needs a closure or two
             gradients per step, has modes of its own, or takes sparse gradients only.
-        ValueError: already wrapped, or a parameter that belongs to two of the optimizers.
+        ValueError: already wrapped, a parameter that belongs to two of the optimizers, or a group
+            without ``lr``.
     """
 
     dense_only = False
     optimizers: list[torch.optim.Optimizer]
+    stepping = False  # whether the inner optimizers are being stepped
 
+    @suggesting
     def __init__(self, optimizer, lookahead):
         """See the class."""
         inner = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
@@ -50,13 +56,23 @@ class Wrap(Optimizer):
         if len(params) != len(set(params)):
             raise ValueError("some parameters belong to more than one of the optimizers")
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
-        for i, group in enumerate(group for each in inner for group in each.param_groups):
+        groups = [(each, group) for each in inner for group in each.param_groups]
+        for i, (each, group) in enumerate(groups):
+            check_rate(i, group, each)
             method = check_method(completed_entries(group, entries))
             warn_of_typos(f"group {i}", group, group_entries(method))
             for j, p in enumerate(group["params"]):
-                check_parameter(f"parameter {j} of group {i}", p)
-        self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+                check_parameter(parameter_name(group, i, j), p)
         self._warned_capturable_if_run_uncaptured = True
+        before = [dict(group) for _, group in groups]
+        try:
+            self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+        except BaseException:
+            # interrupted: they are not wrapped, and can be
+            for (_, group), old in zip(groups, before, strict=True):
+                group.clear()
+                group.update(old)
+            raise
 
     def __getstate__(self):
         """Everything is in the inner optimizers."""
@@ -68,16 +84,11 @@ class Wrap(Optimizer):
         torch.optim.Optimizer.__setstate__(self, state)
         self._state = States(self.optimizers)
         if loaded:
-            before = [dict(vars(inner)) for inner in self.optimizers]
-            try:
-                self._load_inner(**loaded)
-            except BaseException:
-                # one of several refused: none has changed
-                for inner, attributes in zip(self.optimizers, before, strict=True):
-                    vars(inner).update(attributes)
-                raise
+            self._load_inner(**loaded)
         self._begin()
         checkpoint.adopt(self)
+        for inner in self.optimizers:
+            guard(inner, self)
 
     @property
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -100,7 +111,8 @@ class Wrap(Optimizer):
     def _step_supports_amp_scaling(self):
         return all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers)
 
-    def _key(self, name):
+    @staticmethod
+    def _key(name):
         # names of the inner optimizer's state must stay free
         return name if name == "lookahead" else f"lookahead_{name}"
 
@@ -118,9 +130,18 @@ class Wrap(Optimizer):
             )
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
+        (inner,) = self.optimizers
         complete = self._completed(param_group)
-        check_method({**self.optimizers[0].defaults, **complete})
-        self.optimizers[0].add_param_group(complete)
+        check_rate(len(inner.param_groups), {**inner.defaults, **complete}, inner)
+        check_method({**inner.defaults, **complete})
+        index = len(inner.param_groups)
+        try:
+            inner.add_param_group(complete)
+            for j, p in enumerate(complete["params"]):
+                check_parameter(parameter_name(complete, index, j), p)
+        except BaseException:
+            del inner.param_groups[index:]
+            raise
 
     def _completed(self, group):
         entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
@@ -199,6 +220,9 @@ class Wrap(Optimizer):
     def _mappings(self):
         return [inner.state for inner in self.optimizers]
 
+    def _holders(self):
+        return [self, *self.optimizers]
+
     def _gradients(self, params):
         return [dense(p.grad) for p in params]
 
@@ -209,6 +233,7 @@ class Wrap(Optimizer):
         for p in excluded:
             p.grad = None
         amp = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
+        self.stepping = True
         try:
             for inner in self.optimizers:
                 params = [p for group in inner.param_groups for p in group["params"]]
@@ -217,6 +242,7 @@ class Wrap(Optimizer):
                     vars(inner).update(amp)
                     inner.step()
         finally:
+            self.stepping = False
             for inner in self.optimizers:
                 for name in amp:
                     vars(inner).pop(name, None)

@@ -177,9 +177,10 @@ def signature(recorded, hosts=("lr", "initial_lr")):
 def compile(what="some"):
     """Assembly for two targets, and Triton's own form; or the message of an error."""
     import triton
-    from emanest.kernels import plan
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from emanest.kernels import plan
 
     targets = {
         "sm_90": (GPUTarget("cuda", 90, 32), "ptx"),
@@ -200,10 +201,11 @@ def compile(what="some"):
 
 def specialized():
     """For several values of the numbers of the host, what Triton compiles the kernel for."""
-    from emanest.kernels import plan
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime.jit import create_function_from_signature
+
+    from emanest.kernels import plan
 
     backend = CUDABackend(GPUTarget("cuda", 90, 32))
     kernel = plan.plan_kernel

@@ -185,7 +185,9 @@ def _flat(path, value):
 def bits(tensor):
     """Dtype, shape and bytes of a tensor: equal only if every bit is, NaN and -0.0 included."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    raw = real.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    # contiguous() would leave an empty tensor with its strides
+    whole = real.detach().clone(memory_format=torch.contiguous_format)
+    raw = whole.flatten().view(torch.uint8).numpy().tobytes()
     return str(tensor.dtype), tuple(tensor.shape), raw
 
 

@@ -47,7 +47,7 @@ IMPORTS = {
     "survey": {"buckets", "gradients", "groups", "shards", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"gradients", "launches", "ops", "shards"},
-    "checkpoint": {"bucket", "groups", "lookahead", "options", "rules"},
+    "checkpoint": {"bucket", "gradients", "groups", "lookahead", "options", "rules"},
     "points": {"lookahead", "ops", "rules"},
     "metrics": {"lookahead", "ops", "rules", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
@@ -65,7 +65,7 @@ IMPORTS = {
         *("ops", "options", "points", "rules", "survey", "verdict", "watch"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
-    "muon": {"bases", "optimizer", "orthogonal"},
+    "muon": {"bases", "optimizer", "options", "orthogonal"},
     "inner": set(),
     "wrap": {
         *("checkpoint", "gradients", "groups", "inner", "lookahead", "ops", "optimizer"),

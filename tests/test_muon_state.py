@@ -232,7 +232,7 @@ def test_the_wrong_rank_names_split_params(name, shape):
     [
         ({"momentum": 1.0}, ValueError, "momentum must be below 1"),
         ({"momentum": -0.1}, ValueError, "momentum must be a finite number at least 0"),
-        ({"nesterov": 1}, TypeError, "nesterov must be True or False"),
+        ({"nesterov": "yes"}, TypeError, "nesterov must be True or False"),
         ({"ns_steps": 0}, ValueError, "ns_steps must be at least 1, got 0"),
         ({"ns_coefficients": "kellr"}, ValueError, "ns_coefficients must be one of"),
         (

@@ -7,8 +7,8 @@ import torch
 from torch import nn, optim
 
 import helpers
-from emanest import NAG, SGD, AdamW, EMANesterov, Lookahead, ScheduleFree, Wrap
-from helpers import METHODS, content, differing, run
+from emanest import EMANesterov, Lookahead, ScheduleFree, Wrap
+from helpers import METHODS, content, differing, params_of, run
 
 # not on every machine with a GPU, where the tests marked so run alone
 other = pytest.importorskip("pytorch_optimizer")
@@ -60,31 +60,11 @@ INNERS = {
     "one of two": (lambda: [sgd(), None], TypeError, f"{NOT_ONE} NoneType"),
     "the same twice": (twice, ValueError, "parameters belong to more than one of the optimizers"),
     "a parameter in two": (sharing, ValueError, "parameters belong to more than one"),
-    "wrapped already": (wrapped, ValueError, "this SGD is wrapped already"),
     "second wrapped": (lambda: [sgd(), wrapped()], ValueError, "this SGD is wrapped already"),
-    "a Wrap": (lambda: Wrap(sgd(), EMA), TypeError, "Wrap cannot be wrapped: it is ours"),
-    "AdamW of ours": (
-        lambda: AdamW(parameters()),
-        TypeError,
-        "AdamW .* it is ours: give it lookahe",
-    ),
-    "SGD of ours": (lambda: SGD(parameters()), TypeError, "SGD cannot be wrapped: it is ours"),
-    "LBFGS": (lambda: optim.LBFGS(parameters()), TypeError, f"LBFGS {CLOSURE}"),
     "LBFGS, other": (lambda: other.LBFGS(parameters()), TypeError, f"LBFGS {CLOSURE}"),
-    "SparseAdam": (
-        lambda: optim.SparseAdam(parameters()),
-        TypeError,
-        "takes sparse gradients only",
-    ),
-    "SAM": (lambda: other.SAM(parameters(), optim.SGD), TypeError, f"SAM {GRADIENTS}"),
     "FriendlySAM": (lambda: other.FriendlySAM(parameters(), optim.SGD), TypeError, GRADIENTS),
     "LookSAM": (lambda: other.LookSAM(parameters(), optim.SGD), TypeError, GRADIENTS),
     "BSAM": (lambda: other.BSAM(parameters(), num_data=9), TypeError, f"BSAM {GRADIENTS}"),
-    "schedule-free": (
-        lambda: schedulefree.AdamWScheduleFree(parameters()),
-        TypeError,
-        f"AdamWScheduleFree {MODES}",
-    ),
     "schedule-free, other": (lambda: other.ScheduleFreeSGD(parameters()), TypeError, MODES),
     "SPlus": (lambda: other.SPlus(parameters()), TypeError, f"SPlus {MODES}"),
 }
@@ -147,12 +127,6 @@ def test_the_method_is_not_optional():
         Wrap(sgd())
 
 
-def test_a_near_miss_in_a_group_is_warned_of():
-    inner = sgd([{"params": parameters(), "lookahead_stepsiz": 0.1, "layer": "head"}])
-    with pytest.warns(UserWarning, match="'lookahead_stepsiz'; did you mean 'lookahead_stepsize'"):
-        Wrap(inner, EMA)
-
-
 def test_keys_of_others_are_no_near_misses():
     """Prodigy has ``beta3`` where Adam has ``betas``, and OneCycleLR adds ``max_momentum``."""
     first, second, third = helpers.parameters(shapes=[(4,), (3,), (2,)])
@@ -174,17 +148,34 @@ def test_with_several_optimizers_a_group_has_no_obvious_owner():
     assert differing(content(optimizer), before) == []
 
 
-# a parameter that no optimizer can step -> error
-IMPOSSIBLE = {
-    "expanded": (lambda: nn.Parameter(torch.ones(1).expand(4)), ValueError, "overlaps itself"),
-    "integers": (lambda: torch.ones(3, dtype=torch.int32), TypeError, "dtype torch.int32"),
-}
+class Signs(optim.Optimizer):
+    """An optimizer without a learning rate."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign(), alpha=1e-3)
 
 
-@pytest.mark.parametrize(("make", "error", "match"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_parameters_that_no_optimizer_can_step_are_refused(make, error, match):
-    inner = sgd([make()])
+def test_a_group_without_lr_is_refused_until_it_has_one():
+    """AliG of pytorch_optimizer is such a one."""
+    inner = Signs(parameters())
     before = written(inner)
-    with pytest.raises(error, match=match):
-        Wrap(inner, NAG(0.5))
+    with pytest.raises(ValueError, match=r"group 0 of Signs has no 'lr'.* give its groups 'lr': 1"):
+        Wrap(inner, EMA)
     assert str(written(inner)) == str(before)
+    inner.param_groups[0]["lr"] = 1.0
+    optimizer = Wrap(inner, EMA)
+    run(optimizer, range(3))
+    assert [optimizer.state[p]["lookahead"].item() for p in params_of(optimizer)] == [0.5, 0.5]
+    before = content(optimizer)
+    late = helpers.parameters(shapes=[(2,)])
+    with pytest.raises(ValueError, match="group 1 of Signs has no 'lr'"):
+        optimizer.add_param_group({"params": late})
+    assert differing(content(optimizer), before) == []
+    optimizer.add_param_group({"params": late, "lr": 0.5})
+    run(optimizer, range(3, 5))

@@ -7,12 +7,12 @@ tables.
 
 import pytest
 import torch
-from emanest.kernels import passes, step, table
 
 import emanest
 import helpers
 import test_rules
 from emanest import eager
+from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import exact_sqrt  # noqa: F401
 from test_rules import columns, numbers, tensors, wide

@@ -62,7 +62,7 @@ class EMANesterov(Method):
                 f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
                 "(rest is an absolute step index, None means never)"
             )
-        flag("follow_lr", self.follow_lr)
+        self._set(follow_lr=flag("follow_lr", self.follow_lr))
         choice("init", self.init, schedules.INITS)
 
     def _check_stepsize(self, name, value):
