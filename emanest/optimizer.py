@@ -259,7 +259,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self):
         """The state in torch's format, of plain types only; a callable step size becomes None."""
-        return checkpoint.plain(super().state_dict())
+        # before hooks of the user, which may make something else of it
+        handle = self.register_state_dict_post_hook(checkpoint.plain, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
@@ -270,7 +275,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: not a state dict, other groups or shapes, state missing.
         """
-        checkpoint.check_kind(state_dict)
+        checkpoint.check_dict(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
             super().load_state_dict(state_dict)

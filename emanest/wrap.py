@@ -132,11 +132,20 @@ class Wrap(Optimizer):
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
         args: Any = (self,) if closure is None else (self, closure)
         kwargs: Any = {}
-        for hook in list(self._optimizer_step_pre_hooks.values()):
-            args, kwargs = hook(self, args, kwargs) or (args, kwargs)
-        loss = Optimizer.step(*args, **kwargs)
-        for hook in list(self._optimizer_step_post_hooks.values()):
-            hook(self, args, kwargs)
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            for hook in list(self._optimizer_step_pre_hooks.values()):
+                given = hook(self, args, kwargs)
+                if given is not None:
+                    if not (isinstance(given, tuple) and len(given) == 2):
+                        raise RuntimeError(
+                            "a step pre-hook must return None or a tuple of (new_args, new_kwargs),"
+                            f" but got {given!r}"
+                        )
+                    args, kwargs = given
+            loss = Optimizer.step(*args, **kwargs)
+            self._optimizer_step_code()
+            for hook in list(self._optimizer_step_post_hooks.values()):
+                hook(self, args, kwargs)
         return loss
 
     # torch would wrap this method too, and run global hooks once more than there are steps

@@ -140,6 +140,13 @@ class Entry(TORCH["OptimizerInfo"]):
                 continue
             yield OptimizerInput(None, kwargs, row.desc)
 
+    def some_inputs(self, lookahead):
+        """Every row without a lookahead and with EMA-Nesterov; with the others the first one."""
+        for row in self.inputs(lookahead):
+            yield row
+            if lookahead not in (None, METHODS["ema"]):
+                break
+
 
 def _fused(cls):
     return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **kwargs)

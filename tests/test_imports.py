@@ -41,7 +41,7 @@ IMPORTS = {
     "survey": {"buckets", "gradients", "groups", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"gradients", "launches", "ops"},
-    "checkpoint": {"bucket", "groups", "lookahead", "options", "rules"},
+    "checkpoint": {"bucket", "checks", "groups", "lookahead", "options", "rules"},
     "points": {"lookahead", "ops", "rules"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
