@@ -34,7 +34,7 @@ class Wrap(Optimizer):
     Raises:
         TypeError: not an optimizer, or one that cannot be wrapped: it needs a closure or two
             gradients per step, has modes of its own, or takes sparse gradients only.
-        ValueError: already wrapped, or a parameter that belongs to two of the optimizers.
+        ValueError: already wrapped, or a parameter that is there twice.
     """
 
     dense_only = False
@@ -49,7 +49,10 @@ class Wrap(Optimizer):
             check_inner(each)
         params = [p for each in inner for group in each.param_groups for p in group["params"]]
         if len(params) != len(set(params)):
-            raise ValueError("some parameters belong to more than one of the optimizers")
+            raise ValueError(
+                "some parameters belong to more than one of the optimizers, or to one of them "
+                "twice: they would be updated twice"
+            )
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
         for i, group in enumerate(group for each in inner for group in each.param_groups):
             method = check_method(completed_entries(group, entries))
