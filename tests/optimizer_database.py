@@ -81,7 +81,7 @@ CAPTURABLE = {"capturable": {"capturable": True}}
 SCHEDULERS = {
     "step": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=30),
+    "one cycle": lambda o, **options: lr_scheduler.OneCycleLR(o, 0.002, total_steps=30, **options),
     "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=1),
     "warm-up, cosine": lambda o: lr_scheduler.SequentialLR(
         o,
