@@ -97,7 +97,7 @@ class Optimizer(torch.optim.Optimizer):
             RuntimeError: in eval mode; a gradient is sparse, or (``nonfinite="raise"``) not finite.
                 Nothing has changed then.
         """
-        if self.state and not self.param_groups[0]["train_mode"]:
+        if self.state and not self._training:
             raise RuntimeError(
                 "step() in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
@@ -130,7 +130,7 @@ class Optimizer(torch.optim.Optimizer):
         for move_on in clocks:
             move_on()
         self._survey.remember(self)
-        if not self.param_groups[0]["train_mode"]:
+        if not self._training:
             points.to_x(self)
 
     def _run(self, planned):
@@ -219,13 +219,17 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- x and y --------------------------------------------------------------------------------
 
+    @property
+    def _training(self):
+        return self.param_groups[0]["train_mode"]
+
     def eval(self):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
 
         y is kept aside (one value of the parameter's dtype for every parameter that is ahead) and
         is part of ``state_dict()`` until ``train()``.
         """
-        if self.param_groups[0]["train_mode"]:
+        if self._training:
             points.to_x(self)
 
     def train(self):
@@ -234,13 +238,13 @@ class Optimizer(torch.optim.Optimizer):
         A parameter that was written since ``eval()`` (by ``model.load_state_dict``, say) is taken
         as the new x.
         """
-        if not self.param_groups[0]["train_mode"]:
+        if not self._training:
             points.to_y(self)
 
     @contextlib.contextmanager
     def at_iterate(self):
         """``eval()`` for the length of a ``with`` block, then the mode it was in before."""
-        was_training = self.param_groups[0]["train_mode"]
+        was_training = self._training
         self.eval()
         try:
             yield self

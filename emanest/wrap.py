@@ -101,6 +101,12 @@ class Wrap(Optimizer):
         return self._state
 
     @property
+    def _training(self):
+        # not by way of our param_groups, which looks at every group: mode calls cost nothing
+        first = self.optimizers[0].param_groups[0]
+        return first["train_mode"] if "train_mode" in first else super()._training
+
+    @property
     def _step_supports_amp_scaling(self):
         return all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers)
 
