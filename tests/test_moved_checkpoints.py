@@ -28,10 +28,11 @@ def made(entry, lookahead, params, backend):
     return optimizer
 
 
+@pytest.mark.usefixtures("exact_sqrt")
 @each_move
 @pytest.mark.parametrize("entry", [e for e in DATABASE.values() if not e.wraps], ids=repr)
 @each_lookahead
-def test_a_run_goes_on_elsewhere(source, target, entry, lookahead, exact_sqrt):
+def test_a_run_goes_on_elsewhere(source, target, entry, lookahead):
     """Bit for bit as if the back end had been switched without a checkpoint.
 
     Those that orthogonalise aside, also as if it had not been switched at all.
