@@ -55,8 +55,9 @@ def test_the_database_holds_every_optimizer():
 
 @each_entry
 @each_lookahead
-def test_it_goes_in_the_right_direction(entry, lookahead):
-    for row in entry.inputs(lookahead):
+@pytest.mark.parametrize("rows", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_it_goes_in_the_right_direction(entry, lookahead, rows):
+    for row in {"some": entry.some_inputs, "all": entry.inputs}[rows](lookahead):
         problem = Problem()
         optimizer = entry.make(problem.params, lookahead, **row.kwargs)
         first = problem.loss().item()

@@ -6,12 +6,25 @@ from torch.optim import lr_scheduler
 
 from emanest import ScheduleFree
 from helpers import bits, set_gradients
-from optimizer_database import DATABASE, SCHEDULERS, Problem, each_entry, each_lookahead
+from optimizer_database import DATABASE, LOOKAHEADS, SCHEDULERS, Problem, each_lookahead
 
 LR = 0.001
 # what a scheduler may write into a group
 NUMBERS = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "swa_lr")
 
+# every optimizer and every lookahead; in the slow tests each with each
+PAIRS = [
+    pytest.param(
+        entry,
+        lookahead,
+        id=f"{entry}-{name}",
+        marks=[]
+        if entry.name in ("AdamW", "Wrap two") or name in ("no lookahead", "ema")
+        else [pytest.mark.slow],
+    )
+    for entry in DATABASE.values()
+    for name, lookahead in LOOKAHEADS.items()
+]
 each_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 
 
@@ -33,8 +46,7 @@ def made(entry, lookahead, lr=LR):
     return problem, entry.make(problem.params, lookahead, lr=lr)
 
 
-@each_entry
-@each_lookahead
+@pytest.mark.parametrize(("entry", "lookahead"), PAIRS)
 @each_scheduler
 def test_a_schedule_is_numbers_set_by_hand(entry, lookahead, name):
     """Bit for bit; they are those that an optimizer of torch gets from the same scheduler."""
