@@ -1,12 +1,14 @@
 """Schedulers of torch on every optimizer with every lookahead: they set numbers, nothing else."""
 
+import itertools
+
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
 from emanest import ScheduleFree
 from helpers import bits, set_gradients
-from optimizer_database import DATABASE, LOOKAHEADS, SCHEDULERS, Problem, each_lookahead
+from optimizer_database import DATABASE, LOOKAHEADS, SCHEDULERS, Problem, each_entry, each_lookahead
 
 LR = 0.001
 # what a scheduler may write into a group
@@ -93,3 +95,21 @@ def test_a_tensor_lr_is_its_value_under_a_schedule(entry, lookahead, name):
             advance(scheduler, t)
         twin.param_groups[0]["lr"] = lr.item()
     assert [bits(p) for p in problem.params] == [bits(p) for p in twin_problem.params]
+
+
+@each_entry
+@pytest.mark.parametrize("name", ["no lookahead", "ema"])
+def test_a_schedule_that_ends_at_zero_ends_the_run(entry, name):
+    """Rates are read at every step: x stays where it is, bit for bit, whatever the gradients."""
+    problem, optimizer = made(entry, LOOKAHEADS[name])
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: float(t < 2))
+    points = []
+    for t in range(7):
+        set_gradients(problem.params, t)
+        optimizer.step()
+        scheduler.step()
+        with optimizer.at_iterate():
+            points.append([bits(p) for p in problem.params])
+    # the first step at a rate of 0 is the third; y was ahead once more
+    moved = [a != b for a, b in itertools.pairwise(points)]
+    assert moved == [True, name == "ema", *[False] * 4]
