@@ -28,6 +28,7 @@ from .orthogonal import (
 from .peers import (
     COMPILED,
     COMPILED_ALONE,
+    EVAL,
     FOREACH,
     FUSED,
     OPTIMI,
@@ -41,12 +42,15 @@ from .peers import (
     PYTORCH_OPTIMIZER_SCHEDULE_FREE,
     SCHEDULEFREE,
     SYNC,
+    TRAIN,
     TWO_PHASE,
     TWO_PHASE_16,
     TWO_PHASE_FOREACH,
     TWO_PHASE_IDLE,
     TWO_PHASE_MASTER,
     TWO_PHASE_SGD,
+    WRAP_EVAL,
+    WRAP_TRAIN,
 )
 
 
@@ -160,6 +164,28 @@ CPU = (
         *("many small, cold", "cpu", "1000 tiny", OURS),
         (FUSED, FOREACH, TWO_PHASE),
         (speedup(FUSED), speedup(FOREACH), speedup(TWO_PHASE)),
+    ),
+    Case(
+        *("call of step()", "cpu", "150 of 16", OURS),
+        (OURS_ALONE, FUSED, FOREACH),
+        (
+            Claim("host"),
+            *(Claim("host of", peer) for peer in (OURS_ALONE, FUSED, FOREACH)),
+            speedup(FUSED),
+            speedup(FOREACH),
+        ),
+        steps=20,
+        cold=False,
+    ),
+    Case(
+        *("call of train(), eval()", "cpu", "150 of 16", TRAIN),
+        (EVAL, WRAP_TRAIN, WRAP_EVAL),
+        (
+            Claim("host", None, 2),
+            *(Claim("host of", name, 2) for name in (EVAL, WRAP_TRAIN, WRAP_EVAL)),
+        ),
+        steps=1000,
+        cold=False,
     ),
     Case(
         *("adamw", "cpu", "GPT-2 124M", OURS_ALONE),

@@ -32,6 +32,11 @@ def tiny(count=1000):
     return [cycle[i % len(cycle)] for i in range(count)]
 
 
+def vectors(count=150):
+    """As many tensors as GPT-2 has, of 16 elements each: all that costs is to be called."""
+    return [(16,)] * count
+
+
 def small(count=4000):
     """Ragged vectors of 256 to 4096 elements, always the same ones."""
     draw = random.Random(0)
@@ -45,6 +50,7 @@ MODELS = {
     "Llama 350M": llama(24, 1024, 2736),
     "Llama 1.3B": llama(24, 2048, 5461),
     "1000 tiny": tiny(),
+    "150 of 16": vectors(),
     "4000 small": small(),
     "GPT-2 matrices": gpt2_matrices(),
     "two GPT-2 blocks": gpt2_matrices(2),

@@ -98,6 +98,27 @@ def emanest_method(method, options=ADAMW):
     return lambda params, capturable: emanest_adamw(params, capturable, method, options)
 
 
+def mode_call(wrapped, mode):
+    """``train()`` in train mode, or ``eval()`` in eval mode, after one step."""
+
+    def make(params, capturable):
+        if wrapped:
+            optimizer = emanest.Wrap(torch.optim.AdamW(params, **fused(ADAMW)), EMA)
+        else:
+            optimizer = emanest.AdamW(params, **ADAMW, lookahead=EMA)
+        optimizer.step()
+        getattr(optimizer, mode)()
+        return Stepper(getattr(optimizer, mode), lambda: params, optimizer.at_iterate)
+
+    return make
+
+
+def one_step(params, capturable):
+    """What a mode call leaves as it is: the x of one step."""
+    reference.TwoPhase(torch.optim.AdamW(params, **ADAMW, foreach=False), params).step()
+    return Stepper(lambda: None, lambda: params)
+
+
 # float32 state, whatever the parameters
 OURS = "emanest AdamW + EMA-Nesterov"
 OURS_ALONE = "emanest AdamW"
@@ -105,6 +126,10 @@ OURS_SGD = "emanest SGD + EMA-Nesterov"
 OURS_WRAP = "emanest Wrap around an idle optimizer"
 OURS_SCHEDULE_FREE = "emanest AdamW + Schedule-Free"
 OURS_LOOKAHEAD = "emanest AdamW + Lookahead"
+TRAIN = "train() in train mode"
+EVAL = "eval() in eval mode"
+WRAP_TRAIN = "train() of a Wrap in train mode"
+WRAP_EVAL = "eval() of a Wrap in eval mode"
 TWO_PHASE = "two-phase around torch fused AdamW"
 TWO_PHASE_FOREACH = "two-phase around torch foreach AdamW"
 TWO_PHASE_MASTER = "two-phase on a float32 copy"
@@ -131,6 +156,10 @@ VARIANTS = {
         "schedule-free", emanest_method(emanest.ScheduleFree(0.9), NO_MOMENTUM)
     ),
     OURS_LOOKAHEAD: Variant("lookahead", emanest_method(emanest.Lookahead(**SYNC))),
+    TRAIN: Variant("mode call", mode_call(wrapped=False, mode="train")),
+    EVAL: Variant("mode call", mode_call(wrapped=False, mode="eval")),
+    WRAP_TRAIN: Variant("mode call", mode_call(wrapped=True, mode="train")),
+    WRAP_EVAL: Variant("mode call", mode_call(wrapped=True, mode="eval")),
     # 28 bytes of AdamW and 44 of the reference
     TWO_PHASE: Variant("ema adamw", two_phase(TorchAdamW, **fused(ADAMW)), Traffic(6, 1, 11)),
     # as torch has it for parameters of 16 bits: so has the state, and small updates are lost
@@ -183,4 +212,5 @@ ORACLES = {
     "lookahead": lambda params, capturable: emanest_adamw(
         params, False, emanest.Lookahead(**SYNC), backend="eager"
     ),
+    "mode call": one_step,
 }

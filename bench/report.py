@@ -47,6 +47,9 @@ QUANTITIES = {
         "% of ours beyond {peer}", lambda ours, peer: 100 * (1 - peer.median / ours.median), False
     ),
     "host": Quantity("host µs per step", lambda ours, peer: ours.info["host"] * 1e6, False),
+    "host of": Quantity(
+        "host µs per step, {peer}", lambda ours, peer: peer.info["host"] * 1e6, False
+    ),
 }
 
 COLUMNS = (

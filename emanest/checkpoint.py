@@ -1,11 +1,13 @@
 """What goes into a state dict and how it comes back: exact, and all or nothing."""
 
 import contextlib
+import inspect
 import warnings
 
 import torch
 
 from .bucket import shape_like
+from .checks import CHECKS
 from .gradients import parameter_name
 from .groups import (
     CLOCK,
@@ -35,8 +37,8 @@ class _Raw:
         self.entries = entries
 
 
-def plain(state_dict):
-    """Replace callables in the groups of a state dict, and note its format."""
+def plain(_, state_dict):
+    """Replace callables in the groups of a state dict, note its format; a state_dict post-hook."""
     groups = [
         {**{k: CALLABLE if callable(v) else v for k, v in group.items()}, VERSION: NEWEST}
         for group in state_dict["param_groups"]
@@ -44,10 +46,15 @@ def plain(state_dict):
     return {**state_dict, "param_groups": groups}
 
 
-def check_kind(state_dict):
-    """Raise TypeError or ValueError for what is not an optimizer's state dict."""
+def check_dict(state_dict):
+    """Raise TypeError for what is not a dict; hooks may still make a state dict of it."""
     if not isinstance(state_dict, dict):
         raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+
+
+def check_kind(state_dict):
+    """Raise TypeError or ValueError for what is not an optimizer's state dict."""
+    check_dict(state_dict)
     for key in ("param_groups", "state"):
         if key not in state_dict:
             raise ValueError(f"not an optimizer state dict: missing {key!r}")
@@ -240,7 +247,12 @@ def unpacked(entries):
 
 
 def complete(optimizer):
-    """Give groups that an older version pickled the options that it did not know."""
+    """Give what an older version pickled the options that it did not know."""
+    optimizer.defaults.setdefault("base", next(iter(optimizer.bases), None))
+    for name, argument in inspect.signature(type(optimizer)).parameters.items():
+        known = name in CHECKS or name == "backend"
+        if known and argument.default is not argument.empty:
+            optimizer.defaults.setdefault(name, argument.default)
     for group in optimizer.param_groups:
         for key, value in defaults_of(group, optimizer).items():
             if not is_lookahead_entry(key):

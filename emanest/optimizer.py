@@ -112,7 +112,7 @@ class Optimizer(torch.optim.Optimizer):
             RuntimeError: in eval mode; a gradient is sparse, or (``nonfinite="raise"``) not finite.
                 Nothing has changed then.
         """
-        if self.state and not self.param_groups[0]["train_mode"]:
+        if self.state and not self._training:
             raise RuntimeError(
                 "step() in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
@@ -146,7 +146,7 @@ class Optimizer(torch.optim.Optimizer):
         for move_on in clocks:
             move_on()
         self._survey.remember(self)
-        if not self.param_groups[0]["train_mode"]:
+        if not self._training:
             points.to_x(self)
 
     def _run(self, planned):
@@ -240,13 +240,17 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- x and y --------------------------------------------------------------------------------
 
+    @property
+    def _training(self):
+        return self.param_groups[0]["train_mode"]
+
     def eval(self):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
 
         y is kept aside (one value of the parameter's dtype for every parameter that is ahead) and
         is part of ``state_dict()`` until ``train()``.
         """
-        if self.param_groups[0]["train_mode"]:
+        if self._training:
             points.to_x(self)
 
     def train(self):
@@ -255,13 +259,13 @@ class Optimizer(torch.optim.Optimizer):
         A parameter that was written since ``eval()`` (by ``model.load_state_dict``, say) is taken
         as the new x.
         """
-        if not self.param_groups[0]["train_mode"]:
+        if not self._training:
             points.to_y(self)
 
     @contextlib.contextmanager
     def at_iterate(self):
         """``eval()`` for the length of a ``with`` block, then the mode it was in before."""
-        was_training = self.param_groups[0]["train_mode"]
+        was_training = self._training
         self.eval()
         try:
             yield self
@@ -298,7 +302,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self):
         """The state in torch's format, of plain types only; a callable step size becomes None."""
-        return checkpoint.plain(super().state_dict())
+        # before hooks of the user, which may make something else of it
+        handle = self.register_state_dict_post_hook(checkpoint.plain, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
@@ -316,7 +325,7 @@ class Optimizer(torch.optim.Optimizer):
                 another optimizer's, or of a format that a newer version wrote. Nothing has changed
                 then, nor if memory runs out.
         """
-        checkpoint.check_kind(state_dict)
+        checkpoint.check_dict(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
             with checkpoint.all_or_nothing(self._holders()):

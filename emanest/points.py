@@ -11,7 +11,11 @@ from . import ops
 from .lookahead import method_of
 from .rules import POSITIONS
 
+# unlike torch.compiler.disable this does not import dynamo
+_eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 
+
+@_eager
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
     for _, method, bucket, indices in _stateful(optimizer):
@@ -31,6 +35,7 @@ def to_x(optimizer):
     _enter(optimizer, train_mode=False)
 
 
+@_eager
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
     # all edits are looked up before the first write, which may touch shared version counters
@@ -69,6 +74,7 @@ def _restart(optimizer, method, bucket, indices):
         )
 
 
+@_eager
 def mark_edited(optimizer):
     """Treat every parameter as edited."""
     for _, _, bucket, indices in _stateful(optimizer):

@@ -36,8 +36,7 @@ class Wrap(Optimizer):
     Raises:
         TypeError: not an optimizer, or one that cannot be wrapped: it needs a closure or two
             gradients per step, has modes of its own, or takes sparse gradients only.
-        ValueError: already wrapped, a parameter that belongs to two of the optimizers, or a group
-            without ``lr``.
+        ValueError: already wrapped, a parameter that is there twice, or a group without ``lr``.
     """
 
     dense_only = False
@@ -54,7 +53,10 @@ class Wrap(Optimizer):
             check_inner(each)
         params = [p for each in inner for group in each.param_groups for p in group["params"]]
         if len(params) != len(set(params)):
-            raise ValueError("some parameters belong to more than one of the optimizers")
+            raise ValueError(
+                "some parameters belong to more than one of the optimizers, or to one of them "
+                "twice: they would be updated twice"
+            )
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
@@ -108,6 +110,12 @@ class Wrap(Optimizer):
         return self._state
 
     @property
+    def _training(self):
+        # not by way of our param_groups, which looks at every group: mode calls cost nothing
+        first = self.optimizers[0].param_groups[0]
+        return first["train_mode"] if "train_mode" in first else super()._training
+
+    @property
     def _step_supports_amp_scaling(self):
         return all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers)
 
@@ -152,11 +160,20 @@ class Wrap(Optimizer):
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
         args: Any = (self,) if closure is None else (self, closure)
         kwargs: Any = {}
-        for hook in list(self._optimizer_step_pre_hooks.values()):
-            args, kwargs = hook(self, args, kwargs) or (args, kwargs)
-        loss = Optimizer.step(*args, **kwargs)
-        for hook in list(self._optimizer_step_post_hooks.values()):
-            hook(self, args, kwargs)
+        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+            for hook in list(self._optimizer_step_pre_hooks.values()):
+                given = hook(self, args, kwargs)
+                if given is not None:
+                    if not (isinstance(given, tuple) and len(given) == 2):
+                        raise RuntimeError(
+                            "a step pre-hook must return None or a tuple of (new_args, new_kwargs),"
+                            f" but got {given!r}"
+                        )
+                    args, kwargs = given
+            loss = Optimizer.step(*args, **kwargs)
+            self._optimizer_step_code()
+            for hook in list(self._optimizer_step_post_hooks.values()):
+                hook(self, args, kwargs)
         return loss
 
     # torch would wrap this method too, and run global hooks once more than there are steps

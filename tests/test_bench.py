@@ -50,6 +50,7 @@ FIRST = CPU[0]
         ("Llama 350M", 219, 367_969_280),
         ("Llama 1.3B", 219, 1_339_082_752),
         ("1000 tiny", 1000, 1_792_000),
+        ("150 of 16", 150, 2_400),
         ("4000 small", 4000, 8_710_371),
         ("GPT-2 matrices", 48, 84_934_656),
         ("two GPT-2 blocks", 8, 14_155_776),
@@ -462,20 +463,23 @@ def test_report_of_a_small_run():
         ["share", None, 0.88, None],
         ["accuracy", "slow", 100, 1000],
         ["lookahead", "same", 2, None],
+        ["host", None, 30, None],
+        ["host of", "slow", 30, None],
         ["speedup", "absent", 2, 2],
     ]
     more = {"claims": claims, "skipped": {"absent": "no package"}, "error": 5e-7, "share": 0.9}
+    more["host"] = 25e-6
     data = {
         "benchmarks": [
             entry(*("c", "us", 0.1), state_bytes=12, transient_bytes=0.001, **more),
             *(entry("c", n, t) for n, t in [("same", 0.099), ("unasked", 0.2)]),
-            entry("c", "slow", 0.4, error=1e-4, gigaflops_per_second=12.345),
+            entry("c", "slow", 0.4, error=1e-4, gigaflops_per_second=12.345, host=31e-6),
             entry("c", "less", 0.07, state_bytes=8),
         ],
         "failed": ["other: broke"],
     }
     text = report.report(data)
-    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in text.splitlines()[4:13]]
+    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in text.splitlines()[4:15]]
     assert cells == [
         ["slow / ours", "4.00", "3.5", "4.5", "ok"],
         ["same / ours", "0.99", "0.95", "1", "ok"],
@@ -486,6 +490,8 @@ def test_report_of_a_small_run():
         ["share of the ceiling", "0.90", "0.88", "", "ok"],
         ["error of slow / error of ours", "200.00", "100", "1000", "ok"],
         ["% of ours beyond same", "1.00", "2", "", "ok"],
+        ["host µs per step", "25.00", "30", "", "ok"],
+        ["host µs per step, slow", "31.00", "30", "", "miss"],
     ]
     assert "| 12.35 | 5.0e-07 | 1.0e-04 |" in text
     assert text.startswith(

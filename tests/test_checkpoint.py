@@ -1,8 +1,8 @@
 """Saving and loading: training goes on bit for bit."""
 
 import copy
-import functools
 import io
+import itertools
 import pickle
 
 import pytest
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import emanest
 import helpers
-from emanest import EMANesterov, Lookahead, Wrap
+from emanest import EMANesterov, Lookahead, ScheduleFree, Wrap
 from helpers import LR, METHODS, adamw, content, differing, params_of, run, values
 
 BASES = {
@@ -21,7 +21,26 @@ BASES = {
     "wrap": helpers.wrap_adamw,
     "wrap two": helpers.wrap_two,
 }
-DTYPES = [torch.float32, torch.bfloat16]
+
+
+def muon(cls):
+    def make(params, method):
+        # Schedule-Free brings the momentum
+        momentum = 0.0 if isinstance(method, ScheduleFree) else 0.9
+        return cls(params, LR, weight_decay=0.0, momentum=momentum, lookahead=method)
+
+    return make
+
+
+RESUMED = {
+    **BASES,
+    "sgd inside": lambda params, method: Wrap(
+        torch.optim.SGD(params, LR, 0.0 if isinstance(method, ScheduleFree) else 0.9), method
+    ),
+    "muon": muon(emanest.Muon),
+    "normuon": muon(emanest.NorMuon),
+}
+SHAPES = {name: [(3, 4), (4, 2)] if "muon" in name else [(3, 5), ()] for name in RESUMED}
 
 each_method = pytest.mark.parametrize("method", METHODS)
 each_base = pytest.mark.parametrize("base", BASES)
@@ -33,11 +52,11 @@ class Training:
     """Parameters, an optimizer and a scheduler, which save and load as users do it."""
 
     def __init__(self, base, method, dtype=torch.float32, fill=None):
-        self.params = helpers.parameters(dtype, [(3, 5), ()])
+        self.params = helpers.parameters(dtype, SHAPES[base])
         if fill is not None:
             for p in self.params:
                 torch.nn.init.constant_(p, fill)
-        self.optimizer = BASES[base](self.params, METHODS[method])
+        self.optimizer = RESUMED[base](self.params, method and METHODS[method])
         self.scheduler = CosineAnnealingLR(self.optimizer, 8)
 
     def run(self, steps):
@@ -65,11 +84,6 @@ class Training:
         return self
 
 
-@functools.cache
-def uninterrupted(base, method, dtype):
-    return content(Training(base, method, dtype).run(range(10)).optimizer)
-
-
 def storages(optimizer):
     tensors = [*params_of(optimizer)]
     for entries in optimizer.state.values():
@@ -77,22 +91,41 @@ def storages(optimizer):
     return {t.untyped_storage().data_ptr() for t in tensors}
 
 
-@each_method
-@each_base
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [0, 1, 7])
-@each_mode
-def test_resume_is_exact(method, base, dtype, k, mode):
-    first = Training(base, method, dtype).run(range(k))
-    getattr(first.optimizer, mode)()
-    saved = first.save()
-    # whatever comes first, the optimizer or the parameters
-    for last in ("optimizer", "params")[: 1 + (k == 7)]:
-        second = Training(base, method, dtype, fill=3.0).load(saved, last)
-        assert differing(content(second.optimizer), content(first.optimizer)) == []
-        second.optimizer.train()
-        second.run(range(k, 10))
-        assert differing(content(second.optimizer), uninterrupted(base, method, dtype)) == []
+SAVED_AT = (0, 1, 2, 7, 50)
+MORE = 3  # steps after a resume; they cross a sync of every method
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [
+        *itertools.product(RESUMED, [torch.float32]),
+        *itertools.product(["adamw", "wrap"], [torch.bfloat16]),
+        *(
+            pytest.param(base, torch.bfloat16, marks=pytest.mark.slow)
+            for base in RESUMED
+            if base not in ("adamw", "wrap")
+        ),
+    ],
+    ids=str,
+)
+def test_resume_is_exact(method, base, dtype):
+    """After so many steps, in either mode, whatever is loaded first; bit for bit."""
+    first, saved, found = Training(base, method, dtype), {}, {}
+    for k in range(SAVED_AT[-1] + MORE + 1):
+        found[k] = content(first.optimizer) if {k, k - MORE} & {*SAVED_AT} else None
+        if k in SAVED_AT:
+            for mode in ("eval", "train"):
+                getattr(first.optimizer, mode)()
+                saved[k, mode] = first.save(), content(first.optimizer)
+        first.run([k])
+    for (k, mode), (state, expected) in saved.items():
+        for last in ("optimizer", "params")[: 1 + (k == 7)]:
+            second = Training(base, method, dtype, fill=3.0).load(state, last)
+            assert differing(content(second.optimizer), expected) == []
+            second.optimizer.train()
+            second.run(range(k, k + MORE))
+            assert differing(content(second.optimizer), found[k + MORE]) == [], (k, mode)
 
 
 @each_method

@@ -47,7 +47,7 @@ IMPORTS = {
     "survey": {"buckets", "gradients", "groups", "shards", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"gradients", "launches", "ops", "shards"},
-    "checkpoint": {"bucket", "gradients", "groups", "lookahead", "options", "rules"},
+    "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "rules"},
     "points": {"lookahead", "ops", "rules"},
     "metrics": {"lookahead", "ops", "rules", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},

@@ -1,6 +1,7 @@
 """Evaluations never change a run: eval() writes x, train() brings back y."""
 
 import contextlib
+import itertools
 import weakref
 
 import pytest
@@ -9,11 +10,31 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import helpers
-from emanest import EMANesterov, Lookahead
-from helpers import METHODS, adamw, content, differing, params_of, run, ulp, values
+from emanest import EMANesterov, Lookahead, backends
+from helpers import METHODS, adamw, content, differing, params_of, run, same, ulp, values
+from optimizer_database import DATABASE
 
 BASES = {"adamw": adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
-DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+# Triton is among them where it interprets: test_triton runs this file so
+BACKENDS = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
+
+
+def quick(backend, entry, dtype, interval):
+    """Every dtype on the one back end, everything else in float32."""
+    usual = backend == "cpp" and (interval == 1 or dtype == torch.float32)
+    return usual or (dtype == torch.float32 and interval == 1)
+
+
+RUNS = [
+    pytest.param(
+        *row,
+        marks=[] if quick(*row) else [pytest.mark.slow],
+        id="-".join(map(str, (*row[:3], "always" if row[3] == 1 else "at times"))),
+    )
+    for row in itertools.product(BACKENDS, DATABASE.values(), [*DTYPES, torch.complex64], [1, 3])
+    if row[1].supports_complex or not row[2].is_complex
+]
 
 each_method = pytest.mark.parametrize("method", METHODS)
 each_base = pytest.mark.parametrize("base", BASES)
@@ -30,18 +51,27 @@ def only_the_mode_differs(a, b):
     return {path.rpartition("/")[2] for path in differing(a, b)} == {"train_mode"}
 
 
+@pytest.mark.parametrize(("backend", "entry", "dtype", "interval"), RUNS)
 @each_method
-@each_base
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_run_with_evaluations_equals_a_run_without(method, base, dtype):
-    def evaluate():
-        with evaluated.at_iterate():
-            pass
-
-    evaluated, plain = make(base, method, dtype), make(base, method, dtype)
-    evaluate()
-    run(evaluated, range(9), each=evaluate)
-    run(plain, range(9))
+def test_a_run_with_evaluations_equals_a_run_without(
+    backend, entry, dtype, interval, method, monkeypatch
+):
+    """Every step, or every third; bit for bit, and so for all that it leaves behind."""
+    monkeypatch.setenv("EMANEST_BACKEND", backend)
+    shapes = [(3, 5), (4, 4)] if entry.supports_complex else [(3, 4), (4, 2), (3, 4)]
+    evaluated, plain = (
+        entry.make(helpers.parameters(dtype, shapes), METHODS[method], lr=helpers.LR)
+        for _ in range(2)
+    )
+    elsewhere = interval > 1
+    for t in range(6):
+        if t % interval == 0:
+            with evaluated.at_iterate():
+                elsewhere |= not same(evaluated, plain)
+        run(evaluated, [t])
+        run(plain, [t])
+    # evaluated every time, some were not at y
+    assert elsewhere
     assert differing(content(evaluated), content(plain)) == []
 
 

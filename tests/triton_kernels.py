@@ -10,11 +10,13 @@ import torch
 
 import emanest
 import helpers
+import test_points
 import test_rules
 from emanest import eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import exact_sqrt  # noqa: F401
+from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
 
 FLOAT32 = torch.float32
@@ -367,3 +369,11 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
 
     # sums in another order, and polynomials that multiply what that makes of the last bits
     torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", helpers.METHODS)
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
+def test_evaluations_change_no_run(method, dtype, monkeypatch):
+    test_points.test_a_run_with_evaluations_equals_a_run_without(
+        "triton", DATABASE["AdamW"], dtype, 1, method, monkeypatch
+    )

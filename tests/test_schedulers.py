@@ -1,0 +1,115 @@
+"""Schedulers of torch on every optimizer with every lookahead: they set numbers, nothing else."""
+
+import itertools
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from emanest import ScheduleFree
+from helpers import bits, set_gradients
+from optimizer_database import DATABASE, LOOKAHEADS, SCHEDULERS, Problem, each_entry, each_lookahead
+
+LR = 0.001
+# what a scheduler may write into a group
+NUMBERS = ("lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "swa_lr")
+
+# every optimizer and every lookahead; in the slow tests each with each
+PAIRS = [
+    pytest.param(
+        entry,
+        lookahead,
+        id=f"{entry}-{name}",
+        marks=[]
+        if entry.name in ("AdamW", "Wrap two") or name in ("no lookahead", "ema")
+        else [pytest.mark.slow],
+    )
+    for entry in DATABASE.values()
+    for name, lookahead in LOOKAHEADS.items()
+]
+each_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
+
+
+def scheduler_of(name, optimizer, entry, lookahead):
+    if name != "one cycle":
+        return SCHEDULERS[name](optimizer)
+    # Schedule-Free has no momentum to cycle; two optimizers have two words for it
+    fixed = isinstance(lookahead, ScheduleFree) or entry.name == "Wrap two"
+    return SCHEDULERS[name](optimizer, cycle_momentum=not fixed)
+
+
+def advance(scheduler, t):
+    measured = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+    scheduler.step(*[1.0 + t] * measured)
+
+
+def made(entry, lookahead, lr=LR):
+    problem = Problem()
+    return problem, entry.make(problem.params, lookahead, lr=lr)
+
+
+@pytest.mark.parametrize(("entry", "lookahead"), PAIRS)
+@each_scheduler
+def test_a_schedule_is_numbers_set_by_hand(entry, lookahead, name):
+    """Bit for bit; they are those that an optimizer of torch gets from the same scheduler."""
+    problem, optimizer = made(entry, lookahead)
+    twin_problem, twin = made(entry, lookahead)
+    # without a lookahead, and with the momentum that this one leaves
+    still = entry.still if isinstance(lookahead, ScheduleFree) else {}
+    clock = entry.make(Problem().params, None, lr=LR, **still)
+    schedulers = [scheduler_of(name, o, entry, lookahead) for o in (optimizer, clock)]
+    first, rates = problem.loss().item(), set()
+    for t in range(6):
+        for group, numbers in zip(twin.param_groups, clock.param_groups, strict=True):
+            group.update({k: numbers[k] for k in NUMBERS if k in numbers})
+        rates.add(optimizer.param_groups[0]["lr"])
+        for each, stepped in ((problem, optimizer), (twin_problem, twin)):
+            each.backward()
+            stepped.step()
+        assert [bits(p) for p in problem.params] == [bits(p) for p in twin_problem.params]
+        clock.step()
+        for scheduler in schedulers:
+            advance(scheduler, t)
+    assert len(rates) > 1
+    # and the run went in the right direction
+    assert problem.loss().item() < first
+    with optimizer.at_iterate():
+        assert problem.loss().item() < first
+
+
+@pytest.mark.parametrize("entry", [e for e in DATABASE.values() if not e.wraps], ids=repr)
+@each_lookahead
+@pytest.mark.parametrize("name", ["step", "one cycle", "plateau"])
+def test_a_tensor_lr_is_its_value_under_a_schedule(entry, lookahead, name):
+    """Which is written in place: schedulers and groups keep the tensor that they know."""
+    problem, optimizer = made(entry, lookahead, torch.tensor(LR, dtype=torch.float64))
+    twin_problem, twin = made(entry, lookahead)
+    lr = optimizer.param_groups[0]["lr"]
+    schedulers = [scheduler_of(name, o, entry, lookahead) for o in (optimizer, twin)]
+    for t in range(5):
+        for each, stepped in ((problem, optimizer), (twin_problem, twin)):
+            set_gradients(each.params, t)
+            stepped.step()
+        assert optimizer.param_groups[0]["lr"] is lr
+        for scheduler in schedulers:
+            advance(scheduler, t)
+        twin.param_groups[0]["lr"] = lr.item()
+    assert [bits(p) for p in problem.params] == [bits(p) for p in twin_problem.params]
+
+
+@each_entry
+@pytest.mark.parametrize("name", ["no lookahead", "ema"])
+def test_a_schedule_that_ends_at_zero_ends_the_run(entry, name):
+    """Rates are read at every step: x stays where it is, bit for bit, whatever the gradients."""
+    problem, optimizer = made(entry, LOOKAHEADS[name])
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: float(t < 2))
+    points = []
+    for t in range(7):
+        set_gradients(problem.params, t)
+        optimizer.step()
+        scheduler.step()
+        with optimizer.at_iterate():
+            points.append([bits(p) for p in problem.params])
+    # the first step at a rate of 0 is the third; y was ahead once more
+    moved = [a != b for a, b in itertools.pairwise(points)]
+    assert moved == [True, name == "ema", *[False] * 4]
