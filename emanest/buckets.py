@@ -60,7 +60,7 @@ class Buckets:
         """
         clean = {}
         for bucket in self._published | dict.fromkeys(new):
-            clean[bucket] = bucket.writes.unedited()
+            clean[bucket] = bucket.writes.unedited(range(len(bucket.params)))
         yield
         for bucket, indices in clean.items():
             bucket.writes.record(indices)

@@ -3,6 +3,7 @@
 y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x.
 """
 
+import contextlib
 import warnings
 
 import torch
@@ -18,37 +19,82 @@ _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 @_eager
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
-    for _, method, bucket, indices in _stateful(optimizer):
-        _restart(optimizer, method, bucket, indices)
-    ahead = [
-        (group, method, bucket, same, b)
-        for group, method, bucket, indices in _stateful(optimizer)
+    stateful = list(_stateful(optimizer))
+    _restart(optimizer, (each[1:] for each in stateful))
+    moves = [
+        (method.points[0], group, method, bucket, same, b)
+        for group, method, bucket, indices in stateful
         for b, same in bucket.scalars.ahead(indices).items()
         if b != 0
     ]
-    # all copies before the first move: running out of memory then changes nothing
-    kept = [[_clone(bucket.tensors[i]) for i in same] for _, _, bucket, same, _ in ahead]
-    for (group, method, bucket, same, b), ys in zip(ahead, kept, strict=True):
-        for i, y in zip(same, ys, strict=True):
-            bucket.set_aside(i, y)
-        _move(method.points[0], group, method, bucket, same, b)
-    _enter(optimizer, train_mode=False)
+    with _all_or_nothing(optimizer, moves) as kept:
+        for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):
+            for i, y in zip(same, ys, strict=True):
+                bucket.set_aside(i, y)
+        for move in moves:
+            _move(*move)
+        _enter(optimizer, train_mode=False)
 
 
 @_eager
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
+    moves, anchors, kept = [], [], []
     # all edits are looked up before the first write, which may touch shared version counters
-    found = [(*each, set(each[2].writes.edited(each[3]))) for each in _stateful(optimizer)]
-    for group, method, bucket, indices, edited in found:
+    for group, method, bucket, indices in _stateful(optimizer):
+        edited = set(bucket.writes.edited(indices))
         for b, same in bucket.scalars.ahead(indices).items():
-            ours = [i for i in same if i not in edited]
-            lost = [i for i in ours if not _restore(bucket, i)] if b != 0 else []
-            _recompute(optimizer, group, method, bucket, lost, b)
-            _take_as_x(group, method, bucket, [i for i in same if i in edited], b)
-        for i in indices:
-            bucket.take_back(i)
-    _enter(optimizer, train_mode=True)
+            ahead = [i for i in same if i not in edited] if b != 0 else []
+            lost = [i for i in ahead if bucket.aside(i) is None]
+            kept.append((bucket, [i for i in ahead if bucket.aside(i) is not None]))
+            _warn_of_lost(optimizer, method, lost)
+            found = [i for i in same if i in edited]
+            for written, anchored in ((found, _positions(method)), (lost, _unknown_y(method))):
+                if anchored:
+                    anchors.append((method, bucket, written))
+                elif written and b != 0:
+                    moves.append((method.points[1], group, method, bucket, written, b))
+    with _all_or_nothing(optimizer, moves):
+        for move in moves:
+            _move(*move)
+        for anchor in anchors:
+            _anchor(*anchor)
+        for bucket, indices in kept:
+            _restore(bucket, indices)
+        for _, _, bucket, indices in _stateful(optimizer):
+            for i in indices:
+                bucket.take_back(i)
+        _enter(optimizer, train_mode=True)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(optimizer, moves):
+    """Give copies of the parameters that moves write; where the block raises, put them back.
+
+    Then the mode and every y that was kept are as before, and what was ours counts as ours.
+    """
+    stateful = [each[2:] for each in _stateful(optimizer)]
+    # all copies before the first move: running out of memory then changes nothing
+    kept = [[_clone(bucket.tensors[i]) for i in same] for *_, bucket, same, _ in moves]
+    aside = [(bucket, i, bucket.aside(i)) for bucket, indices in stateful for i in indices]
+    ours = [(bucket, bucket.writes.unedited(indices)) for bucket, indices in stateful]
+    training = optimizer._training
+    try:
+        yield kept
+    except BaseException:
+        for (*_, bucket, same, _), tensors in zip(moves, kept, strict=True):
+            for i, tensor in zip(same, tensors, strict=True):
+                _write(bucket, i, tensor)
+        for bucket, i, y in aside:
+            if y is None:
+                bucket.take_back(i)
+            else:
+                bucket.set_aside(i, y)
+        for bucket, indices in ours:
+            bucket.writes.record(indices)
+        for group in optimizer.param_groups:
+            group["train_mode"] = training
+        raise
 
 
 def follow_edits(optimizer, chosen):
@@ -56,21 +102,30 @@ def follow_edits(optimizer, chosen):
 
     For the others x and y have moved together and nothing is to be done.
     """
-    for group, buckets in zip(optimizer.param_groups, chosen, strict=True):
-        method = method_of(group)
-        for bucket, indices in buckets.items():
-            if method is not None:
-                _restart(optimizer, method, bucket, indices)
+    _restart(
+        optimizer,
+        (
+            (method, bucket, indices)
+            for group, buckets in zip(optimizer.param_groups, chosen, strict=True)
+            if (method := method_of(group)) is not None
+            for bucket, indices in buckets.items()
+        ),
+    )
 
 
-def _restart(optimizer, method, bucket, indices):
-    edited = bucket.writes.edited(indices)
-    if edited and _positions(method):
-        _anchor(method, bucket, edited)
+def _restart(optimizer, stateful):
+    counts = {}
+    for method, bucket, indices in stateful:
+        edited = bucket.writes.edited(indices)
+        if edited and _positions(method):
+            _anchor(method, bucket, edited)
+            name = type(method).__name__
+            counts[name] = counts.get(name, 0) + len(edited)
+    for name, count in counts.items():
         _warn_once(
             optimizer,
-            f"{len(edited)} parameters were written since the last step; "
-            f"{type(method).__name__} restarts from their new values",
+            f"{count} parameters were written since the last step; {name} restarts from their new "
+            "values",
         )
 
 
@@ -102,35 +157,30 @@ def _clone(p):
 
 
 @torch.no_grad()
-def _restore(bucket, i):
-    y = bucket.aside(i)
-    if y is not None:
-        bucket.tensors[i].copy_(y)
-    return y is not None
+def _write(bucket, i, tensor):
+    bucket.tensors[i].copy_(tensor)
 
 
-def _recompute(optimizer, group, method, bucket, indices, b):
-    """Find y again from x for parameters that were loaded in eval mode without their y."""
-    if not indices:
-        return
-    if method.points[1] is not None:
-        _move(method.points[1], group, method, bucket, indices, b)
-        how = "recomputed from x (within rounding)"
-    else:
-        _anchor(method, bucket, indices)
+def _restore(bucket, indices):
+    for i in indices:
+        _write(bucket, i, bucket.aside(i))
+
+
+def _unknown_y(method):
+    return method.points[1] is None
+
+
+def _warn_of_lost(optimizer, method, lost):
+    """Parameters were loaded in eval mode without their y."""
+    if lost:
         how = "lost: training goes on from x"
-    _warn_once(
-        optimizer,
-        f"the state was loaded in eval mode without y; y is {how}. Save in train mode to resume "
-        "bit for bit",
-    )
-
-
-def _take_as_x(group, method, bucket, indices, b):
-    if _positions(method):
-        _anchor(method, bucket, indices)
-    elif b != 0 and indices:
-        _move(method.points[1], group, method, bucket, indices, b)
+        if not _unknown_y(method):
+            how = "recomputed from x (within rounding)"
+        _warn_once(
+            optimizer,
+            f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
+            "resume bit for bit",
+        )
 
 
 def _positions(method):

@@ -51,12 +51,13 @@ class Writes:
         pairs = zip(indices, now, strict=True)
         return [i for i, version in pairs if self._versions[i] not in (None, version)]
 
-    def unedited(self):
+    def unedited(self, indices):
         """Those parameters that are known to be as we left them."""
-        now = self._now(range(len(self._params)))
-        if now == self._versions:
-            return range(len(now))
-        return [i for i, version in enumerate(now) if self._versions[i] == version]
+        now = self._now(indices)
+        if len(indices) == len(self._params) and now == self._versions:
+            return indices
+        pairs = zip(indices, now, strict=True)
+        return [i for i, version in pairs if self._versions[i] == version]
 
     def forget(self, indices):
         """Make parameters count as edited."""

@@ -36,37 +36,87 @@ from helpers import (
 
 def out_of_memory(name):
     """All state is allocated before any of it is shown, at each allocation that may fail."""
-    original = emanest.bucket._views
 
-    def failing_at(n):
-        def views(*args):
-            nonlocal n
-            n -= 1
-            if n < 0:
-                raise torch.OutOfMemoryError("out of memory")
-            return original(*args)
-
-        return views
-
-    def mixed():
-        params = [*matrices(), *matrices(torch.float64)]
-        return make(name, [{"params": params[::2]}, {"params": params[1::2]}])
-
-    failures = 0
-    while True:
-        optimizer, twin = mixed(), mixed()
+    def first(optimizer):
         set_gradients(params_of(optimizer), 0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(emanest.bucket, "_views", failing_at(failures))
-            try:
-                with refused(optimizer, torch.OutOfMemoryError, "out of memory"):
-                    optimizer.step()
-            except pytest.fail.Exception:
-                break
+        return optimizer.step
+
+    def check(optimizer, twin):
         assert not optimizer.state
         goes_on(optimizer, twin, range(3))
+
+    fails_everywhere((emanest.bucket, "_views"), lambda: mixed(name), first, check)
+
+
+def out_of_memory_in_eval(name):
+    """Parameters of all groups are at y, or all at x."""
+
+    def check(optimizer, twin):
+        assert all(group["train_mode"] for group in optimizer.param_groups)
+        goes_on(optimizer, twin)
+
+    def trained():
+        optimizer = mixed(name)
+        run(optimizer, range(2))
+        return optimizer
+
+    fails_everywhere((emanest.ops, "move_"), trained, lambda optimizer: optimizer.eval, check)
+
+
+def out_of_memory_in_train(name):
+    """Where weights were loaded meanwhile, y is computed from them, of all groups or of none."""
+
+    def loaded():
+        optimizer = mixed(name)
+        run(optimizer, range(2))
+        optimizer.eval()
+        with torch.no_grad():
+            for p in params_of(optimizer):
+                p.mul_(2)
+        return optimizer
+
+    def check(optimizer, twin):
+        assert not any(group["train_mode"] for group in optimizer.param_groups)
+        optimizer.train()
+        twin.train()
+        goes_on(optimizer, twin)
+
+    fails_everywhere((emanest.ops, "move_"), loaded, lambda optimizer: optimizer.train, check)
+
+
+def mixed(name):
+    """An optimizer with four buckets."""
+    params = [*matrices(), *matrices(torch.float64)]
+    return make(name, [{"params": params[::2]}, {"params": params[1::2]}])
+
+
+def fails_everywhere(function, make_ready, prepared, check):
+    """A call is an error that changes nothing, at whichever call of a function it fails."""
+    failures = 0
+    while True:
+        optimizer, twin = make_ready(), make_ready()
+        call = prepared(optimizer)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*function, failing_at(getattr(*function), failures))
+            try:
+                with refused(optimizer, torch.OutOfMemoryError, "out of memory"):
+                    call()
+            except pytest.fail.Exception:
+                break
+        check(optimizer, twin)
         failures += 1
     assert failures >= 4
+
+
+def failing_at(original, n):
+    def replacement(*args):
+        nonlocal n
+        n -= 1
+        if n < 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(*args)
+
+    return replacement
 
 
 class Interrupt:
@@ -181,6 +231,42 @@ def interrupted_load(name):
     interrupted(work, check)
 
 
+def interrupted_eval(name):
+    """The parameters are at y or at x, and the mode says which."""
+
+    def work():
+        optimizer = ready(name)
+        return optimizer.eval, optimizer
+
+    def check(optimizer):
+        optimizer.train()
+        goes_on(optimizer, ready(name))
+
+    interrupted(work, check)
+
+
+def interrupted_train(name):
+    """It can be called again, whether y was kept or weights were loaded meanwhile."""
+
+    def work(load):
+        optimizer = ready(name)
+        optimizer.eval()
+        if load:
+            with torch.no_grad():
+                params_of(optimizer)[0].mul_(2)
+        return optimizer.train, optimizer
+
+    for load in (False, True):
+        expected = work(load)[1]
+        expected.train()
+
+        def check(optimizer, expected=expected):
+            optimizer.train()
+            goes_on(optimizer, copy.deepcopy(expected))
+
+        interrupted(lambda load=load: work(load), check)
+
+
 def out_of_memory_at_load(name):
     """While it is copied, and while buffers are made for it."""
     saved = ready(name, 4).state_dict()
@@ -241,9 +327,13 @@ def under_defaults(name):
 ROWS = [
     Row(71, "out of memory", out_of_memory),
     Row(71, "out of memory at a load", out_of_memory_at_load),
+    Row(71, "out of memory in eval()", out_of_memory_in_eval),
+    Row(71, "out of memory in train()", out_of_memory_in_train),
     Row(72, "construction", interrupted_construction),
     Row(72, "the first step", interrupted_first_step),
     Row(72, "a late group", interrupted_group),
     Row(72, "a load", interrupted_load),
+    Row(72, "eval()", interrupted_eval),
+    Row(72, "train()", interrupted_train),
     Row(74, "default dtype and device", under_defaults),
 ]

@@ -1,9 +1,13 @@
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 import torch.utils.deterministic
+
+# asserts of modules that tests share say what was compared; before any test imports one
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("[!t]*.py")))
 
 # read when CUDA starts: deterministic matrix products need it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -4,15 +4,10 @@ import importlib
 
 import pytest
 
-MODULES = [
-    f"bad_input_{part}"
-    for part in ("given", "options", "stepped", "trained", "saved", "interrupted")
-]
-pytest.register_assert_rewrite("bad_input", *MODULES)
+from bad_input import EVERY
 
-from bad_input import EVERY  # noqa: E402
-
-ROWS = [row for name in MODULES for row in importlib.import_module(name).ROWS]
+PARTS = "given", "options", "stepped", "trained", "saved", "interrupted"
+ROWS = [row for part in PARTS for row in importlib.import_module(f"bad_input_{part}").ROWS]
 
 # numbers of the table that are not rows here -> why
 ELSEWHERE = {

@@ -40,6 +40,7 @@ def names(page):
     return {
         "torch": torch,
         "emanest": emanest,
+        "Model": Model,
         "model": model,
         "loader": batches if page.name == "README.md" else pairs,
         "loss_fn": nn.functional.mse_loss,

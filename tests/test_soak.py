@@ -28,8 +28,8 @@ def resident():
 def in_use():
     gc.collect()
     everything = gc.get_objects()
-    # type(): isinstance would wake lazy modules
-    tensors = [o for o in everything if issubclass(type(o), torch.Tensor)]
+    # type(): isinstance would wake lazy modules; and no fake tensors, which compilers keep
+    tensors = [o for o in everything if type(o) in (torch.Tensor, nn.Parameter)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return len(tensors), sum(storages.values()), len(everything)
 
