@@ -1,10 +1,13 @@
-"""The optimizers inside a ``Wrap``: which can be there, and their state as one mapping."""
+"""The optimizers inside a ``Wrap``: which can be there, their state, their steps and loads."""
 
 import inspect
 import weakref
 from collections.abc import MutableMapping
 
 import torch
+
+from .checkpoint import unpacked
+from .groups import is_lookahead_entry
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()
@@ -109,3 +112,59 @@ def _only_by_its_wrapper(optimizer, args, kwargs):
             f"this {type(optimizer).__name__} is inside a Wrap: its own step() would leave the "
             "lookahead out; call step() of the Wrap, and give that to GradScaler.step"
         )
+
+
+def is_ours(key):
+    """Whether an entry of a group or of a parameter's state is the wrapper's."""
+    return is_lookahead_entry(key) or key == "train_mode"
+
+
+def step_all(optimizers, excluded, scaling):
+    """Step them, without those parameters whose gradient is not for them.
+
+    Args:
+        optimizers: the inner optimizers.
+        excluded: parameters that are to stay as they are, whatever their gradient.
+        scaling: attributes that a GradScaler gave to the wrapper for this step.
+    """
+    excluded = set(excluded)
+    kept = {p: p.grad for p in excluded}
+    for p in excluded:
+        p.grad = None
+    try:
+        for inner in optimizers:
+            params = [p for group in inner.param_groups for p in group["params"]]
+            # a step in which all its gradients are excluded does not happen for it
+            if excluded.isdisjoint(params) or any(p.grad is not None for p in params):
+                vars(inner).update(scaling)
+                inner.step()
+    finally:
+        for inner in optimizers:
+            for name in scaling:
+                vars(inner).pop(name, None)
+        for p, grad in kept.items():
+            p.grad = grad
+
+
+def load_all(optimizers, state, param_groups):
+    """Hand a checked state dict of the wrapper to the inner optimizers."""
+    remaining = iter(param_groups)
+    for inner in optimizers:
+        groups, packed, ours, start = [], {}, {}, 0
+        for _ in inner.param_groups:
+            group = next(remaining)
+            indices = range(start, start := start + len(group["params"]))
+            groups.append({**group, "params": list(indices)})
+            for i, p in zip(indices, group["params"], strict=True):
+                entries = unpacked(state.get(p, {}))
+                ours[p] = {k: v for k, v in entries.items() if is_ours(k)}
+                packed[i] = {k: v for k, v in entries.items() if not is_ours(k)}
+        packed = {i: entries for i, entries in packed.items() if entries}
+        # entries that belong to no parameter go where such an entry is, or where all goes
+        alone = len(optimizers) == 1
+        others = {k: v for k, v in state.items() if not isinstance(k, torch.Tensor)}
+        packed |= {k: v for k, v in others.items() if alone or k in inner.state}
+        inner.load_state_dict({"state": packed, "param_groups": groups})
+        for p, entries in ours.items():
+            if entries:
+                inner.state[p].update(entries)

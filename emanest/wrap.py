@@ -6,8 +6,8 @@ import torch
 
 from . import checkpoint, ops
 from .gradients import dense, parameter_name
-from .groups import CLOCK, check_method, completed_entries, is_lookahead_entry
-from .inner import States, check_inner, check_rate, guard
+from .groups import CLOCK, check_method, completed_entries
+from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import check_parameter, learning_rate, suggesting, warn_of_typos
@@ -86,7 +86,7 @@ class Wrap(Optimizer):
         torch.optim.Optimizer.__setstate__(self, state)
         self._state = States(self.optimizers)
         if loaded:
-            self._load_inner(**loaded)
+            load_all(self.optimizers, **loaded)
         self._begin()
         checkpoint.adopt(self)
         for inner in self.optimizers:
@@ -152,7 +152,7 @@ class Wrap(Optimizer):
             raise
 
     def _completed(self, group):
-        entries = {k: v for k, v in self.defaults.items() if _is_ours(k)}
+        entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
         shared = {k: g[k] for g in self.optimizers[0].param_groups[:1] for k in CLOCK if k in g}
         return completed_entries(group, {**entries, **shared})
 
@@ -244,50 +244,9 @@ class Wrap(Optimizer):
         return [dense(p.grad) for p in params]
 
     def _step_inner(self, excluded):
-        """Step the inner optimizers, without those parameters whose gradient is not for them."""
-        excluded = set(excluded)
-        kept = {p: p.grad for p in excluded}
-        for p in excluded:
-            p.grad = None
-        amp = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
+        scaling = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
         self.stepping = True
         try:
-            for inner in self.optimizers:
-                params = [p for group in inner.param_groups for p in group["params"]]
-                # a step in which all its gradients are excluded does not happen for it
-                if excluded.isdisjoint(params) or any(p.grad is not None for p in params):
-                    vars(inner).update(amp)
-                    inner.step()
+            step_all(self.optimizers, excluded, scaling)
         finally:
             self.stepping = False
-            for inner in self.optimizers:
-                for name in amp:
-                    vars(inner).pop(name, None)
-            for p, grad in kept.items():
-                p.grad = grad
-
-    def _load_inner(self, state, param_groups):
-        remaining = iter(param_groups)
-        for inner in self.optimizers:
-            groups, packed, ours, start = [], {}, {}, 0
-            for _ in inner.param_groups:
-                group = next(remaining)
-                indices = range(start, start := start + len(group["params"]))
-                groups.append({**group, "params": list(indices)})
-                for i, p in zip(indices, group["params"], strict=True):
-                    entries = checkpoint.unpacked(state.get(p, {}))
-                    ours[p] = {k: v for k, v in entries.items() if _is_ours(k)}
-                    packed[i] = {k: v for k, v in entries.items() if not _is_ours(k)}
-            packed = {i: entries for i, entries in packed.items() if entries}
-            # entries that belong to no parameter go where such an entry is, or where all goes
-            alone = len(self.optimizers) == 1
-            others = {k: v for k, v in state.items() if not isinstance(k, torch.Tensor)}
-            packed |= {k: v for k, v in others.items() if alone or k in inner.state}
-            inner.load_state_dict({"state": packed, "param_groups": groups})
-            for p, entries in ours.items():
-                if entries:
-                    inner.state[p].update(entries)
-
-
-def _is_ours(key):
-    return is_lookahead_entry(key) or key == "train_mode"

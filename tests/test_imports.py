@@ -47,7 +47,8 @@ IMPORTS = {
     "survey": {"buckets", "gradients", "groups", "shards", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"gradients", "launches", "ops", "shards"},
-    "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "rules"},
+    "saved": {"bucket", "groups", "lookahead", "options"},
+    "checkpoint": {"checks", "gradients", "groups", "lookahead", "saved"},
     "points": {"lookahead", "ops", "rules"},
     "metrics": {"lookahead", "ops", "rules", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
@@ -66,7 +67,7 @@ IMPORTS = {
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "muon": {"bases", "optimizer", "options", "orthogonal"},
-    "inner": set(),
+    "inner": {"checkpoint", "groups"},
     "wrap": {
         *("checkpoint", "gradients", "groups", "inner", "lookahead", "ops", "optimizer"),
         *("options", "rules"),

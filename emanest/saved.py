@@ -1,0 +1,127 @@
+"""What a saved group and a parameter's saved state must be to be loaded here."""
+
+import torch
+
+from .bucket import shape_like
+from .groups import (
+    CLOCK,
+    check_fit,
+    check_method,
+    is_lookahead_entry,
+    state_names,
+)
+from .lookahead import method_of
+from .options import flag, real
+
+# stands in a state dict for a callable, which no checkpoint can hold
+CALLABLE = "callable: not saved"
+# the entry of a saved group that says how it is to be read; without it, as format 1
+VERSION, NEWEST = "lookahead_version", 1
+# options that groups of only one kind of torch's optimizers have
+TELLTALES = {"dampening": "SGD", "betas": "Adam", "ns_steps": "Muon"}
+
+
+def merged(optimizer, index, live, saved):
+    """The saved group, completed from the live one."""
+    params = live["params"]
+    version = saved.get(VERSION, NEWEST)
+    if version not in range(1, NEWEST + 1):
+        raise ValueError(
+            f"group {index} of the checkpoint has format {version!r} ({VERSION!r}), this emanest "
+            f"reads formats up to {NEWEST}: it was written by a newer one, update this"
+        )
+    saved = {k: v for k, v in saved.items() if k != VERSION}
+    if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
+        raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
+    if saved.get("base", live.get("base")) != live.get("base"):
+        raise ValueError(
+            f"group {index} of the checkpoint was stepped by {saved['base']!r}, this optimizer's "
+            f"by {live.get('base')!r}: give it the same bases, or start without the checkpoint"
+        )
+    _check_writer(optimizer, index, saved, live)
+    if saved.get("lookahead") is None:
+        # written without a lookahead, by us or by torch: this optimizer's starts
+        saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
+    else:
+        live = {
+            k: v for k, v in live.items() if not is_lookahead_entry(k) or saved.get(k) == CALLABLE
+        }
+    for key, value in saved.items():
+        if value == CALLABLE and not callable(live.get(key)):
+            raise ValueError(
+                f"{key} of group {index} was a callable when the checkpoint was written: give this "
+                "optimizer the same callable before loading"
+            )
+    saved = {k: live[k] if v == CALLABLE else v for k, v in saved.items()}
+    # where a step runs is a matter of this machine
+    here = {"backend": live["backend"]} if "backend" in live else {}
+    group = optimizer._checked({**live, **saved, **here})
+    method = check_method(group)
+    if optimizer.bases:
+        check_fit(index, {**group, "params": params}, optimizer.bases)
+    flag("train_mode", group["train_mode"])
+    for name in ("t", *(method.memory if method else ())):
+        key = f"lookahead_{name}"
+        if key not in group:
+            raise ValueError(f"group {index} of the checkpoint has no {key!r}")
+        value = group[key]
+        real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
+    return group
+
+
+def _check_writer(optimizer, index, saved, live):
+    """Refuse a group of another optimizer of torch, whose state may go by the same names."""
+    if "base" in saved or "base" not in live:
+        return
+    options = optimizer.bases[live["base"]].options
+    here = sorted(k for k in TELLTALES if k in options)
+    there = sorted(k for k in TELLTALES if k in saved)
+    if there and not set(here) & set(there):
+        raise ValueError(
+            f"group {index} of the checkpoint is one of {TELLTALES[there[0]]}: it has "
+            f"{there[0]!r} and lacks {sorted(options.keys() - saved.keys())}; start this optimizer "
+            "without it"
+        )
+
+
+def is_finite(value):
+    """Whether a tensor holds finite values only; of a sharded one those that are here."""
+    here = getattr(value, "to_local", lambda: value)()
+    # formats of 8 bits and tensor subclasses are an inner optimizer's own affair
+    if type(here) is not torch.Tensor or here.dtype.itemsize == 1 or here.is_meta:
+        return True
+    return bool(here.isfinite().all())
+
+
+def checked_entries(optimizer, where, group, p, entries):
+    """A parameter's saved state without empty entries, and the lookahead state that it lacks."""
+    entries = {k: v for k, v in entries.items() if v is not None}
+    method = method_of(group)
+    own = {optimizer._key(name) for name in (method.state if method else ())}
+    needed = state_names(optimizer.bases, group)
+    names = {optimizer._key(name) for name in needed}
+    shapes = {optimizer._key(name): shape_like(name, p).shape for name in (*needed, "y")}
+    entries.setdefault(optimizer._key("lookahead"), 0.0)
+    uncounted = optimizer._uncounted(group)
+    if uncounted is not None:
+        entries.setdefault(optimizer._key("step"), uncounted)
+    missing = (names | {optimizer._key("step")}) - own - entries.keys()
+    if missing:
+        raise ValueError(
+            f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
+            "written by another optimizer?"
+        )
+    for key in (optimizer._key("step"), optimizer._key("lookahead")):
+        value = entries[key]
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        real(f"{key!r} of {where}", value)
+    for key in shapes.keys() & entries.keys():
+        if not isinstance(entries[key], torch.Tensor):
+            raise TypeError(f"{key!r} of {where} must be a tensor, got {entries[key]!r}")
+        if entries[key].shape != shapes[key]:
+            raise ValueError(
+                f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
+                f"parameter needs {tuple(shapes[key])}"
+            )
+    return entries, own - entries.keys()
