@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over thousands of tests, modules and imported packages."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

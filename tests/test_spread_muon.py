@@ -26,12 +26,12 @@ RUNS = [
     ("ema", {"split": 3}, [(9, 4), (6, 5)]),
 ]
 # the lookahead comes after the search, which is what differs
-METHODS_OF = {"Muon": list(METHODS), "NorMuon": ["ema", "nala"]}
+FEW = ["ema", "nala"]
 
 
-def train(name):
+def train(name, methods):
     """What runs on all processes leave as wholes, each checked against a run on one."""
-    runs = [*[(method, {}, SHAPES) for method in METHODS_OF[name]], *RUNS]
+    runs = [*[(method, {}, SHAPES) for method in methods], *RUNS]
     return [train_one(name, *each) for each in runs]
 
 
@@ -59,10 +59,13 @@ def train_one(name, method, options, shapes):
     return content(parts, optimizer)
 
 
+@pytest.mark.parametrize(
+    "methods", [FEW, pytest.param(list(METHODS), marks=pytest.mark.slow)], ids=["few", "all"]
+)
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_number_of_processes_does_not_matter(name):
+def test_the_number_of_processes_does_not_matter(name, methods):
     """Bit for bit; and one process on whole matrices differs by rounding."""
-    one, *others = (ranks()(world, train, name) for world in (1, 2, 4))
+    one, *others = (ranks()(world, train, name, methods) for world in (1, 2, 4))
     for runs in (runs for world in others for runs in world):
         for found, expected in zip(runs, one[0], strict=True):
             assert differing(found, expected) == []
