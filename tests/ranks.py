@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# what the modules of the functions import: once, not in every process
+PRELOADED = ["emanest", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"]
 # whoever waits for a process that has failed gives up
 PATIENCE = timedelta(seconds=30)
 
@@ -22,7 +24,8 @@ class Ranks:
     """
 
     def __init__(self):
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
         self._workers = []
         atexit.register(self.close)
 

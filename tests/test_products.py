@@ -118,7 +118,7 @@ def test_empty_products_are_empty_or_zero(products, name, size):
 
 @each_call
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [(3, 40, 51), (3, 65, 70)], ids=str)
+@pytest.mark.parametrize("size", [(3, 65, 70)], ids=str)
 def test_batched_equals_looped_bitwise(products, name, dtype, size):
     call, given = CALLS[name][0], operands(size, dtype)
     whole = call(products, *given)

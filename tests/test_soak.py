@@ -60,7 +60,7 @@ def as_training_does(optimizer, steps):
 
 SOAKS = [
     ("AdamW", "ema", {}),
-    ("Wrap", "ema", {"inner": torch.optim.SGD}),
+    pytest.param("Wrap", "ema", {"inner": torch.optim.SGD}, marks=pytest.mark.slow),
     pytest.param("SGD", "snoo", {}, marks=pytest.mark.slow),
     pytest.param("Wrap", "nala", {}, marks=pytest.mark.slow),
     pytest.param("Muon", "ema", {}, marks=pytest.mark.slow),

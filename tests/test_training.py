@@ -12,13 +12,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 from transformer import make_model
 
 STEPSIZE, DECAY, LR, STEPS = 0.5, 0.99, 1e-3, 300
-TEXT = pathlib.Path(torch.__file__).with_name("functional.py").read_bytes()[:60_000]
+TEXT = torch.tensor(
+    [*pathlib.Path(torch.__file__).with_name("functional.py").read_bytes()[:60_000]]
+)
 
 
 def batch(t, size=8, context=16):
-    data = torch.tensor(list(TEXT))
-    starts = torch.randint(len(data) - context, (size,), generator=torch.Generator().manual_seed(t))
-    rows = torch.stack([data[s : s + context + 1] for s in starts.tolist()])
+    starts = torch.randint(len(TEXT) - context, (size,), generator=torch.Generator().manual_seed(t))
+    rows = torch.stack([TEXT[s : s + context + 1] for s in starts.tolist()])
     return rows[:, :-1], rows[:, 1:]
 
 
