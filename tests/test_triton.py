@@ -96,8 +96,9 @@ def test_the_interpreter_passes_every_test_of_the_rules():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_evaluations_change_no_run_of_any_optimizer_in_the_interpreter():
-    chosen = "evaluations and triton and float32 and always and not NorMuon"
+    chosen = "evaluations and triton"
     done = interpreted(Path(__file__).with_name("test_points.py"), "-k", chosen)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
