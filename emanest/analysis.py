@@ -46,7 +46,11 @@ class Trajectory(NamedTuple):
 
 
 def period(method):
-    """Steps after which the method's rules repeat; 1 for a method without syncs."""
+    """Steps after which the method's rules repeat; 1 for a method without syncs.
+
+    Raises:
+        TypeError: neither a method nor None.
+    """
     method, word, half = _method(method), [], 0
     rules = (plan.rule for _, plan in _plans(method, 1.0, 0.0))
     # before its first sync a method with syncs has not shown what it repeats
@@ -114,6 +118,9 @@ def frequency_response(method, frequencies, *, t=SETTLED):
 
     Returns:
         A complex tensor of the shape of ``frequencies``.
+
+    Raises:
+        TypeError, ValueError: neither a method nor None; t is no count.
     """
     return _response(
         _method(method),
@@ -168,6 +175,9 @@ def trajectory(method, gradient, start, lr, steps, **base):
 
     Returns:
         A ``Trajectory`` of ``steps + 1`` rows.
+
+    Raises:
+        TypeError, ValueError: as in ``transition``.
     """
     method = _method(method)
     group = _group(method, lr, **base)
@@ -191,9 +201,11 @@ def _method(method):
     return method
 
 
-def _group(method, lr, *, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0):
-    options = {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-    group = check_group({"lr": real("lr", lr, 0), "nesterov": nesterov, **options})
+def _group(method, lr, **base):
+    options = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
+    for name in base.keys() - options.keys():
+        raise TypeError(f"{name} is no option of SGD, the base here: {list(options)}")
+    group = check_group({"lr": real("lr", lr, 0), **options, **base})
     method.check_base(group)
     return group
 
@@ -209,12 +221,20 @@ def _plans(method, lr, weight_decay):
         lookahead = plan.lookahead
 
 
-@functools.lru_cache(maxsize=64)
 def _cycle(method, lr, weight_decay, t):
     """One period of ``_plans``, the one that contains step t."""
+    # a function may not be hashable, and would be kept alive
+    found = _find_cycle if any(map(callable, method.settings().values())) else _cached_cycle
+    return found(method, lr, weight_decay, t)
+
+
+def _find_cycle(method, lr, weight_decay, t):
     steps = period(method)
     start = t - t % steps
     return tuple(itertools.islice(_plans(method, lr, weight_decay), start, start + steps))
+
+
+_cached_cycle = functools.lru_cache(maxsize=64)(_find_cycle)
 
 
 def _step(group, at, plan, y, g, state):

@@ -155,7 +155,7 @@ def explain(error):
 
 def check(choice):
     """Raise ValueError unless ``choice`` is None or names a back end; return it."""
-    if choice is not None and choice not in BACKENDS:
+    if choice is not None and choice not in list(BACKENDS):
         raise ValueError(f"backend must be None or one of {list(BACKENDS)}, got {choice!r}")
     return choice
 

@@ -76,7 +76,7 @@ class Bucket:
                 "capturable=True needs a gradient for every parameter at every step; parameter of "
                 f"shape {tuple(self.params[missing].shape)} has none"
             )
-        if not self.together(indices):
+        if not self.scalars.uniform():
             raise RuntimeError(
                 "capturable=True needs parameters that were stepped equally often; these were not"
             )
@@ -115,7 +115,7 @@ class Bucket:
         for i, p in enumerate(self.params):
             existing = self.state[p].get(self.key(name)) if p in self.state else None
             if existing is not None:
-                existing = self._placed(name, i, torch.as_tensor(existing))
+                existing = self._placed(name, i, _tensor(existing))
                 self.views[name][i].copy_(existing)
 
     def publish(self):
@@ -144,7 +144,7 @@ class Bucket:
         if name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
-                shown[i].copy_(torch.as_tensor(found))
+                shown[i].copy_(_tensor(found))
             self.state[p][key] = shown[i]
         elif found is None:
             self.state[p][key] = shown[i]
@@ -245,6 +245,11 @@ class Bucket:
         """Whether a ``DTensor`` has another part than before."""
         pairs = zip(self.params, self.tensors, strict=True)
         return self.mesh is not None and any(shards.local(p) is not t for p, t in pairs)
+
+
+def _tensor(value):
+    # a number goes to the CPU, not to a user's default device
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def _dims(name):

@@ -1,8 +1,10 @@
 """Which bucket each parameter lives in."""
 
-import contextlib
 import itertools
 import warnings
+
+import torch
+from torch.nn.parameter import is_lazy
 
 from . import shards
 from .bucket import Bucket
@@ -39,30 +41,37 @@ class Buckets:
         """
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
-        if any(p not in homes for p in newcomers):
-            new = self._housed(newcomers)
-            homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
-        for p in params:
-            bucket, i = homes[p]
-            chosen.setdefault(bucket, []).append(i)
-        for bucket in chosen:
-            bucket.allocate(names)
-            if bucket.published:
-                bucket.adopt()
+        # an evaluation under inference mode may come before the next step, which writes state
+        with torch.inference_mode(False):
+            if any(p not in homes for p in newcomers):
+                new = self._housed(newcomers)
+                homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
+            for p in params:
+                bucket, i = homes[p]
+                chosen.setdefault(bucket, []).append(i)
+            for bucket in chosen:
+                bucket.allocate(names)
+                if bucket.published:
+                    bucket.adopt()
         return chosen
 
-    @contextlib.contextmanager
-    def own_writes(self, new=()):
-        """What is written in a ``with`` block does not count as an edit, in ``new`` buckets either.
+    def unedited(self, new=()):
+        """Bucket -> indices of the parameters that are as we left them, in ``new`` buckets too.
 
-        Parameters that are views of one tensor share a version counter: writing to one of them
-        seems to write to all.
+        To be recorded after a write of ours to any parameter: those that are views of one tensor
+        share a version counter, and writing to one of them seems to write to all.
         """
-        clean = {}
-        for bucket in self._published | dict.fromkeys(new):
-            clean[bucket] = bucket.writes.unedited(range(len(bucket.params)))
-        yield
-        for bucket, indices in clean.items():
+        buckets = self._published | dict.fromkeys(new)
+        return {each: each.writes.unedited(range(len(each.params))) for each in buckets}
+
+    def record_all(self):
+        """Take all parameters for unedited: they have come with their state."""
+        self.record({each: range(len(each.params)) for each in self._published})
+
+    @staticmethod
+    def record(unedited):
+        """Take parameters for unedited, whatever we have written since."""
+        for bucket, indices in unedited.items():
             bucket.writes.record(indices)
 
     def publish(self, buckets):
@@ -88,9 +97,11 @@ class Buckets:
 
         State that is still there will be copied into new buckets, the rest starts afresh.
         """
-        for p in params:
-            bucket, i = self._homes.get(p, (None, 0))
-            if bucket is None:
+        buckets = dict.fromkeys(self._homes[p][0] for p in params if p in self._homes)
+        # of all parameters: those that are not asked for may have lost their state, too
+        everyone = [(bucket, *each) for bucket in buckets for each in enumerate(bucket.params)]
+        for bucket, i, p in everyone:
+            if bucket not in self._published:
                 continue
             fits = bucket.fits(i)
             if not fits or bucket.emptied(i):
@@ -119,6 +130,7 @@ def _check_memory(p):
 def check_overlap(params):
     """Raise ValueError if two parameters share memory: the one would be stepped on the other."""
     # only a dense tensor is known to fill the span of addresses between its ends
+    params = [p for p in params if not is_lazy(p)]
     dense = [p for p in params if p.numel() and dense_strides(p) == p.stride()]
     spans = sorted(
         (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.itemsize, i)

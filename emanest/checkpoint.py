@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import numbers
 import warnings
 
 import torch
@@ -23,13 +24,33 @@ class _Raw:
         self.entries = entries
 
 
+class _Live:
+    """Keeps torch's loader from copying a callable, with all that it refers to."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 def plain(_, state_dict):
-    """Replace callables in the groups of a state dict, note its format; a state_dict post-hook."""
+    """Make the groups of a state dict plain, note its format; a state_dict post-hook."""
     groups = [
-        {**{k: CALLABLE if callable(v) else v for k, v in group.items()}, VERSION: NEWEST}
+        {**{k: _plain(v) for k, v in group.items()}, VERSION: NEWEST}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
+
+
+def _plain(value):
+    if callable(value):
+        return CALLABLE
+    # NumPy's, Decimals and fractions, which torch's loader takes for objects
+    if isinstance(value, numbers.Number) and type(value) not in (bool, int, float, complex):
+        make = int if isinstance(value, numbers.Integral) else float
+        return make(value)  # pyright: ignore[reportArgumentType]
+    return value
 
 
 def check_dict(state_dict):
@@ -94,6 +115,8 @@ def prepare(optimizer, state_dict):
     for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
         for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
             where = f"parameter {j} of group {index}"
+            if isinstance(state.get(key), _Raw):
+                raise ValueError(f"the checkpoint has {where} twice: it is number {key!r} of all")
             if not isinstance(state.get(key, {}), dict):
                 raise TypeError(f"state of {where} must be a dict, got {state[key]!r}")
             if state.get(key):
@@ -116,6 +139,7 @@ def prepare(optimizer, state_dict):
             f"{'; '.join(spoilt[:_LISTED])}{more}",
             stacklevel=4,
         )
+    groups = [{k: _Live(v) if callable(v) else v for k, v in group.items()} for group in groups]
     return {**state_dict, "state": state, "param_groups": groups}
 
 
@@ -128,7 +152,7 @@ def unpacked(entries):
 
 def complete(optimizer):
     """Give what an older version pickled the options that it did not know."""
-    optimizer.defaults.setdefault("base", next(iter(optimizer.bases), None))
+    optimizer.defaults.setdefault("base", next(iter(optimizer.bases)))
     for name, argument in inspect.signature(type(optimizer)).parameters.items():
         known = name in CHECKS or name == "backend"
         if known and argument.default is not argument.empty:
@@ -141,6 +165,8 @@ def complete(optimizer):
 
 def adopt(optimizer):
     """Move loaded or unpickled state into buckets of its own."""
+    for group in optimizer.param_groups:
+        group.update({k: v.value for k, v in group.items() if isinstance(v, _Live)})
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     for group in optimizer.param_groups:

@@ -4,7 +4,7 @@ import torch
 
 from .bases import SCALES
 from .coefficients import check_coefficients
-from .options import betas, count, flag, learning_rate, optional_flag, real
+from .options import betas, choice, count, flag, learning_rate, optional_flag, real
 
 
 def _at_least_zero(torch_words):
@@ -17,17 +17,12 @@ def _at_least_zero(torch_words):
     return check
 
 
-def _momentum_weight(name, value):
+def _decay(name, value):
     return real(name, value, 0, 1, "[)")
 
 
 def _one_of(*choices):
-    def check(name, value):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
-        return value
-
-    return check
+    return lambda name, value: choice(name, value, choices)
 
 
 def _working_dtype(name, value):
@@ -58,7 +53,7 @@ CHECKS = {
     "ns_form": _one_of(None, "standard", "gram"),
     "ns_dtype": _working_dtype,
     "split": count,
-    "beta2": _momentum_weight,
+    "beta2": _decay,
 }
 
 # (condition on a whole group, error, message): what no single option shows

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import backends
-from .groups import Clock
+from .groups import clock_of
 from .lookahead import At, Plan
 from .tape import Program, Tape
 
@@ -49,7 +49,7 @@ def record(group, method, base, *, scale, weight_decay, scaled=False, clock=True
         clock: this is the group's last bucket, or its only one.
     """
     tape = Tape()
-    now = _clock(tape, method)
+    now = clock_of(method, tape.input)
     step, ahead = tape.input("step"), tape.input("lookahead")
     plan = Plan()
     if method is not None:
@@ -65,15 +65,7 @@ def record(group, method, base, *, scale, weight_decay, scaled=False, clock=True
 def record_clock(method):
     """Record what a step changes in a group none of whose parameters has a gradient."""
     tape = Tape()
-    return Recorded(*tape.finish((), _clock(tape, method).after()))
-
-
-def _clock(tape, method):
-    t, lr = tape.input("lookahead_t"), tape.input("lr")
-    if method is None:
-        return Clock(t, lr, {})
-    memory = {name: tape.input(f"lookahead_{name}") for name in method.memory}
-    return Clock(t, lr, method.remember(t, lr, tape.input("initial_lr"), memory))
+    return Recorded(*tape.finish((), clock_of(method, tape.input).after()))
 
 
 class DevicePlan:

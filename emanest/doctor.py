@@ -13,6 +13,7 @@ import sys
 import torch
 
 from . import __version__, backends, eager
+from .tape import Tape
 
 # longest reason that is printed; --json has all of it
 _WIDTH = 160
@@ -112,9 +113,33 @@ def _run(module, device_type):
     )
     module.follow_("ema_nesterov", ys, snapshots, look_state, ema_nesterov, torch.float32, memo={})
     module.move_("x_along", ys, look_state, (0.4,), torch.float32, {})
+    muons = _run_muon(module, gs, tensors(6))
     gs[1][-1] = float("inf")
     flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]
-    return [*ys, *snapshots, *(t for column in states for t in column), *flags]
+    tape = Tape()
+    t = tape.input("t")
+    program, constants = tape.finish([0.3 * t], {"t": t + 1})
+    out, clock = (torch.ones(n, dtype=torch.float64, device=device_type) for n in (2, 1))
+    module.plan_(program, [clock], constants, out, None)
+    planned = [out, clock]
+    return [*ys, *snapshots, *(t for column in states for t in column), *muons, *flags, *planned]
+
+
+def _run_muon(module, gs, momenta):
+    """The same for what Muon and NorMuon need besides."""
+    device = gs[0].device
+    us = [torch.zeros_like(g) for g in gs]
+    squares = torch.zeros(len(gs), dtype=torch.float64, device=device)
+    numbers = (1.0, 0.05, 0.9)
+    module.momentum_("ema", us, gs, [momenta], squares, numbers, torch.float32, memo={})
+    # matrices of 40 rows
+    os = [us[1].view(40, 25)]
+    means, scale, factor = (torch.full((n,), 0.1, device=device) for n in (40, 1, 40))
+    numbers = (0.1, 1e-8)
+    module.rows_("normuon", os, [[means]], [scale], [factor], numbers, torch.float32, memo={})
+    product = module.products(device.type).sym_mm(os[0][None])
+    # of the size of its terms
+    return [*us, *momenta, squares / 1000, means, factor, product / 25]
 
 
 def _extension():

@@ -38,6 +38,9 @@ def find_all(holder):
 
     Optimizers of other libraries beside them are passed over.
 
+    Args:
+        holder: as in ``find``.
+
     Raises:
         TypeError: there is none; the message says what was looked at.
     """
@@ -57,6 +60,10 @@ def at_iterate(holder):
 
     Those in train mode come back to it, bit for bit, when the ``with`` block ends or raises. Not
     between a forward pass and its backward pass: the parameters that autograd saved are written.
+    Memory: one value of the parameter's dtype for every parameter that is ahead.
+
+    Args:
+        holder: as in ``find``.
 
     Raises:
         TypeError: it holds no optimizer of this library.

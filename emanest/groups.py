@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from . import backends, rules
 from .checks import check_group
@@ -16,7 +17,7 @@ CLOCK = ("lookahead_t", "train_mode")
 
 def is_lookahead_entry(key):
     """Whether a group's entry belongs to its lookahead method."""
-    return key == "lookahead" or key.startswith("lookahead_")
+    return key == "lookahead" or (isinstance(key, str) and key.startswith("lookahead_"))
 
 
 def completed(index, group, optimizer):
@@ -29,18 +30,24 @@ def completed(index, group, optimizer):
         raise TypeError(f"param_group must be a dict, got {type(group).__name__}")
     if "params" not in group:
         raise ValueError(f"group {index} has no 'params'")
-    # a late group joins the clock and the mode of the others
-    shared = {k: g[k] for g in optimizer.param_groups[:1] for k in CLOCK}
-    defaults = {**defaults_of(group, optimizer), **shared}
-    complete = completed_entries(group, defaults)
+    defaults = defaults_of(group, optimizer)
+    complete = {**completed_entries(group, defaults), **shared_clock(optimizer.param_groups)}
     known = {"params", "param_names", *defaults, *group_entries(method_of(complete))}
     warn_of_typos(f"group {index}", group, known)
     group = check_group(complete)
     if isinstance(group["lr"], torch.Tensor):
         # torch shares one tensor among groups, and a scheduler then scales it once per group
-        group["lr"] = group["lr"].clone()
+        group["lr"] = group["lr"].detach().clone()
     check_method(group)
     return group
+
+
+def shared_clock(groups):
+    """The clock and the mode of an optimizer's groups, which a late one joins."""
+    first = groups[0] if groups else {}
+    held = {key: first[key] for key in CLOCK if key in first}
+    # a clock on a device is moved on in place, once for each group
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in held.items()}
 
 
 def defaults_of(group, optimizer):
@@ -57,11 +64,14 @@ def defaults_of(group, optimizer):
 def completed_entries(group, defaults):
     """A group completed from defaults; its ``lookahead`` may still be a method."""
     group = dict(group)
-    if "lookahead" in group and not isinstance(group["lookahead"], str):
+    if group.get("lookahead", defaults["lookahead"]) != defaults["lookahead"]:
         # another method than the default one, none of whose settings apply
         defaults = {k: v for k, v in defaults.items() if k in CLOCK or not is_lookahead_entry(k)}
+    if not isinstance(group.get("lookahead", ""), str):
         group = {**group_entries(group.pop("lookahead")), **group}
-    return {**defaults, **group}
+    complete = {**defaults, **group}
+    # one that is given by its name has settings and memory, too
+    return {**group_entries(method_of(complete)), **complete}
 
 
 def check_method(group):
@@ -94,9 +104,13 @@ def check_params_of(index, group, bases):
 def check_fit(index, group, bases):
     """Raise ValueError if the group's base cannot step one of its parameters."""
     check = bases[group["base"]].check
+    if check is None:
+        return
     for j, p in enumerate(group["params"]):
-        if check is not None:
-            check(parameter_name(group, index, j), p, group)
+        name = parameter_name(group, index, j)
+        if is_lazy(p):
+            raise ValueError(f"{name} has no shape yet: run one forward pass first")
+        check(name, p, group)
 
 
 def state_names(bases, group):
@@ -120,14 +134,26 @@ class Clock(NamedTuple):
         return {"lookahead_t": self.t + 1, **memory}
 
 
-def clock_of(group, method):
-    """The group's clock at the start of a step, in numbers of the host."""
-    t, lr = group["lookahead_t"], _number(group["lr"])
+def clock_of(method, read):
+    """A group's clock at the start of a step; ``read`` gives its entries as numbers or symbols."""
+    t, lr = read("lookahead_t"), read("lr")
     if method is None:
         return Clock(t, lr, {})
-    memory = {name: group[f"lookahead_{name}"] for name in method.memory}
-    initial_lr = _number(group.get("initial_lr", 0.0))
-    return Clock(t, lr, method.remember(t, lr, initial_lr, memory))
+    memory = {name: read(f"lookahead_{name}") for name in method.memory}
+    return Clock(t, lr, method.remember(t, lr, read("initial_lr"), memory))
+
+
+def host_clock(group, method):
+    """The same in numbers of the host; a tensor lr is read, as torch does."""
+
+    def read(name):
+        value = group.get(name, 0.0)
+        if isinstance(value, torch.Tensor):
+            value = value.item()
+        # steps are counted in whole numbers
+        return value if isinstance(value, int) else float(value)
+
+    return clock_of(method, read)
 
 
 def memory_entries(method):
@@ -147,16 +173,11 @@ def place_clock(group, method, device):
         group["lookahead_t"] = int(group["lookahead_t"])
 
 
-def _number(value):
-    # a tensor lr is read on the host, as torch does
-    return value.item() if isinstance(value, torch.Tensor) else float(value)
-
-
 def store(group, entries):
     """Write entries into a group; tensors keep their identity, for CUDA graphs."""
     for key, value in entries.items():
         held = group.get(key)
         if isinstance(held, torch.Tensor):
-            held.copy_(torch.as_tensor(value, dtype=held.dtype))
+            held.copy_(torch.as_tensor(value, dtype=held.dtype, device=held.device))
         else:
             group[key] = value

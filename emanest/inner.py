@@ -8,6 +8,7 @@ import torch
 
 from .checkpoint import unpacked
 from .groups import is_lookahead_entry
+from .options import learning_rate
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()
@@ -83,16 +84,25 @@ def check_inner(optimizer):
         if matches(optimizer):
             raise TypeError(f"{type(optimizer).__name__} cannot be wrapped: it {reason}")
     if any("lookahead_t" in group for group in optimizer.param_groups):
-        raise ValueError(f"this {type(optimizer).__name__} is wrapped already")
+        reference = _WRAPPERS.get(optimizer)
+        how = "is wrapped already: step its Wrap"
+        if reference is None or reference() is None:
+            how = "was in a Wrap, or is the copy of one that was: make a new one of the parameters"
+        raise ValueError(f"this {type(optimizer).__name__} {how}")
 
 
 def check_rate(index, group, optimizer):
-    """Raise ValueError if a group has no learning rate, which lookaheads follow."""
+    """Check a group's learning rate, which lookaheads follow.
+
+    Raises:
+        TypeError, ValueError: there is none, or it is not valid.
+    """
     if "lr" not in group:
         raise ValueError(
             f"group {index} of {type(optimizer).__name__} has no 'lr', which the lookahead would "
             "follow; if the optimizer needs none, give its groups 'lr': 1.0"
         )
+    learning_rate(f"lr of group {index}", group["lr"])
 
 
 def guard(optimizer, wrapper):

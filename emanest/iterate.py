@@ -41,6 +41,8 @@ def update_bn(loader, model, optimizer, device=None):
     held, bit for bit. The statistics stay x's until the next forward pass in training mode mixes
     those of y into them again: call this before each evaluation that matters, and before saving.
 
+    Memory: during the call, one value of its dtype for every parameter that is ahead.
+
     Args:
         loader: yields batches: a tensor, or a list or tuple whose first item is one.
         model: an ``nn.Module``; without BatchNorm layers nothing happens.

@@ -14,7 +14,7 @@ import torch
 from . import backends
 from .bucket import Bucket
 from .device import DevicePlan, record_clock
-from .groups import check_method, clock_of, memory_entries, place_clock, store
+from .groups import check_method, host_clock, memory_entries, place_clock, store
 from .lookahead import At, Plan
 
 
@@ -132,7 +132,7 @@ def plan(optimizer, chosen, skip):
 def _on_host(optimizer, group, buckets, skip):
     method = check_method(group)
     place_clock(group, method, None)
-    clock = clock_of(group, method)
+    clock = host_clock(group, method)
     launches = []
     for bucket, indices in buckets.items():
         bucket.place_scalars(on_device=False)
@@ -148,19 +148,31 @@ def _on_device(optimizer, group, buckets, skip):
         bucket.check_together(indices)
     if not group["params"]:
         return [], lambda: None
-    place_clock(group, method, group["params"][0].device)
+    device = _only_device(group, used)
+    place_clock(group, method, device)
     launches = []
     for left, (bucket, indices) in zip(reversed(range(len(used))), used.items(), strict=True):
         bucket.place_scalars(on_device=True)
         last = left == 0
         launches.append(DeviceLaunch(optimizer, group, method, bucket, indices, skip, last))
-    return launches, lambda: None if used else _idle(group, method, skip)
+    return launches, lambda: None if used else _idle(group, method, skip, device)
 
 
-def _idle(group, method, skip):
+def _only_device(group, used):
+    """Where the group's clock is: with the parameters that are stepped."""
+    devices = {bucket.device for bucket in used} or {group["params"][0].device}
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"capturable=True: parameters of one group are on {sorted(map(str, devices))}; give "
+            "those of each device a group of their own"
+        )
+    return devices.pop()
+
+
+def _idle(group, method, skip, device):
     """Move on the clock of a group none of whose parameters has a gradient."""
     inputs = _clock_inputs(group, method)
-    idle = DevicePlan(group["params"][0].device)
+    idle = DevicePlan(device)
     idle.run(record_clock(method), inputs, skip, group.get("backend"))
 
 

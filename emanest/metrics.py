@@ -4,7 +4,6 @@ import torch
 
 from . import ops, shards
 from .lookahead import method_of
-from .rules import POSITIONS
 
 
 class Skips:
@@ -76,7 +75,7 @@ def _squares(group, bucket, i, b):
     elif b != 0 and method is not None:
         aside = bucket.aside(i)
         y = x if aside is None else aside
-    along = method is not None and method.state[0] not in POSITIONS
+    along = method is not None and method.along
     m = bucket.views[method.state[0]][i] if method is not None and along else x.new_zeros(0)
     wide = torch.complex128 if x.is_complex() else torch.float64
     each = x, m, y.to(wide) - x.to(wide)

@@ -148,16 +148,19 @@ def orthogonalize(
         eps: norms below it count as it, so that smaller matrices come out smaller. 0: the scale of
             g does not matter, as long as the squares of its entries are in the range of float64.
         form: ``"standard"``, ``"gram"``, or None for the cheaper one.
-        dtype: of the iteration, float16, bfloat16 (standard form only), float32 or float64; None
-            chooses by the device: see ``working_dtype``.
+        dtype: of the iteration, float16, bfloat16 (standard form only), float32 or float64, or its
+            name; None chooses by the device: see ``working_dtype``.
         backend: name of a back end, or None for the best that works on the device.
 
     Returns:
         A tensor of g's shape and dtype; zero where a matrix of g is zero. A matrix with NaN or
         infinite entries comes out as NaN and leaves the others alone. Not differentiable.
 
+    Memory: g in float32 (float64), and a few copies of all of g in the dtype of the iteration.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range.
+        RuntimeError: the back end does not serve the device.
     """
     if not isinstance(g, torch.Tensor) or g.dtype not in NATIVE or g.dim() < 2:
         found = (g.dtype, tuple(g.shape)) if isinstance(g, torch.Tensor) else type(g).__name__
@@ -165,6 +168,7 @@ def orthogonalize(
             "g must be a floating tensor (float64, float32, bfloat16, float16) of shape "
             f"(..., m, n), got {found}"
         )
+    backends.require(g.device.type, backend)
     rows, margin = polynomials(coefficients, steps)
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)

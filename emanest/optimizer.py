@@ -4,6 +4,7 @@ import contextlib
 from typing import ClassVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from . import checkpoint, launches, ops, points
 from .bases import Base
@@ -54,15 +55,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
+        # a checkpoint has neither defaults nor parameters
+        copied = "defaults" in state
         super().__setstate__(state)
         self._begin()
         checkpoint.complete(self)
         checkpoint.adopt(self)
+        if copied:
+            self.buckets.record_all()
 
     def _begin(self):
         """Set up what no pickle and no checkpoint holds."""
         self._survey = Survey(self.state, self._key)
-        self._skips = Skips()
+        # a load goes on counting
+        self._skips: Skips = vars(self).get("_skips") or Skips()
 
     # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
     @staticmethod
@@ -109,26 +115,33 @@ class Optimizer(torch.optim.Optimizer):
             The loss of the closure; None without one.
 
         Raises:
-            RuntimeError: in eval mode; a gradient is sparse, or (``nonfinite="raise"``) not finite.
-                Nothing has changed then.
+            RuntimeError: in eval mode, once there is state, or after a closure that left it so; a
+                gradient is sparse, or (``nonfinite="raise"``) not finite.
+            TypeError, ValueError: an option that was set since, the learning rate say, is not
+                valid. In all these cases nothing has changed.
         """
+        self._check_mode()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            self._check_mode()
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _check_mode(self):
         if self.state and not self._training:
             raise RuntimeError(
                 "step() in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
             )
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            self._step()
-        return loss
 
     def _step(self):
         check_rates(self.param_groups)
         chosen = self._survey.of(self)
         if chosen is None:
+            self._skipped()
             return
         happens, skip = verdict(self, chosen)
         self._skips.add(happens, skip)
@@ -138,8 +151,9 @@ class Optimizer(torch.optim.Optimizer):
         points.follow_edits(self, chosen)
         planned, clocks = launches.plan(self, chosen, skip)
         buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
-        with self._survey.buckets.own_writes(buckets):
-            self._run(planned)
+        unedited = self.buckets.unedited(buckets)
+        self._run(planned)
+        self.buckets.record(unedited)
         for launch in planned:
             launch.done()
             launch.bucket.writes.record(launch.indices)
@@ -150,7 +164,7 @@ class Optimizer(torch.optim.Optimizer):
             points.to_x(self)
 
     def _run(self, planned):
-        self._survey.buckets.publish({launch.bucket: None for launch in planned})
+        self.buckets.publish({launch.bucket: None for launch in planned})
         self._run_bases(planned)
 
     def _run_bases(self, launches):
@@ -192,13 +206,15 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- what the modules of a step ask of the optimizer ----------------------------------------
 
-    def own_writes(self):
-        """What is written to parameters in a ``with`` block does not count as an edit."""
-        return self._survey.buckets.own_writes()
+    @property
+    def buckets(self):
+        """Where the parameters' state is."""
+        return self._survey.buckets
 
     def _newcomers(self, group):
         """The parameters whose state is allocated together at the first step."""
-        return [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        params = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        return [p for p in params if not is_lazy(p)]
 
     def _mappings(self):
         """The dicts that hold the state."""
@@ -213,7 +229,7 @@ class Optimizer(torch.optim.Optimizer):
         mark = self._key("lookahead")
         params = [p for p in group["params"] if mark in self.state.get(p, ())]
         chosen = self._survey.find(self, group, params, params)
-        self._survey.buckets.publish(chosen)
+        self.buckets.publish(chosen)
         return chosen
 
     def _weight_decay(self, group):
@@ -264,7 +280,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def at_iterate(self):
-        """``eval()`` for the length of a ``with`` block, then the mode it was in before."""
+        """``eval()`` for the length of a ``with`` block; ``train()`` after it if it was in that."""
         was_training = self._training
         self.eval()
         try:
@@ -281,12 +297,14 @@ class Optimizer(torch.optim.Optimizer):
         points.mark_edited(self)
 
     def metrics(self):
-        """Figures about the lookahead, computed now; nothing waits for a GPU until one is read.
+        """Figures about the lookahead, computed now.
 
         Takes a pass over all parameters, and memory for four copies of the largest in float64.
+        Nothing waits for a GPU until a figure is read, unless steps are counted there
+        (``capturable``, a GradScaler's skipped steps).
 
         Returns:
-            0-d tensors by name, over all parameters that have been stepped:
+            0-d tensors by name, over all parameters that have state:
 
             x_norm: of x.
             m_norm: of the direction m, of those under a method that keeps one.
@@ -328,7 +346,8 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.check_dict(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
-            with checkpoint.all_or_nothing(self._holders()):
+            # what is loaded will be written outside inference mode
+            with checkpoint.all_or_nothing(self._holders()), torch.inference_mode(False):
                 super().load_state_dict(state_dict)
         finally:
             handle.remove()

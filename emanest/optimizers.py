@@ -102,13 +102,15 @@ class SGD(Optimizer):
         params, lr, lookahead, backend, maximize, foreach, fused, capturable, differentiable,
             nonfinite: as in ``AdamW``.
         momentum: at least 0.
-        dampening: of the gradient in the buffer.
+        dampening: of the gradient in the buffer, finite.
         weight_decay: L2 penalty, at least 0, added to the gradient at y (GPA: decoupled, on z).
         nesterov: PyTorch's form, which holds the lookahead point in the parameters and has no
             iterate to evaluate; ``lookahead=NAG(momentum)`` is the canonical form.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in ``AdamW``.
+
+    Source: ``torch.optim.SGD``; Sutskever et al. 2013, where lr is inside the buffer.
     """
 
     bases: ClassVar = {"sgd": bases.SGD}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -27,19 +28,24 @@ def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):
         TypeError: not a real number.
         ValueError: NaN, infinite or out of range.
     """
-    # Decimal registers as a Number but not as a Real; tensors as neither
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Number)
-        or isinstance(value, complex)
-    ):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    number = float(value)  # pyright: ignore[reportArgumentType]
+    number = _number(name, value, "a number")
     above = number >= low if bounds[0] == "[" else number > low
     below = number <= high if bounds[1] == "]" else number < high
     if not (above and below and math.isfinite(number)):
         raise ValueError(f"{name} must be {_range(low, high, bounds)}, got {number}")
     return number
+
+
+def _number(name, value, kind):
+    # Decimal registers as a Number but not as a Real; tensors as neither
+    complex_ = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    if isinstance(value, bool) or not isinstance(value, numbers.Number) or complex_:
+        raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except OverflowError:
+        # an integer of more than 308 digits
+        return math.inf
 
 
 def _range(low, high, bounds):
@@ -74,8 +80,9 @@ def optional_flag(name, value):
 
 def choice(name, value, choices):
     """Return ``value`` if it is one of ``choices``; ValueError that lists them otherwise."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}")
+    # no look-up: what cannot be hashed is none of them
+    if value not in (choices := list(choices)):
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
     return value
 
 
@@ -93,15 +100,7 @@ def learning_rate(name, value):
         if value.device.type == "cpu":
             learning_rate(name, value.item())
         return value
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Number)
-        or isinstance(value, complex)
-    ):
-        raise TypeError(
-            f"{name} must be a float or 1-element tensor, got {value!r} ({type(value).__name__})"
-        )
-    number = float(value)  # pyright: ignore[reportArgumentType]
+    number = _number(name, value, "a float or 1-element tensor")
     if not 0.0 <= number < math.inf:
         raise ValueError(f"Invalid learning rate: {number} ({name} must be finite and at least 0)")
     return number
@@ -185,12 +184,20 @@ def check_parameter(name, p):
 
     Raises:
         TypeError: an integer tensor.
-        ValueError: a tensor that overlaps itself (an expanded one).
+        ValueError: a tensor that overlaps itself (an expanded one), or a conjugate view.
     """
     if not (p.is_floating_point() or p.is_complex()):
         raise TypeError(
             f"{name} has dtype {p.dtype}: only floating and complex parameters can be optimized; "
             "leave frozen quantised weights out"
+        )
+    if is_lazy(p):
+        # it has no shape yet
+        return
+    if p.is_conj() or p.is_neg():
+        raise ValueError(
+            f"{name} is a view that conjugates or negates: its memory holds other values; clone() "
+            "it first"
         )
     # a stride of 0 over more than one element: several elements share one address
     sizes = zip(p.shape, p.stride(), strict=True)

@@ -77,7 +77,7 @@ def _all_or_nothing(optimizer, moves):
     # all copies before the first move: running out of memory then changes nothing
     kept = [[_clone(bucket.tensors[i]) for i in same] for *_, bucket, same, _ in moves]
     aside = [(bucket, i, bucket.aside(i)) for bucket, indices in stateful for i in indices]
-    ours = [(bucket, bucket.writes.unedited(indices)) for bucket, indices in stateful]
+    unedited = optimizer.buckets.unedited()
     training = optimizer._training
     try:
         yield kept
@@ -90,8 +90,7 @@ def _all_or_nothing(optimizer, moves):
                 bucket.take_back(i)
             else:
                 bucket.set_aside(i, y)
-        for bucket, indices in ours:
-            bucket.writes.record(indices)
+        optimizer.buckets.record(unedited)
         for group in optimizer.param_groups:
             group["train_mode"] = training
         raise
@@ -124,6 +123,7 @@ def _restart(optimizer, stateful):
     for name, count in counts.items():
         _warn_once(
             optimizer,
+            ("edited", name),
             f"{count} parameters were written since the last step; {name} restarts from their new "
             "values",
         )
@@ -178,6 +178,7 @@ def _warn_of_lost(optimizer, method, lost):
             how = "recomputed from x (within rounding)"
         _warn_once(
             optimizer,
+            ("lost", type(method).__name__),
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
             "resume bit for bit",
         )
@@ -209,7 +210,8 @@ def _move(point, group, method, bucket, indices, b):
     )
 
 
-def _warn_once(optimizer, message):
-    if not vars(optimizer).setdefault("_warned", False):
-        optimizer._warned = True
+def _warn_once(optimizer, kind, message):
+    told = vars(optimizer).setdefault("_told", set())
+    if kind not in told:
+        told.add(kind)
         warnings.warn(f"emanest: {message}", stacklevel=3)

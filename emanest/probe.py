@@ -7,9 +7,6 @@ from .lookahead import method_of
 from .optimizer import Optimizer
 from .options import real
 
-# the row of rules.POINTS that steps along a direction m
-_ALONG = "y_along"
-
 
 @torch.no_grad()
 def probe_lookahead(optimizer, loss_fn, stepsizes):
@@ -52,22 +49,22 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
             "no group of the optimizer has a lookahead direction m; EMANesterov and NAG have one"
         )
     stepsizes = [real("stepsizes", b) for b in stepsizes]
-    losses = []
-    with optimizer.own_writes():
-        try:
-            for b in stepsizes:
-                for each in moving:
-                    each.go(b)
-                losses.append(float(loss_fn()))
-        finally:
+    losses, unedited = [], optimizer.buckets.unedited()
+    try:
+        for b in stepsizes:
             for each in moving:
-                each.restore()
+                each.go(b)
+            losses.append(float(loss_fn()))
+    finally:
+        for each in moving:
+            each.restore()
+        optimizer.buckets.record(unedited)
     return losses
 
 
 def _has_direction(group):
     method = method_of(group)
-    return method is not None and method.points[1] == _ALONG
+    return method is not None and method.along
 
 
 class _Moving:
@@ -83,7 +80,7 @@ class _Moving:
         assert method is not None
         self.restore()
         ops.move_(
-            _ALONG,
+            "y_along",
             bucket.reals(bucket.members(self.indices)),
             bucket.columns(method.state, self.indices),
             (b - self.here,),

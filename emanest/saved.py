@@ -1,5 +1,7 @@
 """What a saved group and a parameter's saved state must be to be loaded here."""
 
+import math
+
 import torch
 
 from .bucket import shape_like
@@ -8,6 +10,7 @@ from .groups import (
     check_fit,
     check_method,
     is_lookahead_entry,
+    memory_entries,
     state_names,
 )
 from .lookahead import method_of
@@ -21,6 +24,12 @@ VERSION, NEWEST = "lookahead_version", 1
 TELLTALES = {"dampening": "SGD", "betas": "Adam", "ns_steps": "Muon"}
 
 
+def is_callable(saved):
+    """Whether a saved option was a callable."""
+    # what users put into groups may compare in other ways
+    return isinstance(saved, str) and saved == CALLABLE
+
+
 def merged(optimizer, index, live, saved):
     """The saved group, completed from the live one."""
     params = live["params"]
@@ -31,7 +40,12 @@ def merged(optimizer, index, live, saved):
             f"reads formats up to {NEWEST}: it was written by a newer one, update this"
         )
     saved = {k: v for k, v in saved.items() if k != VERSION}
-    if saved.get("param_names") and live.get("param_names") not in (None, saved["param_names"]):
+    names = saved.get("param_names")
+    if names and len(names) != len(params):
+        raise ValueError(
+            f"group {index} of the checkpoint has {len(names)} names for {len(params)} parameters"
+        )
+    if names and live.get("param_names") not in (None, names):
         raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
     if saved.get("base", live.get("base")) != live.get("base"):
         raise ValueError(
@@ -44,15 +58,15 @@ def merged(optimizer, index, live, saved):
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
     else:
         live = {
-            k: v for k, v in live.items() if not is_lookahead_entry(k) or saved.get(k) == CALLABLE
+            k: v for k, v in live.items() if not is_lookahead_entry(k) or is_callable(saved.get(k))
         }
     for key, value in saved.items():
-        if value == CALLABLE and not callable(live.get(key)):
+        if is_callable(value) and not callable(live.get(key)):
             raise ValueError(
                 f"{key} of group {index} was a callable when the checkpoint was written: give this "
                 "optimizer the same callable before loading"
             )
-    saved = {k: live[k] if v == CALLABLE else v for k, v in saved.items()}
+    saved = {k: live[k] if is_callable(v) else v for k, v in saved.items()}
     # where a step runs is a matter of this machine
     here = {"backend": live["backend"]} if "backend" in live else {}
     group = optimizer._checked({**live, **saved, **here})
@@ -60,8 +74,7 @@ def merged(optimizer, index, live, saved):
     if optimizer.bases:
         check_fit(index, {**group, "params": params}, optimizer.bases)
     flag("train_mode", group["train_mode"])
-    for name in ("t", *(method.memory if method else ())):
-        key = f"lookahead_{name}"
+    for key in ("lookahead_t", *memory_entries(method)):
         if key not in group:
             raise ValueError(f"group {index} of the checkpoint has no {key!r}")
         value = group[key]
@@ -111,11 +124,12 @@ def checked_entries(optimizer, where, group, p, entries):
             f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
             "written by another optimizer?"
         )
-    for key in (optimizer._key("step"), optimizer._key("lookahead")):
+    for name, low in (("step", 0), ("lookahead", -math.inf)):
+        key = optimizer._key(name)
         value = entries[key]
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
-        real(f"{key!r} of {where}", value)
+        real(f"{key!r} of {where}", value, low)
     for key in shapes.keys() & entries.keys():
         if not isinstance(entries[key], torch.Tensor):
             raise TypeError(f"{key!r} of {where} must be a tensor, got {entries[key]!r}")

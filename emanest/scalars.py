@@ -71,7 +71,8 @@ class Scalars:
             self.steps += counts
             self.lookaheads.fill_(lookahead)
         else:
-            index = torch.tensor(indices)
+            # not where a user's default device is
+            index = torch.tensor(indices, device=self.steps.device)
             self.steps[index] += counts
             self.lookaheads[index] = lookahead
 

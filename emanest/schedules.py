@@ -20,7 +20,7 @@ def largest(a, b):
 
 
 def ratio(lr, peak):
-    """``lr / peak``, and 1 where both are 0 (a warm-up that starts from 0)."""
+    """``lr / peak``, for ``lr <= peak``; 1 where both are 0 (a warm-up that starts from 0)."""
     idle = peak == 0
     return (lr + idle) / (peak + idle)
 
@@ -52,11 +52,16 @@ def proportional(stepsize, lr_lambda, peak=1.0):
     of step t - 1, because a fused step fixes the step size one scheduler tick earlier.
 
     Args:
-        stepsize: the step size at the peak.
+        stepsize: the step size at the peak, in the range of ``EMANesterov``'s.
         lr_lambda: factor of the learning rate at step t, counted from 0.
         peak: the largest value of ``lr_lambda``, above 0.
 
     Returns:
         A callable of t for ``EMANesterov(stepsize=...)``.
+
+    Raises:
+        ValueError: peak is not above 0.
     """
+    if not peak > 0:
+        raise ValueError(f"peak must be above 0, got {peak}")
     return lambda t: stepsize * ratio(lr_lambda(t), peak)

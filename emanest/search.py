@@ -24,7 +24,7 @@ from .newton_schulz import iterate, normalized, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 
-# elements in one batch of Newton-Schulz, which needs up to four times their memory
+# elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
 
 # how many numbers belong to the momentum pass (the first is a factor of gradients), and to rows

@@ -67,7 +67,7 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
     Raises:
         TypeError: not a module; a rule that is neither a name nor a dict.
         ValueError: no parameter requires a gradient, one is not initialised yet, or a rule finds
-            none or is no regular expression.
+            none that an earlier one has left, or is no regular expression.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -91,7 +91,10 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         rows.append((name, p, kind, reason))
     unused = [text for _, text, _ in rules if text not in found]
     if unused:
-        raise ValueError(f"rules {unused} find no parameter that requires a gradient")
+        raise ValueError(
+            f"rules {unused} find no parameter that requires a gradient and that no earlier rule "
+            "has taken"
+        )
     if not groups:
         raise ValueError("no parameter of the model requires a gradient")
     if verbose:

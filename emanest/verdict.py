@@ -3,6 +3,7 @@
 import torch
 
 from . import launches, ops, shards
+from .checks import CHECKS
 from .gradients import parameter_name
 
 
@@ -24,7 +25,7 @@ def verdict(optimizer, chosen):
     if not flags:
         return True, None
     if _stays(optimizer, chosen, flags):
-        device = next(bucket.device for buckets in chosen for bucket in buckets)
+        device = next(b.device for buckets in chosen for b, indices in buckets.items() if indices)
         return True, torch.stack([flag.to(device, non_blocking=True) for flag in flags]).amax(0)
     return not any(flag.item() for flag in flags), None
 
@@ -37,6 +38,7 @@ def _flags(optimizer, chosen):
         policy = group.get("nonfinite", "propagate")
         if policy == "propagate":
             continue
+        CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
         for bucket, indices in buckets.items():
             if indices:
                 flag = _nonfinite(group, bucket, indices)
@@ -48,7 +50,8 @@ def _flags(optimizer, chosen):
 
 def _flag(value):
     # GradScaler sets an int where there was no gradient at all
-    return torch.as_tensor(value).detach().to(torch.float32).reshape(1)
+    flag = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+    return flag.detach().to(torch.float32).reshape(1)
 
 
 def _stays(optimizer, chosen, flags):

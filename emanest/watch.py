@@ -1,5 +1,7 @@
 """Loops over all parameters that every step makes, in C++ where the extension is built."""
 
+from torch.nn.parameter import is_lazy
+
 
 def _gradients(params):
     """The gradients of parameters, None where there is none."""
@@ -44,7 +46,8 @@ class _Watch:
 
 
 def _facts(p):
-    return p.shape, p.dtype, p.device, None if p.grad is None else p.grad.layout
+    shape = None if is_lazy(p) else p.shape
+    return shape, p.dtype, p.device, None if p.grad is None else p.grad.layout
 
 
 def _same_items(mapping, known):

@@ -1,12 +1,13 @@
 """A lookahead around any torch optimizer."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 
 from . import checkpoint, ops
 from .gradients import dense, parameter_name
-from .groups import CLOCK, check_method, completed_entries
+from .groups import check_method, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
@@ -60,11 +61,7 @@ class Wrap(Optimizer):
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            check_rate(i, group, each)
-            method = check_method(completed_entries(group, entries))
-            warn_of_typos(f"group {i}", group, group_entries(method))
-            for j, p in enumerate(group["params"]):
-                check_parameter(parameter_name(group, i, j), p)
+            _check_group(i, group, completed_entries(group, entries), each)
         self._warned_capturable_if_run_uncaptured = True
         before = [dict(group) for _, group in groups]
         try:
@@ -89,6 +86,8 @@ class Wrap(Optimizer):
             load_all(self.optimizers, **loaded)
         self._begin()
         checkpoint.adopt(self)
+        if not loaded:
+            self.buckets.record_all()
         for inner in self.optimizers:
             guard(inner, self)
 
@@ -108,6 +107,13 @@ class Wrap(Optimizer):
     def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' state, as one mapping."""
         return self._state
+
+    @state.setter
+    def state(self, mapping):  # pyright: ignore[reportIncompatibleVariableOverride]
+        for inner in self.optimizers:
+            inner.state = defaultdict(dict)
+        self._state = States(self.optimizers)
+        self._state.update(mapping)
 
     @property
     def _training(self):
@@ -139,22 +145,23 @@ class Wrap(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
         (inner,) = self.optimizers
-        complete = self._completed(param_group)
-        check_rate(len(inner.param_groups), {**inner.defaults, **complete}, inner)
-        check_method({**inner.defaults, **complete})
         index = len(inner.param_groups)
+        group = self._completed(param_group)
         try:
-            inner.add_param_group(complete)
-            for j, p in enumerate(complete["params"]):
-                check_parameter(parameter_name(complete, index, j), p)
+            # torch's own group: a list of parameters, complete but for our entries
+            inner.add_param_group(group)
+            added = inner.param_groups[index]
+            # torch only warns of a repeated parameter, and then updates it twice
+            added["params"] = list(dict.fromkeys(added["params"]))
+            _check_group(index, param_group, added, inner)
         except BaseException:
             del inner.param_groups[index:]
             raise
 
     def _completed(self, group):
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
-        shared = {k: g[k] for g in self.optimizers[0].param_groups[:1] for k in CLOCK if k in g}
-        return completed_entries(group, {**entries, **shared})
+        shared = shared_clock(self.optimizers[0].param_groups)
+        return {**completed_entries(group, entries), **shared}
 
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
@@ -213,7 +220,7 @@ class Wrap(Optimizer):
         for launch in followed:
             launch.bucket.writes.take_snapshots(launch.indices)
         self._step_inner([p for launch in raw for p in launch.bucket.owners(launch.indices)])
-        self._survey.buckets.publish({launch.bucket: None for launch in planned})
+        self.buckets.publish({launch.bucket: None for launch in planned})
         for launch in followed:
             self._follow(launch)
         self._run_bases(raw)
@@ -250,3 +257,12 @@ class Wrap(Optimizer):
             step_all(self.optimizers, excluded, scaling)
         finally:
             self.stepping = False
+
+
+def _check_group(index, given, group, inner):
+    """Check a group of an inner optimizer, which holds our entries; ``given`` may have typos."""
+    check_rate(index, group, inner)
+    method = check_method(group)
+    warn_of_typos(f"group {index}", given, group_entries(method))
+    for j, p in enumerate(group["params"]):
+        check_parameter(parameter_name(group, index, j), p)

@@ -46,11 +46,11 @@ IMPORTS = {
     "device": {"backends", "groups", "lookahead", "tape"},
     "survey": {"buckets", "gradients", "groups", "shards", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
-    "verdict": {"gradients", "launches", "ops", "shards"},
+    "verdict": {"checks", "gradients", "launches", "ops", "shards"},
     "saved": {"bucket", "groups", "lookahead", "options"},
     "checkpoint": {"checks", "gradients", "groups", "lookahead", "saved"},
     "points": {"lookahead", "ops", "rules"},
-    "metrics": {"lookahead", "ops", "rules", "shards"},
+    "metrics": {"lookahead", "ops", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
         *(
@@ -67,7 +67,7 @@ IMPORTS = {
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "muon": {"bases", "optimizer", "options", "orthogonal"},
-    "inner": {"checkpoint", "groups"},
+    "inner": {"checkpoint", "groups", "options"},
     "wrap": {
         *("checkpoint", "gradients", "groups", "inner", "lookahead", "ops", "optimizer"),
         *("options", "rules"),
@@ -80,7 +80,7 @@ IMPORTS = {
         *("find", "iterate", "lookahead", "muon", "newton_schulz", "optimizer", "optimizers"),
         *("probe", "schedules", "split", "wrap"),
     },
-    "doctor": {"__init__", "backends", "eager"},
+    "doctor": {"__init__", "backends", "eager", "tape"},
 }
 
 # module -> modules from outside that it may import; the rest have PLAIN

@@ -466,7 +466,7 @@ def test_the_group_that_brings_momentum_is_named():
 
 
 def test_an_unknown_base_is_named():
-    with pytest.raises(ValueError, match=r"base must be one of \['adamw', 'muon'\], got 'sgd'"):
+    with pytest.raises(ValueError, match=r"base must be one of \['muon', 'adamw'\], got 'sgd'"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "base": "sgd"}])
 
 

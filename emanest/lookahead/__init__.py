@@ -1,12 +1,12 @@
 """The lookahead methods, and how a parameter group holds one.
 
-A method is a small frozen dataclass. A group holds its name (``lookahead``) and its settings as
-plain numbers (``lookahead_stepsize``, ``lookahead_decay``, ...), where they can be overridden per
-group and where ``state_dict`` saves them; the dataclass is their template and their validator.
+A method is a small frozen dataclass. A group holds its name (``lookahead``) and its settings
+(``lookahead_stepsize``, ``lookahead_decay``, ...), where they can be overridden per group and where
+``state_dict`` saves them; the dataclass is their template and their validator.
 """
 
 import functools
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from ..options import choice
 from .along import NAG, EMANesterov
@@ -58,10 +58,17 @@ def method_of(group):
     if name is None:
         return None
     cls = METHODS[choice("lookahead", name, METHODS)]
-    return _build(cls, *(group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)))
+    settings = [group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)]
+    # a function may not be hashable, and would be kept alive
+    return (_build if any(map(callable, settings)) else _cached)(cls, *settings)
+
+
+def _build(cls, *settings):
+    for field, value in zip(fields(cls), settings, strict=True):
+        if value is MISSING:
+            raise ValueError(f"lookahead={cls.name!r} needs the entry 'lookahead_{field.name}'")
+    return cls(*settings)
 
 
 # typed: 1, 1.0 and True are equal but not equally valid
-@functools.lru_cache(maxsize=1024, typed=True)
-def _build(cls, *values):
-    return cls(*values)
+_cached = functools.lru_cache(maxsize=1024, typed=True)(_build)

@@ -33,7 +33,8 @@ class EMANesterov(Method):
             of updates that the parameter has had, those before the lookahead was added included.
 
     Raises:
-        ValueError: a setting is out of range, or the window [warmup, rest) is empty.
+        TypeError, ValueError: a setting is of the wrong kind or out of range, or the window
+            [warmup, rest) is empty.
 
     Source: EMA-Nesterov, arXiv:2605.25395, algorithm 1. The authors' wrapper reads the learning
     rate one scheduler tick later; ``schedules.proportional`` reproduces that.
@@ -57,11 +58,13 @@ class EMANesterov(Method):
         if not callable(self.stepsize):
             self._set(stepsize=self._check_stepsize("stepsize", self.stepsize))
         self._set(warmup=count("warmup", self.warmup, 0))
-        if self.rest is not None and count("rest", self.rest, 0) <= self.warmup:
-            raise ValueError(
-                f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
-                "(rest is an absolute step index, None means never)"
-            )
+        if self.rest is not None:
+            self._set(rest=count("rest", self.rest, 0))
+            if self.rest <= self.warmup:
+                raise ValueError(
+                    f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
+                    "(rest is an absolute step index, None means never)"
+                )
         self._set(follow_lr=flag("follow_lr", self.follow_lr))
         choice("init", self.init, schedules.INITS)
 
@@ -102,6 +105,9 @@ class NAG(Method):
 
     Args:
         momentum: in (-1, 1).
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
 
     Source: Nesterov 1983; Sutskever et al. 2013, whose v is ``velocity``.
     """

@@ -8,6 +8,11 @@ from ..options import real
 from .method import Method, Plan
 
 
+def _between(c, mu, decay=0.0, options=None):
+    """Z has weight c in the new x, and x weight mu in the new y."""
+    return Plan("gpa", (c, c - (1.0 - c) * mu, decay), 1.0 / mu - 1.0, options or {})
+
+
 @dataclass(frozen=True)
 class GPA(Method):
     """Generalized primal averaging: a smooth DiLoCo.
@@ -24,6 +29,9 @@ class GPA(Method):
         mu_x: weight of x in its own average, in [0, 1); about 0.9 ** (1 / H) replaces DiLoCo with H
             inner steps.
         mu_y: weight of x at the gradient point, in (0, 1].
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
 
     Source: Defazio et al. 2025, arXiv:2512.17131.
     """
@@ -42,9 +50,7 @@ class GPA(Method):
 
     def plan(self, at, memory):
         """Average, with the decay moved from y to z."""
-        weight = 1.0 - self.mu_x
-        numbers = (weight, weight - self.mu_x * self.mu_y, at.lr * at.weight_decay)
-        return Plan("gpa", numbers, 1.0 / self.mu_y - 1.0, options={"weight_decay": 0.0})
+        return _between(1.0 - self.mu_x, self.mu_y, at.lr * at.weight_decay, {"weight_decay": 0.0})
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class ScheduleFree(Method):
         momentum: weight of x at the gradient point, in (0, 1].
         r: power of the step index in the weights, at least 0.
         weight_lr_power: power of the peak learning rate in the weights, at least 0.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range, or the base has a
+            momentum of its own.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
     """
@@ -102,4 +112,4 @@ class ScheduleFree(Method):
         """Average with the weight of this step."""
         total = memory["weight_sum"]
         c = memory["weight"] / (total + (total == 0))
-        return Plan("gpa", (c, c - (1.0 - c) * self.momentum, 0.0), 1.0 / self.momentum - 1.0)
+        return _between(c, self.momentum)

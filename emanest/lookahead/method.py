@@ -45,6 +45,11 @@ class Method:
         """Whether ``plan`` can be evaluated on a device."""
         return not self.syncs
 
+    @property
+    def along(self):
+        """Whether it looks ahead along a direction m, which is then its first state."""
+        return self.points[1] == "y_along"
+
     def settings(self):
         """The settings as the plain entries of a parameter group."""
         return {f"lookahead_{f.name}": getattr(self, f.name) for f in fields(self)}

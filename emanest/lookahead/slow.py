@@ -24,6 +24,9 @@ class Lookahead(Method):
         every: base steps between syncs, at least 1; syncs come after steps k, 2k, ...
         alpha: in [0, 2); 1 is the base optimizer itself, 0 returns to the slow weights.
 
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
     Source: Zhang et al. 2019, arXiv:1907.08610, algorithm 1.
     """
 
@@ -59,6 +62,9 @@ class LongHorizon(Method):
     Args:
         every: base steps between syncs, at least 1.
         stepsize: in (-1, 1); 0.25 to 0.75 in published sweeps.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
 
     Source: EMA-Nesterov, arXiv:2605.25395, equation 6.
     """
@@ -100,6 +106,9 @@ class SNOO(Method):
         lr: outer learning rate, in (0, 2).
         momentum: outer momentum, in [0, 1).
 
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
     Source: Kallusky et al. 2025, arXiv:2510.15830; DiLoCo, arXiv:2311.08105.
     """
 
@@ -139,6 +148,9 @@ class NALA(Method):
         every: base steps per outer step, at least 1.
         lr: step size of the raw gradient step, at least 0; 1e-4 to 1e-2 in the paper.
         mu: in (-1, 1); -0.3 to -0.7 in the paper.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
 
     Source: Zuo et al. 2024, algorithm 1. x starts at the parameters (the authors' code starts it at
     zero), and the gradient at y is that of the next batch.
