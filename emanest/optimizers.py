@@ -22,14 +22,16 @@ class AdamW(Optimizer):
     With a lookahead the parameters hold y, the gradient point, while training: evaluate and save
     between ``eval()`` and ``train()``, or inside ``with opt.at_iterate():``.
 
+    A second moment beyond the range of float32 (gradients above 5e20) gives NaN, where torch gives
+    updates of 0 from then on.
+
     Args:
         params: parameters, (name, parameter) pairs, or groups (dicts); real or complex, dense.
         lr: step size, at least 0; a float or a 1-element tensor (copied for each group).
         betas: decay of the two averages, each in [0, 1).
         eps: added to the square root, at least 0.
         weight_decay: decoupled decay per unit of lr, at least 0; it acts at y (GPA: on z).
-        amsgrad: divide by the largest second moment so far. A second moment beyond the range of
-            float32 gives NaN, where torch gives an update of 0.
+        amsgrad: divide by the largest second moment so far.
         lookahead: a method (``EMANesterov``, ``NAG``, ``Lookahead``, ``LongHorizon``, ``SNOO``,
             ``GPA``, ``ScheduleFree``, ``NALA``) or None; groups may override it.
         backend: name of a back end, or None for the best that works on the parameters' device.
@@ -102,7 +104,8 @@ class SGD(Optimizer):
         params, lr, lookahead, backend, maximize, foreach, fused, capturable, differentiable,
             nonfinite: as in ``AdamW``.
         momentum: at least 0.
-        dampening: of the gradient in the buffer, finite.
+        dampening: of the gradient in the buffer, finite; not of the first one, if momentum is on
+            from the first step.
         weight_decay: L2 penalty, at least 0, added to the gradient at y (GPA: decoupled, on z).
         nesterov: PyTorch's form, which holds the lookahead point in the parameters and has no
             iterate to evaluate; ``lookahead=NAG(momentum)`` is the canonical form.

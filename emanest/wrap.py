@@ -7,7 +7,7 @@ import torch
 
 from . import checkpoint, ops
 from .gradients import dense, parameter_name
-from .groups import check_method, completed_entries, shared_clock
+from .groups import CLOCK, check_method, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
@@ -263,6 +263,6 @@ def _check_group(index, given, group, inner):
     """Check a group of an inner optimizer, which holds our entries; ``given`` may have typos."""
     check_rate(index, group, inner)
     method = check_method(group)
-    warn_of_typos(f"group {index}", given, group_entries(method))
+    warn_of_typos(f"group {index}", given, {*group_entries(method), *CLOCK})
     for j, p in enumerate(group["params"]):
         check_parameter(parameter_name(group, index, j), p)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.nn.parameter import is_lazy
 
 import emanest
 from helpers import LR, METHODS, bits, content, differing, parameters, params_of, run, set_gradients
@@ -80,7 +81,9 @@ def options_of(name):
 def described(value):
     """Anything as text, tensors by their bits."""
     if isinstance(value, torch.Tensor):
-        return str((value.shape, value.dtype) if value.is_meta else bits(value))
+        if value.is_meta or is_lazy(value):
+            return str((type(value), value.dtype))
+        return str(bits(value.resolve_conj().resolve_neg()))
     if isinstance(value, dict):
         return str({k: described(v) for k, v in value.items()})
     if isinstance(value, (list, tuple, set)):

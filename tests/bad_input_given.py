@@ -38,7 +38,20 @@ def integers():
     return torch.ones(3, 2, dtype=torch.int32)
 
 
+def conjugate():
+    return nn.Parameter(torch.ones(2, dtype=torch.complex64).conj())
+
+
+def negative():
+    return nn.Parameter(torch.ones(2, dtype=torch.complex64).conj().imag)
+
+
+def lazy():
+    return [*nn.LazyLinear(2).parameters()]
+
+
 EMPTY = "empty parameter list .did you already consume model.parameters"
+VIEW = r"parameter 0 of group 0 is a view that conjugates or negates.*clone\(\) it"
 ITERABLE = "argument given to the optimizer should be an iterable of Tensors or dicts"
 
 # row, what is given as params -> error, message, optimizers
@@ -80,6 +93,9 @@ GIVEN = [
         "parameter 0 of group 0 overlaps itself",
         EVERY,
     ),
+    (15, "a conjugate view", lambda: [conjugate()], ValueError, VIEW, (*ELEMENTWISE, "Wrap")),
+    (15, "a negative view", lambda: [negative()], ValueError, VIEW, EVERY),
+    (15, "no shape yet", lazy, ValueError, "parameter 0 of group 0 has no shape yet", MATRICES),
     (
         16,
         "integers",

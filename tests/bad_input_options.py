@@ -44,6 +44,7 @@ LEARNING_RATES = [
     (25, None, TypeError, f"{KIND} None"),
     (25, [0.1], TypeError, KIND),
     (25, 1j, TypeError, KIND),
+    (24, 10**400, ValueError, f"{RATE} inf"),
     (26, True, TypeError, f"{KIND} True .bool."),
     (27, torch.ones(2), ValueError, "Tensor lr must be 1-element"),
 ]
@@ -64,6 +65,7 @@ OPTIONS = [
     (31, "eps", -1e-8, ValueError, "Invalid epsilon value: -1e-08"),
     (31, "eps", NAN, ValueError, "Invalid epsilon value: nan"),
     (31, "eps", INF, ValueError, "Invalid epsilon value: inf"),
+    (31, "weight_decay", numpy.complex64(1), TypeError, "weight_decay must be a number, got np.co"),
     (31, "weight_decay", -1, ValueError, "Invalid weight_decay value: -1"),
     (31, "weight_decay", NAN, ValueError, "Invalid weight_decay value: nan"),
     (31, "weight_decay", INF, ValueError, "Invalid weight_decay value: inf"),
@@ -75,12 +77,15 @@ OPTIONS = [
     (35, "foreach", "no", TypeError, "foreach must be True or False, got 'no'"),
     (35, "nesterov", None, TypeError, "nesterov must be True or False, got None"),
     (35, "nonfinite", "ignore", ValueError, "nonfinite must be one of .*got 'ignore'"),
+    (35, "nonfinite", ["skip"], ValueError, r"nonfinite must be one of .*got \['skip'\]"),
+    (36, "backend", ["cpp"], ValueError, r"backend must be None or one of .*\['cpp'\]"),
     (36, "backend", "cuda-graph", ValueError, "backend must be None or one of .*'cuda-graph'"),
 ]
 LOOKAHEADS = [
     (0.5, TypeError, "lookahead must be None or one of EMANesterov.*got 0.5"),
     (EMANesterov, TypeError, "lookahead must be None or one of"),
     ("ema", ValueError, "lookahead must be one of .*'ema'"),
+    (["nag"], TypeError, "lookahead must be None or one of .*'nag'"),
 ]
 SETTINGS = [
     ("decay", 1.0, ValueError, r"decay must be in \[0, 1\), got 1.0"),
@@ -116,6 +121,7 @@ CHANGED = [
         r"stepsize\(\d\) must be a number, got 'far'",
     ),
     ("lookahead", "ema", ValueError, "lookahead must be one of .*got 'ema'"),
+    ("lookahead", ["nag"], ValueError, "lookahead must be one of .*'nag'"),
 ]
 
 
@@ -319,4 +325,12 @@ ROWS = [
     ),
     Row(35, "flags as torch takes them", flags_as_torch_takes_them, OURS),
     Row(36, "backend='triton'", triton_is_not_here, OURS),
+    Row(
+        36,
+        "nonfinite misspelt later",
+        not_stepped(
+            entry("nonfinite", "Skip"), ValueError, "nonfinite of group 1 must be one of .*'Skip'"
+        ),
+        OURS,
+    ),
 ]

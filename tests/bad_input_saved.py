@@ -70,6 +70,23 @@ def first_state(change):
     return corrupt
 
 
+def names(count):
+    return put("param_groups", 1, "param_names", to=["weight"] * count)
+
+
+def steps(value):
+    """The number of steps of parameter 1, whatever its key."""
+
+    def corrupt(saved):
+        saved = copy.deepcopy(saved)
+        entries = saved["state"][1]
+        key = "step" if "lookahead_step" not in entries else "lookahead_step"
+        entries[key] = torch.tensor(value)
+        return saved
+
+    return corrupt
+
+
 NOT_ONE = "not an optimizer state dict"
 
 # row, what is wrong -> how it comes about, error, message; whatever the optimizer
@@ -109,7 +126,18 @@ CORRUPT = [
     (57, "t a string", put(*GROUP, "lookahead_t", to="soon"), TypeError, "lookahead_t"),
     (57, "t negative", put(*GROUP, "lookahead_t", to=-1), ValueError, "lookahead_t"),
     (57, "mode a number", put(*GROUP, "train_mode", to=3), TypeError, "train_mode"),
+    (56, "too few names", names(1), ValueError, "group 1 of the checkpoint has 1 names for 2"),
+    (
+        57,
+        "a parameter twice",
+        put("param_groups", 1, "params", to=[1, 1]),
+        ValueError,
+        "twice: it is number 1",
+    ),
+    (57, "method a list", put(*GROUP, "lookahead", to=["nag"]), ValueError, "lookahead must be"),
     (63, "newer", put(*GROUP, "lookahead_version", to=2), ValueError, "format 2 .*up to 1.*update"),
+    (57, "steps negative", steps(-5.0), ValueError, "step' of parameter 0 of group 1 must be"),
+    (57, "steps NaN", steps(float("nan")), ValueError, "step' of parameter 0 of group 1 must be"),
     (63, "no format", put(*GROUP, "lookahead_version", to="x"), ValueError, "has format 'x'"),
 ]
 

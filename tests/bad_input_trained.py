@@ -174,6 +174,15 @@ def closures(name):
     goes_on(optimizer, twin)
 
 
+def closure_in_eval_mode(name):
+    """It evaluates, and forgets to come back."""
+    optimizer, twin = ready(name), ready(name)
+    with pytest.raises(RuntimeError, match=r"step\(\) in eval mode: the parameters hold x"):
+        optimizer.step(lambda: optimizer.eval())
+    optimizer.train()
+    goes_on(optimizer, twin)
+
+
 def scheduled_inside(name):
     outside, inside = ready(name, 0), ready(name, 0)
     schedulers = [torch.optim.lr_scheduler.StepLR(o, 2) for o in (outside, *inside.optimizers)]
@@ -300,6 +309,7 @@ ROWS = [
     Row(52, "an exception inside at_iterate", raised_inside),
     Row(53, "state_dict inside at_iterate", saved_inside),
     Row(64, "closures", closures),
+    Row(64, "a closure that ends in eval mode", closure_in_eval_mode),
     Row(65, "a scheduler on the inner optimizer", scheduled_inside, ("Wrap",)),
     Row(66, "last_epoch on a fresh run", resumed_schedule),
     Row(67, "a step of the inner optimizer", stepped_inside, ("Wrap",)),

@@ -1,7 +1,9 @@
 """Analysis against closed forms and against the textbook; the two theorems, run."""
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -310,11 +312,30 @@ def test_theorem_2(problem, decay):
     assert (big_a >= r * t**2 / 9).all()
 
 
+class Schedule:
+    """A step size that cannot be hashed."""
+
+    __hash__ = None
+
+    def __call__(self, t):
+        return 0.5
+
+
+def test_a_callable_step_size_is_analysed_and_let_go():
+    schedule = Schedule()
+    found = analysis.spectral_radius(EMANesterov(schedule, 0.9), 0.1, 1.0, t=50)
+    assert found == analysis.spectral_radius(EMANesterov(0.5, 0.9), 0.1, 1.0, t=50)
+    alive = weakref.ref(schedule)
+    del schedule
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: analysis.transition("nag", 0.1, 1.0), TypeError, "method must be"),
-        (lambda: analysis.transition(None, 0.1, 1.0, beta=0.9), TypeError, "beta"),
+        (lambda: analysis.transition(None, 0.1, 1.0, beta=0.9), TypeError, "beta is no option"),
         (lambda: analysis.transition(None, -0.1, 1.0), ValueError, "lr must be"),
         (lambda: analysis.transition(None, 0.1, 1.0, t=-1), ValueError, "t must be at least 0"),
         (lambda: analysis.spectral_radius(None, 0.1, 1, nesterov=True), ValueError, "momentum"),

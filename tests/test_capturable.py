@@ -150,6 +150,24 @@ def test_a_missing_gradient_is_an_error_and_changes_nothing(make, steps):
 
 @pytest.mark.parametrize("method", CAPTURABLE)
 @each_base
+def test_a_late_group_has_a_clock_of_its_own(method, make):
+    shapes = [(3, 4), (4, 2)]
+    found = []
+    for capturable in (True, False):
+        first, late = helpers.parameters(shapes=shapes), helpers.parameters(shapes=shapes)
+        optimizer = make(first, CAPTURABLE[method], capturable=capturable)
+        run(optimizer, range(3))
+        options = optimizer.param_groups[0]
+        options = {k: options[k] for k in ("betas", "momentum") if k in options}
+        optimizer.add_param_group({"params": late, **options})
+        run(optimizer, range(3, 7))
+        assert [float(group["lookahead_t"]) for group in optimizer.param_groups] == [7, 7]
+        found.append(tensors(optimizer))
+    assert differing(*found) == []
+
+
+@pytest.mark.parametrize("method", CAPTURABLE)
+@each_base
 def test_a_checkpoint_resumes_exactly(method, make):
     saved = trained(make, CAPTURABLE[method], torch.float32, True, steps=7)
     loaded = make([torch.nn.Parameter(p) for p in values(saved)], CAPTURABLE[method])

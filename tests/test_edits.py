@@ -148,6 +148,44 @@ def test_only_methods_that_keep_positions_warn_of_edits_and_once(method, base):
     assert all("6 parameters were written since the last step" in m for m in messages)
 
 
+def test_every_method_is_told_of_and_so_is_a_lost_y():
+    """Once each: what was said of one does not silence what is to be said of another."""
+    groups = [
+        {"params": helpers.parameters(), "lookahead": METHODS[name]} for name in ("snoo", "gpa")
+    ]
+    optimizer = adamw(groups, METHODS["ema"])
+    run(optimizer, range(4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for t in (4, 5, 6):
+            edit(optimizer)
+            run(optimizer, [t])
+        optimizer.eval()
+        saved = optimizer.state_dict()
+        for entries in saved["state"].values():
+            entries.pop("y", None)
+        optimizer.load_state_dict(saved)
+        optimizer.train()
+    messages = [str(w.message) for w in caught]
+    expected = ["SNOO restarts", "GPA restarts", "y is lost", "y is recomputed"]
+    assert len(messages) == len(expected)
+    assert all(words in message for words, message in zip(expected, messages, strict=True))
+
+
+@each_method
+@each_base
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@ignore_restarts
+def test_a_copy_sees_edits_as_the_optimizer_does(method, base, mode):
+    optimizer = make(base, method, torch.float64, steps=5)
+    getattr(optimizer, mode)()
+    for each in (copied := copy.deepcopy(optimizer), optimizer):
+        edit(each)
+        each.train()
+        run(each, range(5, 9))
+    assert differing(content(copied), content(optimizer)) == []
+
+
 # how far an implicit x moves with y alone: the weight of x in y
 WEIGHTS = {"gpa": 0.7, "schedule free": 0.9}
 

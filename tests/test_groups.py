@@ -85,6 +85,40 @@ def test_a_bad_group_is_not_added(base, entries):
     assert differing(content(optimizer), content(make(base, "ema", steps=3))) == []
 
 
+@each_base
+def test_a_method_may_be_given_by_its_name_and_settings(base):
+    """As it stands in a state dict; none of the default method's settings come with it."""
+    named, given = (
+        BASES[base]([{"params": helpers.parameters(), **entries}], METHODS["ema"])
+        for entries in (
+            {"lookahead": "snoo", "lookahead_every": 3},
+            {"lookahead": SNOO(3)},
+        )
+    )
+    for optimizer in (named, given):
+        run(optimizer, range(7))
+    assert differing(content(named), content(given)) == []
+    again = BASES[base]([{"params": helpers.parameters(), "lookahead": "ema_nesterov"}], None)
+    run(again, range(3))
+    assert again.param_groups[0]["lookahead_decay"] == 0.99
+
+
+@each_base
+def test_a_setting_that_a_name_does_not_bring_is_asked_for(base):
+    with pytest.raises(ValueError, match="lookahead='nag' needs the entry 'lookahead_momentum'"):
+        BASES[base]([{"params": helpers.parameters(), "lookahead": "nag"}], METHODS["ema"])
+
+
+@each_base
+def test_the_group_of_another_optimizer_joins_the_clock_and_the_mode(base):
+    optimizer, other = make(base, "ema", steps=3), make(base, "ema")
+    other.eval()
+    optimizer.add_param_group(other.param_groups[0])
+    assert [g["lookahead_t"] for g in optimizer.param_groups] == [3, 3]
+    assert [g["train_mode"] for g in optimizer.param_groups] == [True, True]
+    run(optimizer, range(3, 5))
+
+
 # method -> (entry of the group, new value, attribute of the textbook form)
 EDITS = {
     "ema": ("lookahead_stepsize", 0.2, "stepsize"),

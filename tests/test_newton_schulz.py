@@ -353,5 +353,6 @@ def test_bad_arguments_are_named(arguments, error_, message):
     ],
 )
 def test_bad_options_are_named(option, message):
-    with pytest.raises(ValueError, match=message):
-        orthogonalize(torch.ones(3, 4), **option)
+    for shape in ((3, 4), (0, 4)):
+        with pytest.raises(ValueError, match=message):
+            orthogonalize(torch.ones(shape), **option)

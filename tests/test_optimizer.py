@@ -4,12 +4,15 @@ import collections
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
+import emanest
 import helpers
+from emanest import survey
 from helpers import METHODS, bits, content, differing, params_of, run
 
 BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
@@ -79,6 +82,34 @@ def test_a_parameter_without_gradient_is_left_out(method, base):
     mine, theirs = content(optimizer), content(other)
     for key in differing(mine, theirs):
         assert key.startswith(("/values/0", "/state/0"))
+
+
+def with_lazy_layer(base, lazy):
+    """A run whose second layer takes part from the second step on, and has no shape before."""
+    torch.manual_seed(0)
+    layers = nn.Linear(3, 4), (nn.LazyLinear(2) if lazy else nn.Linear(4, 2))
+    optimizer = BASES[base](nn.Sequential(*layers).parameters(), METHODS["ema"])
+    for t in range(4):
+        hidden = layers[0](torch.full((1, 3), t + 1.0))
+        if t == 1:
+            layers[1](hidden)
+            for p in layers[1].parameters():
+                nn.init.constant_(p, 0.5)
+        optimizer.zero_grad()
+        (layers[1](hidden) if t else hidden).square().sum().backward()
+        optimizer.step()
+        with optimizer.at_iterate():
+            pass
+    return content(optimizer)
+
+
+@each_base
+@pytest.mark.parametrize("watch", ["C++", "Python"])
+def test_a_lazy_parameter_is_stepped_once_it_has_a_shape(base, watch, monkeypatch):
+    """As torch steps it; until then the others go on without it."""
+    if watch == "Python":
+        monkeypatch.setattr(survey, "Watch", emanest.watch._Watch)
+    assert differing(with_lazy_layer(base, True), with_lazy_layer(base, False)) == []
 
 
 @each_method

@@ -101,8 +101,9 @@ def test_a_run_with_probes_equals_a_run_without(method, base, mode, dtype):
 @each_along
 @each_base
 @each_mode
-def test_parameters_come_back_when_the_loss_raises(method, base, mode):
-    optimizer, plain = make(base, method), make(base, method)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_come_back_when_the_loss_raises(method, base, mode, dtype):
+    optimizer, plain = make(base, method, dtype), make(base, method, dtype)
     getattr(optimizer, mode)()
     before = content(optimizer)
     losses = iter([1.0, 2.0])

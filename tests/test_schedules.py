@@ -224,6 +224,11 @@ RANGES = {
 REQUIRED = {NAG: {"momentum": 0.9}, LongHorizon: {"every": 5}, SNOO: {"every": 5}}
 
 
+def test_a_peak_of_zero_is_no_peak():
+    with pytest.raises(ValueError, match="peak must be above 0, got 0"):
+        schedules.proportional(0.5, lambda t: 1.0, peak=0)
+
+
 @pytest.mark.parametrize("method", lookahead.METHODS.values())
 def test_settings_out_of_range_are_named(method):
     """14: NaN and infinity included; every setting of every method is here."""

@@ -291,6 +291,7 @@ def test_frozen_parameters_are_nobodys():
     [
         (lambda: 3, None, TypeError, "model must be an nn.Module, got int"),
         (Model, {"nowhere": "muon"}, ValueError, r"rules \['nowhere'\] find no parameter"),
+        (Model, {"up": "muon", "up.": "adamw"}, ValueError, r"\['up.'\] find no .* has taken"),
         (Model, {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
         (Model, {3: "muon"}, ValueError, "rule 3 is no regular expression"),
         (Model, {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw' or a dict"),

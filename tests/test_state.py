@@ -159,8 +159,7 @@ def empty(optimizer):
 @each_method
 @pytest.mark.parametrize(
     ("base", "remove"),
-    # the state of a Wrap belongs to the inner optimizers, and cannot be replaced
-    [("adamw", clear), ("adamw", delete), ("adamw", replace), ("adamw", empty), ("wrap", clear)],
+    [(base, remove) for base in ("adamw", "wrap") for remove in (clear, delete, replace, empty)],
 )
 def test_without_its_state_an_optimizer_starts_afresh(method, base, remove):
     """All but the clock of its groups."""
@@ -173,6 +172,45 @@ def test_without_its_state_an_optimizer_starts_afresh(method, base, remove):
     for each in (optimizer, fresh):
         run(each, range(5, 9))
     assert differing(content(optimizer), content(fresh)) == []
+
+
+def evaluated(optimizer):
+    with optimizer.at_iterate():
+        pass
+
+
+# what may happen before the parameter has a gradient again
+BETWEEN = {
+    "evaluated": evaluated,
+    "measured": lambda optimizer: optimizer.metrics(),
+    "saved": lambda optimizer: optimizer.state_dict(),
+    "stepped without it": lambda optimizer: None,
+}
+
+
+@each_method
+@each_base
+@pytest.mark.parametrize("between", BETWEEN)
+def test_a_parameter_without_its_state_starts_afresh_whatever_comes_first(method, base, between):
+    """And is not moved by it; the others go on."""
+    optimizer, plain = (BASES[base](helpers.parameters(), METHODS[method]) for _ in range(2))
+    for each in (optimizer, plain):
+        run(each, range(5))
+        del each.state[params_of(each)[0]]
+    before = values(optimizer)
+    BETWEEN[between](optimizer)
+    assert all(map(torch.equal, values(optimizer), before))
+    for each in (optimizer, plain):
+        helpers.set_gradients(params_of(each), 5)
+        params_of(each)[0].grad = None
+        each.step()
+    run(optimizer, range(6, 9))
+    run(plain, range(6, 9))
+    assert differing(content(optimizer), content(plain)) == []
+    if base == "adamw":
+        # NALA's raw step is no step of the base
+        steps = optimizer.state[params_of(optimizer)[0]]["step"].item()
+        assert steps == (2 if method == "nala" else 3)
 
 
 # ---- memory -------------------------------------------------------------------------------------

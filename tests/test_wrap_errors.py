@@ -60,7 +60,7 @@ INNERS = {
     "one of two": (lambda: [sgd(), None], TypeError, f"{NOT_ONE} NoneType"),
     "the same twice": (twice, ValueError, "parameters belong to more than one of the optimizers"),
     "a parameter in two": (sharing, ValueError, "parameters belong to more than one"),
-    "second wrapped": (lambda: [sgd(), wrapped()], ValueError, "this SGD is wrapped already"),
+    "second wrapped": (lambda: [sgd(), wrapped()], ValueError, "this SGD was in a Wrap, or is"),
     "LBFGS, other": (lambda: other.LBFGS(parameters()), TypeError, f"LBFGS {CLOSURE}"),
     "FriendlySAM": (lambda: other.FriendlySAM(parameters(), optim.SGD), TypeError, GRADIENTS),
     "LookSAM": (lambda: other.LookSAM(parameters(), optim.SGD), TypeError, GRADIENTS),
@@ -179,3 +179,48 @@ def test_a_group_without_lr_is_refused_until_it_has_one():
     assert differing(content(optimizer), before) == []
     optimizer.add_param_group({"params": late, "lr": 0.5})
     run(optimizer, range(3, 5))
+
+
+BAD_GROUPS = {
+    "a negative lr": ({"lr": -1}, ValueError, "Invalid learning rate: -1.0 .lr of group 1"),
+    "lr NaN": ({"lr": float("nan")}, ValueError, "Invalid learning rate: nan"),
+    "a string": ({"lr": "fast"}, TypeError, "lr of group 1 must be a float"),
+}
+
+
+@pytest.mark.parametrize(("entries", "error", "match"), BAD_GROUPS.values(), ids=BAD_GROUPS)
+def test_a_bad_late_group_is_refused_and_nothing_is_added(entries, error, match):
+    optimizer = Wrap(sgd(), EMA)
+    run(optimizer, range(2))
+    before = content(optimizer)
+    with pytest.raises(error, match=match):
+        optimizer.add_param_group({"params": helpers.parameters(shapes=[(2,)]), **entries})
+    assert differing(content(optimizer), before) == []
+    run(optimizer, [2])
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_repeated_parameter_of_a_late_group_counts_once():
+    optimizer = Wrap(sgd(), EMA)
+    (late,) = helpers.parameters(shapes=[(2,)])
+    optimizer.add_param_group({"params": [late, late]})
+    run(optimizer, range(2))
+    assert optimizer.param_groups[1]["params"] == [late]
+
+
+def test_a_near_miss_in_a_late_group_is_told():
+    optimizer = Wrap(sgd(), EMA)
+    with pytest.warns(UserWarning, match="did you mean 'lookahead_stepsize'"):
+        optimizer.add_param_group({"params": parameters(), "lookahead_stepsze": 0.1})
+
+
+def test_a_wrap_that_is_gone_and_a_copy_are_told_from_a_live_one():
+    inner = sgd()
+    optimizer = Wrap(inner, EMA)
+    copied = copy.deepcopy(inner)
+    with pytest.raises(ValueError, match="this SGD is wrapped already: step its Wrap"):
+        Wrap(inner, EMA)
+    del optimizer
+    for each in (inner, copied):
+        with pytest.raises(ValueError, match="this SGD was in a Wrap, or is the copy of one"):
+            Wrap(each, EMA)

@@ -1,0 +1,64 @@
+"""Where a step, a load or an evaluation happens does not matter: inference mode, default device."""
+
+import copy
+
+import pytest
+import torch
+
+import helpers
+from helpers import METHODS, content, differing, params_of, run
+
+BASES = {
+    "adamw": helpers.adamw,
+    "sgd": helpers.sgd,
+    "wrap": helpers.wrap_adamw,
+    "wrap two": helpers.wrap_two,
+}
+few_bases = pytest.mark.parametrize("base", BASES)
+
+
+# torch's AdamW cannot go on in another dtype
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [*((b, torch.float32) for b in BASES), ("adamw", torch.float64), ("sgd", torch.float64)],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:emanest. parameters moved")
+def test_training_goes_on_from_what_was_loaded_and_evaluated_in_inference_mode(base, dtype):
+    """As Lightning validates, before the first step and after a change of dtype."""
+    first, second = (BASES[base](helpers.parameters(), METHODS["ema"]) for _ in range(2))
+    for optimizer in (first, second):
+        run(optimizer, range(3))
+        for p in params_of(optimizer):
+            p.data, p.grad = p.data.to(dtype), None
+    with torch.inference_mode():
+        with first.at_iterate():
+            first.metrics()
+        first.load_state_dict(second.state_dict())
+        with first.at_iterate():
+            first.metrics()
+    for optimizer in (first, second):
+        run(optimizer, range(3, 5))
+    assert differing(content(first), content(second)) == []
+
+
+@few_bases
+def test_the_default_device_does_not_matter(base):
+    """Tensors that nobody asked for would be made there, and say nothing."""
+
+    def life(place):
+        optimizer = BASES[base](helpers.parameters(), METHODS["ema"])
+        for t in range(4):
+            helpers.set_gradients(params_of(optimizer), t)
+            if t > 1:
+                params_of(optimizer)[0].grad = None
+            with torch.device(place):
+                optimizer.step()
+                if t == 2:
+                    optimizer = copy.deepcopy(optimizer)
+                    optimizer.load_state_dict(optimizer.state_dict())
+                    with optimizer.at_iterate():
+                        optimizer.metrics()
+        return content(optimizer)
+
+    assert differing(life("meta"), life("cpu")) == []
