@@ -194,6 +194,14 @@ def scheduled_inside(name):
     assert outside.param_groups[0]["lr"] == pytest.approx(LR * 1e-3)
 
 
+def scheduled_inside_without_gradients(name):
+    """The scheduler's warning of steps in a wrong order, here an error, would be false."""
+    optimizer = make(name, matrices())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer.optimizers[0], 2)
+    optimizer.step()
+    scheduler.step()
+
+
 def resumed_schedule(name):
     """Torch's error, which changes nothing."""
     optimizer, twin = ready(name), ready(name)
@@ -311,6 +319,7 @@ ROWS = [
     Row(64, "closures", closures),
     Row(64, "a closure that ends in eval mode", closure_in_eval_mode),
     Row(65, "a scheduler on the inner optimizer", scheduled_inside, ("Wrap",)),
+    Row(65, "one without gradients", scheduled_inside_without_gradients, ("Wrap",)),
     Row(66, "last_epoch on a fresh run", resumed_schedule),
     Row(67, "a step of the inner optimizer", stepped_inside, ("Wrap",)),
     Row(67, "a step after the Wrap is gone", free_again, ("Wrap",)),
