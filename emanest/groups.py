@@ -171,13 +171,3 @@ def place_clock(group, method, device):
             group[name] = held.item()
     if device is None:
         group["lookahead_t"] = int(group["lookahead_t"])
-
-
-def store(group, entries):
-    """Write entries into a group; tensors keep their identity, for CUDA graphs."""
-    for key, value in entries.items():
-        held = group.get(key)
-        if isinstance(held, torch.Tensor):
-            held.copy_(torch.as_tensor(value, dtype=held.dtype, device=held.device))
-        else:
-            group[key] = value

@@ -14,7 +14,7 @@ import torch
 from . import backends
 from .bucket import Bucket
 from .device import DevicePlan, record_clock
-from .groups import check_method, host_clock, memory_entries, place_clock, store
+from .groups import check_method, host_clock, memory_entries, place_clock
 from .lookahead import At, Plan
 
 
@@ -138,7 +138,7 @@ def _on_host(optimizer, group, buckets, skip):
         bucket.place_scalars(on_device=False)
         for scalars, same in bucket.scalars.groups(indices).items():
             launches.append(HostLaunch(optimizer, group, method, clock, bucket, same, scalars))
-    return launches, lambda: store(group, clock.after())
+    return launches, lambda: group.update(clock.after())
 
 
 def _on_device(optimizer, group, buckets, skip):

@@ -1,13 +1,17 @@
 """Numbers that the device finds with torch: those of the host, and nothing moves on if skipped."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import emanest
 from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, rate
+from emanest import launches
 from emanest.device import DevicePlan, options, record_clock
 from emanest.eager import plan_
 from emanest.tape import Tape
+from emanest.verdict import verdict
 from helpers import bits
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -139,3 +143,33 @@ def test_the_clock_of_a_group_without_gradients_moves_on():
     inputs = {"lookahead_t": t, "lookahead_peak": peak, "lr": 0.05, "initial_lr": 0.0}
     assert plan.run(recorded, inputs, None, "eager").tolist() == []
     assert (float(t), float(peak)) == (4.0, 0.05)
+
+
+class Parameters:
+    """What a step knows of the parameters of one device."""
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    def together(self, indices):
+        return True
+
+
+def test_a_group_on_two_devices_is_refused():
+    first = Parameters("cpu")
+    group = {"params": [torch.ones(1)]}
+    assert launches._only_device(group, [first, first]) == torch.device("cpu")
+    assert launches._only_device(group, []) == torch.device("cpu")
+    with pytest.raises(RuntimeError, match=r"one group are on \['cpu', 'meta'\]; give those of"):
+        launches._only_device(group, [first, Parameters("meta")])
+
+
+def test_a_flag_goes_where_parameters_are_stepped():
+    """A bucket none of whose parameters has a gradient may be elsewhere."""
+    group = {"params": [], "capturable": True, "lookahead": None}
+    optimizer = SimpleNamespace(found_inf=0.0, param_groups=[group])
+    chosen = [{Parameters("meta"): [], Parameters("cpu"): [0]}]
+    with torch.device("meta"):
+        happens, flag = verdict(optimizer, chosen)
+    assert happens
+    assert flag.device == torch.device("cpu")

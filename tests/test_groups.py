@@ -98,6 +98,7 @@ def test_a_method_may_be_given_by_its_name_and_settings(base):
     for optimizer in (named, given):
         run(optimizer, range(7))
     assert differing(content(named), content(given)) == []
+    assert "lookahead_decay" not in named.param_groups[0]
     again = BASES[base]([{"params": helpers.parameters(), "lookahead": "ema_nesterov"}], None)
     run(again, range(3))
     assert again.param_groups[0]["lookahead_decay"] == 0.99
