@@ -78,7 +78,7 @@ def hidden(shapes):
     return [i for i in range(1, len(shapes) - 1) if len(shapes[i]) == 2]
 
 
-def shrunk(shapes, dimension=48, ratio=4, tensors=20):
+def shrunk(shapes, dimension=48, ratio=4, tensors=12):
     """A model of the same kind that costs milliseconds: fewer tensors, of 48 rows or columns.
 
     Matrices keep their proportions, up to 1 : 4.

@@ -16,6 +16,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # tensors here are small, and `make test` runs two processes
 torch.set_num_threads(1)
 
+# memory that nobody wrote holds NaN, and cannot pass
+torch.utils.deterministic.fill_uninitialized_memory = True
+
 # no deadline: a first example may compile. derandomize: every run tests the same examples
 hypothesis.settings.register_profile("emanest", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("emanest")
@@ -37,9 +40,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def reproducible():
-    """Seed torch, and let ``torch.empty`` hold NaN so that memory nobody wrote cannot pass."""
+    """Seed torch, and hold it to deterministic algorithms."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    # to set it takes longer than many a test
+    if not torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True)

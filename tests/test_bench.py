@@ -206,7 +206,7 @@ def test_memory_is_four_bytes_per_parameter():
     entries = core.quick(case)
     quantity = report.QUANTITIES["state"]
     extra = quantity.compute(*(entries[name] for name in (peers.OURS, peers.OURS_ALONE)))
-    # the scalars of 20 tiny tensors weigh nothing in a model
+    # the scalars of 12 tiny tensors weigh nothing in a model
     assert extra == pytest.approx(4, abs=0.01)
 
 
