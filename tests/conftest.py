@@ -41,7 +41,9 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def reproducible():
     """Seed torch, and hold it to deterministic algorithms."""
-    torch.manual_seed(0)
-    # to set it takes longer than many a test
+    # torch.manual_seed, and setting this once more, take longer than many a test
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     if not torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(True)
