@@ -155,6 +155,7 @@ def explain(error):
 
 def check(choice):
     """Raise ValueError unless ``choice`` is None or names a back end; return it."""
+    # a list: what cannot be hashed is none of them
     if choice is not None and choice not in list(BACKENDS):
         raise ValueError(f"backend must be None or one of {list(BACKENDS)}, got {choice!r}")
     return choice

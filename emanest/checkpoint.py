@@ -17,15 +17,8 @@ from .saved import CALLABLE, NEWEST, VERSION, checked_entries, is_finite, merged
 _LISTED = 5
 
 
-class _Raw:
-    """Hides state from torch's loader, which would cast it to the parameter's dtype."""
-
-    def __init__(self, entries):
-        self.entries = entries
-
-
-class _Live:
-    """Keeps torch's loader from copying a callable, with all that it refers to."""
+class _Kept:
+    """Hides a value from torch's loader, which would cast state and copy callables."""
 
     def __init__(self, value):
         self.value = value
@@ -115,13 +108,13 @@ def prepare(optimizer, state_dict):
     for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
         for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
             where = f"parameter {j} of group {index}"
-            if isinstance(state.get(key), _Raw):
+            if isinstance(state.get(key), _Kept):
                 raise ValueError(f"the checkpoint has {where} twice: it is number {key!r} of all")
             if not isinstance(state.get(key, {}), dict):
                 raise TypeError(f"state of {where} must be a dict, got {state[key]!r}")
             if state.get(key):
                 entries, missing = checked_entries(optimizer, where, group, p, state[key])
-                state[key] = _Raw(entries)
+                state[key] = _Kept(entries)
                 fresh |= missing
                 found = [repr(name) for name, value in entries.items() if not is_finite(value)]
                 if found:
@@ -139,15 +132,15 @@ def prepare(optimizer, state_dict):
             f"{'; '.join(spoilt[:_LISTED])}{more}",
             stacklevel=4,
         )
-    groups = [{k: _Live(v) if callable(v) else v for k, v in group.items()} for group in groups]
+    groups = [{k: _Kept(v) if callable(v) else v for k, v in group.items()} for group in groups]
     return {**state_dict, "state": state, "param_groups": groups}
 
 
 def unpacked(entries):
     """A parameter's state as ``prepare`` packed it, copied; other state as it is."""
-    if not isinstance(entries, _Raw):
+    if not isinstance(entries, _Kept):
         return entries
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.entries.items()}
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.value.items()}
 
 
 def complete(optimizer):
@@ -166,7 +159,7 @@ def complete(optimizer):
 def adopt(optimizer):
     """Move loaded or unpickled state into buckets of its own."""
     for group in optimizer.param_groups:
-        group.update({k: v.value for k, v in group.items() if isinstance(v, _Live)})
+        group.update({k: v.value for k, v in group.items() if isinstance(v, _Kept)})
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     for group in optimizer.param_groups:

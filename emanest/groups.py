@@ -91,14 +91,13 @@ def check_method(group):
     return method
 
 
-def check_params_of(index, group, bases):
+def check_params_of(index, group):
     """Check the parameters of a group that torch has accepted, and drop repetitions."""
     # torch only warns of a repeated parameter, and then updates it twice
     group["params"] = list(dict.fromkeys(group["params"]))
     for j, p in enumerate(group["params"]):
         check_parameter(parameter_name(group, index, j), p)
         backends.require(p.device.type, group.get("backend"))
-    check_fit(index, group, bases)
 
 
 def check_fit(index, group, bases):
@@ -145,15 +144,22 @@ def clock_of(method, read):
 
 def host_clock(group, method):
     """The same in numbers of the host; a tensor lr is read, as torch does."""
+    entries = clock_entries(group, method)
 
     def read(name):
-        value = group.get(name, 0.0)
+        value = entries[name]
         if isinstance(value, torch.Tensor):
             value = value.item()
         # steps are counted in whole numbers
         return value if isinstance(value, int) else float(value)
 
     return clock_of(method, read)
+
+
+def clock_entries(group, method):
+    """The entries of a group that its clock is read from."""
+    names = "lookahead_t", "lr", *memory_entries(method)
+    return {**{name: group[name] for name in names}, "initial_lr": group.get("initial_lr", 0.0)}
 
 
 def memory_entries(method):

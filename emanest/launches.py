@@ -14,7 +14,7 @@ import torch
 from . import backends
 from .bucket import Bucket
 from .device import DevicePlan, record_clock
-from .groups import check_method, host_clock, memory_entries, place_clock
+from .groups import check_method, clock_entries, host_clock, place_clock
 from .lookahead import At, Plan
 
 
@@ -88,7 +88,7 @@ class DeviceLaunch(Launch):
             scale=optimizer._sign(group),
             weight_decay=optimizer._weight_decay(group),
         )
-        self._inputs = {**_clock_inputs(group, method), "grad_scale": grad_scale}
+        self._inputs = {**clock_entries(group, method), "grad_scale": grad_scale}
         self.base, self.look = self._recorded.base, self._recorded.look
         self.search = optimizer._search(group, bucket, indices)
 
@@ -171,14 +171,9 @@ def _only_device(group, used):
 
 def _idle(group, method, skip, device):
     """Move on the clock of a group none of whose parameters has a gradient."""
-    inputs = _clock_inputs(group, method)
+    inputs = clock_entries(group, method)
     idle = DevicePlan(device)
     idle.run(record_clock(method), inputs, skip, group.get("backend"))
-
-
-def _clock_inputs(group, method):
-    names = "lookahead_t", "lr", *memory_entries(method)
-    return {**{name: group[name] for name in names}, "initial_lr": group.get("initial_lr", 0.0)}
 
 
 def _gradient_scale(optimizer, group):

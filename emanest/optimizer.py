@@ -10,7 +10,7 @@ from . import checkpoint, launches, ops, points
 from .bases import Base
 from .checks import check_group
 from .gradients import check_rates
-from .groups import check_params_of, completed
+from .groups import check_fit, check_params_of, completed
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -94,7 +94,8 @@ class Optimizer(torch.optim.Optimizer):
         stale = self.defaults.keys() - group.keys()
         try:
             super().add_param_group(group)
-            check_params_of(index, group, self.bases)
+            check_params_of(index, group)
+            check_fit(index, group, self.bases)
             for key in stale:
                 group.pop(key, None)
         except BaseException:

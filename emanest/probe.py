@@ -80,7 +80,7 @@ class _Moving:
         assert method is not None
         self.restore()
         ops.move_(
-            "y_along",
+            method.points[1],
             bucket.reals(bucket.members(self.indices)),
             bucket.columns(method.state, self.indices),
             (b - self.here,),

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from . import checkpoint, ops
-from .gradients import dense, parameter_name
-from .groups import CLOCK, check_method, completed_entries, shared_clock
+from .gradients import dense
+from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
-from .options import check_parameter, learning_rate, suggesting, warn_of_typos
+from .options import learning_rate, suggesting, warn_of_typos
 from .rules import LOOKAHEADS
 
 
@@ -61,7 +61,9 @@ class Wrap(Optimizer):
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            _check_group(i, group, completed_entries(group, entries), each)
+            complete = completed_entries(group, entries)
+            _check_options(i, group, complete, each)
+            check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
         before = [dict(group) for _, group in groups]
         try:
@@ -147,13 +149,10 @@ class Wrap(Optimizer):
         (inner,) = self.optimizers
         index = len(inner.param_groups)
         group = self._completed(param_group)
+        _check_options(index, param_group, {**inner.defaults, **group}, inner)
         try:
-            # torch's own group: a list of parameters, complete but for our entries
             inner.add_param_group(group)
-            added = inner.param_groups[index]
-            # torch only warns of a repeated parameter, and then updates it twice
-            added["params"] = list(dict.fromkeys(added["params"]))
-            _check_group(index, param_group, added, inner)
+            check_params_of(index, inner.param_groups[index])
         except BaseException:
             del inner.param_groups[index:]
             raise
@@ -259,10 +258,8 @@ class Wrap(Optimizer):
             self.stepping = False
 
 
-def _check_group(index, given, group, inner):
-    """Check a group of an inner optimizer, which holds our entries; ``given`` may have typos."""
+def _check_options(index, given, group, inner):
+    """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
     check_rate(index, group, inner)
     method = check_method(group)
     warn_of_typos(f"group {index}", given, {*group_entries(method), *CLOCK})
-    for j, p in enumerate(group["params"]):
-        check_parameter(parameter_name(group, index, j), p)
