@@ -5,6 +5,8 @@
 
 #include <atomic>
 
+#include "storage.h"
+
 namespace emanest {
 namespace {
 
@@ -75,29 +77,30 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
   Bucket bucket{std::vector<Tensors>(ys.size()), *first, in_double};
   const auto fill = [&](size_t i) {
     const at::Tensor& y = tensor(ys, i);
+    Tensors& row = bucket.tensors[i];
+    // addresses first: of a tensor without one anything else may call Python, without its lock
+    row = {address(y), nullptr, {}, y.numel(), Dtype::float32};
     check_device(y, device);
     if (dtype_of(y) != first || !aligned(y, y)) return false;
-    Tensors& row = bucket.tensors[i];
-    row = {y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
+      row.scales = address(s);
       check_scales(s, device, wide, y.dim() ? y.size(0) : 1);
-      row.scales = s.data_ptr();
       row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
     }
     if (!alone) {
       const at::Tensor& g = tensor(beside, i);
+      row.beside = address(g);
       check_device(g, device);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || !aligned(y, g)) return false;
-      row.beside = g.data_ptr();
       row.beside_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);
+      row.state[k] = address(s);
       check_device(s, device);
       if (s.scalar_type() != wide || !aligned(y, s)) return false;
-      row.state[k] = s.data_ptr();
     }
     return true;
   };
@@ -124,8 +127,8 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
     if (!dtype || !matrix.is_contiguous() || matrix.is_neg()) return std::nullopt;
     const int64_t rows = matrix.size(0);
     check_scales(tensor(scales, i), matrix.device(), wide, 1);
-    Tensors row{matrix.data_ptr(), nullptr, {}, rows, Dtype::float32};
-    row.scales = tensor(scales, i).data_ptr();
+    Tensors row{address(matrix), nullptr, {}, rows, Dtype::float32};
+    row.scales = address(tensor(scales, i));
     row.run = matrix.size(1);
     for (size_t k = 0; k < columns.size(); k++) {
       const at::Tensor& s = tensor(columns[k], i);
@@ -135,7 +138,7 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
                                     " rows, got " + std::to_string(s.numel()));
       }
       if (s.scalar_type() != wide || !s.is_contiguous() || s.is_neg()) return std::nullopt;
-      row.state[k] = s.data_ptr();
+      row.state[k] = address(s);
     }
     if (i > 0 && *dtype != bucket.y_dtype) return std::nullopt;
     bucket.y_dtype = *dtype;
@@ -152,7 +155,7 @@ std::optional<Bucket> gather(Column gs) {
     check_device(g, device_of(gs));
     const auto dtype = dtype_of(g);
     if (!dtype || !aligned(g, g)) return std::nullopt;
-    bucket.tensors.push_back({nullptr, g.data_ptr(), {}, g.numel(), *dtype});
+    bucket.tensors.push_back({nullptr, address(g), {}, g.numel(), *dtype});
   }
   return bucket;
 }

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "storage.h"
+
 namespace py = pybind11;
 
 namespace emanest {
@@ -20,11 +22,15 @@ std::vector<int64_t> versions(const py::list& tensors) {
   return found;
 }
 
-py::list gradients(const py::list& params) {
+py::list gradients(const py::list& params, const py::function& waited) {
   py::list found(params.size());
   for (size_t i = 0; i < params.size(); i++) {
     const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
-    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), THPVariable_Wrap(p.grad()));
+    PyObject* grad = THPVariable_Wrap(p.grad());
+    if (p.grad().defined() && p.grad().unsafeGetTensorImpl()->is_python_dispatch()) {
+      grad = waited(py::reinterpret_steal<py::object>(grad)).release().ptr();
+    }
+    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), grad);
   }
   return found;
 }
@@ -35,13 +41,17 @@ struct Facts {
   at::ScalarType dtype;
   at::Device device;
   std::optional<at::Layout> gradient;
+  bool subclass;  // a DTensor, say: whoever watches looks at what is inside
 
   explicit Facts(const at::Tensor& p)
-      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p)) {}
+      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p)),
+        subclass(p.unsafeGetTensorImpl()->is_python_dispatch()) {}
 
   bool hold(const at::Tensor& p) const {
-    return p.sizes() == shape && p.scalar_type() == dtype && p.device() == device &&
-           layout(p) == gradient;
+    // the class first: that of another may be slow to say the rest
+    return p.unsafeGetTensorImpl()->is_python_dispatch() == subclass && p.sizes() == shape &&
+           p.scalar_type() == dtype && p.device() == device && layout(p) == gradient &&
+           (subclass || (in_storage(p) && (gradient != at::kStrided || in_storage(p.grad()))));
   }
 
   static std::optional<at::Layout> layout(const at::Tensor& p) {

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import shards
+from . import shards, storage
 from .layout import dense_strides
 from .rules import POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
@@ -39,6 +39,7 @@ class Bucket:
         # what is computed on: the parameters, or the parts of them that lie here
         self.tensors = shards.locals_of(params)
         self.mesh = shards.mesh_of(params[0])
+        self.fake = storage.is_fake(self.tensors[0])
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.published = False
@@ -107,9 +108,12 @@ class Bucket:
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
-        if name in SCALARS:
-            return tensor
-        return shards.placed(tensor, self.params[i], _dims(name))
+        if name not in SCALARS:
+            tensor = shards.placed(tensor, self.params[i], _dims(name))
+        if not (self.fake or storage.in_storage(tensor)):
+            where = f"state {self.key(name)!r} of a parameter of shape {tuple(self.shapes[i])}"
+            storage.refuse(where, tensor)
+        return tensor
 
     def _copy_existing(self, name):
         for i, p in enumerate(self.params):
@@ -144,7 +148,7 @@ class Bucket:
         if name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
-                shown[i].copy_(_tensor(found))
+                shown[i].copy_(self._placed(name, i, _tensor(found)))
             self.state[p][key] = shown[i]
         elif found is None:
             self.state[p][key] = shown[i]
@@ -230,7 +234,10 @@ class Bucket:
             )
         if p.dtype != self.param_dtype or p.device != self.device:
             return False
-        return self.mesh is None or self._still_here(i, p)
+        if shards.mesh_of(p) is None or self.mesh is None:
+            # swapped for the other kind (torch.utils.swap_tensors)
+            return shards.mesh_of(p) is self.mesh
+        return self._still_here(i, p)
 
     def _still_here(self, i, p):
         """Whether a ``DTensor`` still has its part; one put in its place is taken if it fits."""
@@ -242,9 +249,16 @@ class Bucket:
         return True
 
     def moved(self):
-        """Whether a ``DTensor`` has another part than before."""
-        pairs = zip(self.params, self.tensors, strict=True)
-        return self.mesh is not None and any(shards.local(p) is not t for p, t in pairs)
+        """Whether a ``DTensor`` has another part than before, or one that is not in its storage."""
+        return self.mesh is not None and not all(map(_in_place, self.params, self.tensors))
+
+
+def _in_place(p, part):
+    """Whether a ``DTensor`` and its gradient have parts in their storage, it the one given."""
+    gradient = None if p.grad is None else shards.local(p.grad)
+    return shards.local(p) is part and all(
+        t is None or storage.in_storage(t) for t in (part, gradient)
+    )
 
 
 def _tensor(value):

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import checkpoint, launches, ops, points
+from . import checkpoint, launches, ops, points, storage
 from .bases import Base
+from .buckets import all_fake
 from .checks import check_group
 from .gradients import check_rates
 from .groups import check_fit, check_params_of, completed
@@ -119,7 +120,8 @@ class Optimizer(torch.optim.Optimizer):
             RuntimeError: in eval mode, once there is state, or after a closure that left it so; a
                 gradient is sparse, or (``nonfinite="raise"``) not finite.
             TypeError, ValueError: an option that was set since, the learning rate say, is not
-                valid. In all these cases nothing has changed.
+                valid; values of a parameter or gradient are not in its storage (see the class). In
+                all these cases nothing has changed.
         """
         self._check_mode()
         loss = None
@@ -144,6 +146,11 @@ class Optimizer(torch.optim.Optimizer):
         if chosen is None:
             self._skipped()
             return
+        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
+        if all_fake(buckets):
+            # state appears as after any step, and there is nothing to compute
+            self._allocate(buckets)
+            return
         happens, skip = verdict(self, chosen)
         self._skips.add(happens, skip)
         if not happens:
@@ -151,7 +158,6 @@ class Optimizer(torch.optim.Optimizer):
             return
         points.follow_edits(self, chosen)
         planned, clocks = launches.plan(self, chosen, skip)
-        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
         unedited = self.buckets.unedited(buckets)
         self._run(planned)
         self.buckets.record(unedited)
@@ -163,6 +169,9 @@ class Optimizer(torch.optim.Optimizer):
         self._survey.remember(self)
         if not self._training:
             points.to_x(self)
+
+    def _allocate(self, buckets):
+        self.buckets.publish(buckets)
 
     def _run(self, planned):
         self.buckets.publish({launch.bucket: None for launch in planned})
@@ -203,7 +212,7 @@ class Optimizer(torch.optim.Optimizer):
         """A step does not happen: nothing changes."""
 
     def _gradients(self, params):
-        return gradients(params)
+        return gradients(params, storage.waited)
 
     # ---- what the modules of a step ask of the optimizer ----------------------------------------
 

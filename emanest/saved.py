@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from . import shards, storage
 from .bucket import shape_like
 from .groups import (
     CLOCK,
@@ -106,6 +107,11 @@ def is_finite(value):
     return bool(here.isfinite().all())
 
 
+def _check_storage(name, value):
+    if isinstance(value, torch.Tensor):
+        shards.check_storage(name, storage.waited(value))
+
+
 def checked_entries(optimizer, where, group, p, entries):
     """A parameter's saved state without empty entries, and the lookahead state that it lacks."""
     entries = {k: v for k, v in entries.items() if v is not None}
@@ -127,6 +133,7 @@ def checked_entries(optimizer, where, group, p, entries):
     for name, low in (("step", 0), ("lookahead", -math.inf)):
         key = optimizer._key(name)
         value = entries[key]
+        _check_storage(f"{key!r} of {where}", value)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
         real(f"{key!r} of {where}", value, low)
@@ -138,4 +145,5 @@ def checked_entries(optimizer, where, group, p, entries):
                 f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
                 f"parameter needs {tuple(shapes[key])}"
             )
+        _check_storage(f"{key!r} of {where}", entries[key])
     return entries, own - entries.keys()

@@ -10,6 +10,8 @@ from itertools import accumulate, chain
 
 import torch
 
+from ..storage import check
+
 
 class Table:
     """The two tensors that a kernel reads.
@@ -33,6 +35,11 @@ class Table:
         if addresses == self.addresses:
             return
         known, more = addresses[: len(columns)], addresses[len(columns) :]
+        for column, found in zip(columns, known, strict=True):
+            # empty tensors may have no address, too
+            if 0 in found:
+                for t in column:
+                    check("a tensor of this call", t)
         entries = list(zip(*known, self.sizes, *more, strict=True))
         pairs = enumerate(zip(entries, self.entries, strict=True))
         changed = [i for i, (new, old) in pairs if new != old]
