@@ -22,7 +22,7 @@ std::vector<int64_t> versions(const py::list& tensors) {
   return found;
 }
 
-py::list gradients(const py::list& params, const py::function& waited) {
+py::list gradients(const py::function& waited, const py::list& params) {
   py::list found(params.size());
   for (size_t i = 0; i < params.size(); i++) {
     const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));

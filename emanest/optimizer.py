@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import checkpoint, launches, ops, points, storage
+from . import checkpoint, launches, ops, points
 from .bases import Base
 from .buckets import all_fake
 from .checks import check_group
@@ -212,7 +212,7 @@ class Optimizer(torch.optim.Optimizer):
         """A step does not happen: nothing changes."""
 
     def _gradients(self, params):
-        return gradients(params, storage.waited)
+        return gradients(params)
 
     # ---- what the modules of a step ask of the optimizer ----------------------------------------
 

@@ -17,7 +17,9 @@ _FIXES = {
     "AsyncCollectiveTensor": "wait() for it first",
     "DTensor": "take its full_tensor()",
 }
-_FIX = "take the plain tensors inside it (an optimizer of torch's leaves every operation to the class)"
+_FIX = (
+    "take the plain tensors inside it (an optimizer of torch's leaves every operation to the class)"
+)
 
 
 class NotInStorage(TypeError):

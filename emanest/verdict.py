@@ -2,7 +2,7 @@
 
 import torch
 
-from . import launches, ops, shards, storage
+from . import launches, ops, shards
 from .checks import CHECKS
 from .gradients import parameter_name
 from .watch import gradients
@@ -63,7 +63,7 @@ def _stays(optimizer, chosen, flags):
 
 
 def _nonfinite(group, bucket, indices):
-    gs = bucket.beside(gradients(bucket.owners(indices), storage.waited), indices)
+    gs = bucket.beside(gradients(bucket.owners(indices)), indices)
     memo, backend = bucket.memo(indices), group.get("backend")
     flag = ops.nonfinite(bucket.reals(gs), memo, backend)
     return shards.agree(flag, bucket.mesh)

@@ -1,13 +1,15 @@
 """Loops over all parameters that every step makes, in C++ where the extension is built."""
 
+import functools
+
 import torch
 from torch.nn.parameter import is_lazy
 
-from .storage import dispatches, in_storage
+from .storage import dispatches, in_storage, waited
 
 
-def _gradients(params, waited):
-    """The gradients of parameters, each through ``waited``; None where there is none."""
+def _gradients(params):
+    """The gradients of parameters, ``waited`` for; None where there is none."""
     return [None if p.grad is None else waited(p.grad) for p in params]
 
 
@@ -78,6 +80,8 @@ def _has(row, items):
 
 
 try:
-    from ._C import Watch, gradients, versions
+    from . import _C
 except ImportError:
     Watch, gradients, versions = _Watch, _gradients, _versions
+else:
+    Watch, gradients, versions = _C.Watch, functools.partial(_C.gradients, waited), _C.versions
