@@ -234,10 +234,7 @@ class Bucket:
             )
         if p.dtype != self.param_dtype or p.device != self.device:
             return False
-        if shards.mesh_of(p) is None or self.mesh is None:
-            # swapped for the other kind (torch.utils.swap_tensors)
-            return shards.mesh_of(p) is self.mesh
-        return self._still_here(i, p)
+        return self.mesh is None or self._still_here(i, p)
 
     def _still_here(self, i, p):
         """Whether a ``DTensor`` still has its part; one put in its place is taken if it fits."""

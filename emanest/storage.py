@@ -78,7 +78,7 @@ def refuse(name, tensor):
     if dispatches(tensor):
         kind = type(tensor).__name__
         raise NotInStorage(
-            f"{name} is a {kind}, whose values are not in memory of its own: "
+            f"{name} is of class {kind}, whose values are not in memory of its own: "
             f"{_FIXES.get(kind, _FIX)}"
         )
     if tensor.is_meta:
