@@ -30,6 +30,12 @@ class Optimizer(torch.optim.Optimizer):
     Two optimizers over the same parameters take each other's steps for edits: before another one
     takes over, call ``eval()`` on the first and let it go.
 
+    Parameters and gradients are plain tensors, subclasses that own their memory, or ``DTensor`` of
+    such. A gradient that a functional collective is still writing is waited for. Other classes with
+    a ``__torch_dispatch__`` (wrappers, as of float8 and quantised weights) are a TypeError: only
+    the class knows what its memory means. For fake tensors (``FakeTensorMode``) a step makes the
+    state that it makes for others, and computes nothing; what needs values is a TypeError.
+
     A subclass names its base optimizers in ``bases``; a parameter group picks one of them with its
     ``base`` entry, by default the first.
     """
@@ -120,8 +126,8 @@ class Optimizer(torch.optim.Optimizer):
             RuntimeError: in eval mode, once there is state, or after a closure that left it so; a
                 gradient is sparse, or (``nonfinite="raise"``) not finite.
             TypeError, ValueError: an option that was set since, the learning rate say, is not
-                valid; values of a parameter or gradient are not in its storage (see the class). In
-                all these cases nothing has changed.
+                valid; a parameter or a gradient is of a class that cannot be stepped, or has no
+                memory. In all these cases nothing has changed.
         """
         self._check_mode()
         loss = None
