@@ -15,13 +15,17 @@ struct NotInStorage : std::exception {
   at::Tensor tensor;
 };
 
+// Whether a tensor is of a class with a __torch_dispatch__, which decides what it holds.
+inline bool is_subclass(const at::Tensor& t) {
+  return t.unsafeGetTensorImpl()->is_python_dispatch();
+}
+
 // As emanest/storage.py has it, of tensors that are strided.
 inline bool in_storage(const at::Tensor& t) {
-  // a subclass with a __torch_dispatch__: its class decides what it holds
-  if (t.unsafeGetTensorImpl()->is_python_dispatch()) return false;
-  if (t.numel() == 0) return true;
-  if (!t.has_storage()) return false;
-  return t.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get() != nullptr;
+  if (is_subclass(t)) return false;
+  if (!t.has_storage()) return t.numel() == 0;
+  // not data_ptr(), which adds an offset to what may be null
+  return t.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get() || !t.numel();
 }
 
 // The address of a tensor's values.

@@ -26,11 +26,12 @@ py::list gradients(const py::function& waited, const py::list& params) {
   py::list found(params.size());
   for (size_t i = 0; i < params.size(); i++) {
     const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
-    PyObject* grad = THPVariable_Wrap(p.grad());
-    if (p.grad().defined() && p.grad().unsafeGetTensorImpl()->is_python_dispatch()) {
-      grad = waited(py::reinterpret_steal<py::object>(grad)).release().ptr();
+    const at::Tensor& grad = p.grad();
+    PyObject* given = THPVariable_Wrap(grad);
+    if (grad.defined() && is_subclass(grad)) {
+      given = waited(py::reinterpret_steal<py::object>(given)).release().ptr();
     }
-    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), grad);
+    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), given);
   }
   return found;
 }
@@ -44,18 +45,18 @@ struct Facts {
   bool subclass;  // a DTensor, say: whoever watches looks at what is inside
 
   explicit Facts(const at::Tensor& p)
-      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p)),
-        subclass(p.unsafeGetTensorImpl()->is_python_dispatch()) {}
+      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p.grad())),
+        subclass(is_subclass(p)) {}
 
   bool hold(const at::Tensor& p) const {
+    const at::Tensor& grad = p.grad();
     // the class first: that of another may be slow to say the rest
-    return p.unsafeGetTensorImpl()->is_python_dispatch() == subclass && p.sizes() == shape &&
-           p.scalar_type() == dtype && p.device() == device && layout(p) == gradient &&
-           (subclass || (in_storage(p) && (gradient != at::kStrided || in_storage(p.grad()))));
+    return is_subclass(p) == subclass && p.sizes() == shape && p.scalar_type() == dtype &&
+           p.device() == device && layout(grad) == gradient &&
+           (subclass || (in_storage(p) && (gradient != at::kStrided || in_storage(grad))));
   }
 
-  static std::optional<at::Layout> layout(const at::Tensor& p) {
-    const at::Tensor& grad = p.grad();
+  static std::optional<at::Layout> layout(const at::Tensor& grad) {
     return grad.defined() ? std::optional(grad.layout()) : std::nullopt;
   }
 };

@@ -31,7 +31,9 @@ def in_storage(tensor):
     if dispatches(tensor):
         return False
     try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
+        # of a storage that holds nothing the offset is left
+        offset = tensor.storage_offset() * tensor.itemsize
+        return tensor.numel() == 0 or tensor.data_ptr() != offset
     except RuntimeError:
         # a wrapper of torch.func, which has no storage
         return False

@@ -10,7 +10,7 @@ from itertools import accumulate, chain
 
 import torch
 
-from ..storage import check
+from .. import storage
 
 
 class Table:
@@ -35,16 +35,11 @@ class Table:
         if addresses == self.addresses:
             return
         known, more = addresses[: len(columns)], addresses[len(columns) :]
-        for column, found in zip(columns, known, strict=True):
-            # empty tensors may have no address, too
-            if 0 in found:
-                for t in column:
-                    check("a tensor of this call", t)
         entries = list(zip(*known, self.sizes, *more, strict=True))
         pairs = enumerate(zip(entries, self.entries, strict=True))
         changed = [i for i, (new, old) in pairs if new != old]
         for column in columns:
-            _check_devices([column[i] for i in changed], self.device)
+            _check([column[i] for i in changed], self.device)
         # what lies between two of them is written again: a second copy costs more than its bytes
         rows = range(changed[0], changed[-1] + 1)
         values = array("q", chain.from_iterable(entries[rows.start : rows.stop]))
@@ -129,8 +124,11 @@ def _chunks(sizes, block, device, keep):
     return found
 
 
-def _check_devices(tensors, device):
+def _check(tensors, device):
     for t in tensors:
+        # most are plain, and cost no call; an empty one has no address either
+        if type(t) is not torch.Tensor or t.data_ptr() == 0:
+            storage.check("a tensor of this call", t)
         if t.device != device:
             raise RuntimeError(
                 f"a parameter's gradient or state is on {t.device}, the parameter on {device}"

@@ -321,7 +321,7 @@ def test_a_tensor_without_an_address_has_no_row(column):
     arguments, memo = problem([3, 0, 5]), {}
     run(arguments, memo=memo)
     tensors = arguments[column] if column < 4 else arguments[column][0]
-    tensors[2] = TwoTensor(torch.ones(5), torch.ones(5))
+    tensors[2] = TwoTensor(*(torch.ones(2, 5)[1] for _ in range(2)))
     for each in (memo, {}):
         with pytest.raises(TypeError, match="class TwoTensor"):
             run(arguments, memo=each)
