@@ -42,6 +42,8 @@ bool aligned(const at::Tensor& a, const at::Tensor& b) {
 }
 
 void check_device(const at::Tensor& t, at::Device expected) {
+  // of such a class the device, too, may be a question to Python, whose lock a thread does not have
+  if (is_subclass(t)) throw NotInStorage(t);
   if (t.device() == expected) return;
   throw std::runtime_error("tensors of one call are on " + expected.str() + " and on " +
                            t.device().str());
@@ -78,28 +80,27 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
   const auto fill = [&](size_t i) {
     const at::Tensor& y = tensor(ys, i);
     Tensors& row = bucket.tensors[i];
-    // addresses first: of a tensor without one anything else may call Python, without its lock
-    row = {address(y), nullptr, {}, y.numel(), Dtype::float32};
     check_device(y, device);
+    row = {address(y), nullptr, {}, y.numel(), Dtype::float32};
     if (dtype_of(y) != first || !aligned(y, y)) return false;
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
-      row.scales = address(s);
       check_scales(s, device, wide, y.dim() ? y.size(0) : 1);
+      row.scales = address(s);
       row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
     }
     if (!alone) {
       const at::Tensor& g = tensor(beside, i);
-      row.beside = address(g);
       check_device(g, device);
+      row.beside = address(g);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || !aligned(y, g)) return false;
       row.beside_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);
-      row.state[k] = address(s);
       check_device(s, device);
+      row.state[k] = address(s);
       if (s.scalar_type() != wide || !aligned(y, s)) return false;
     }
     return true;
