@@ -1,5 +1,6 @@
 """Parameter groups: checked when they are added, read at every step."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from .gradients import parameter_name
 from .lookahead import group_entries, method_of
 from .options import check_parameter, choice, warn_of_typos
 
-# entries that all groups of an optimizer share
-CLOCK = ("lookahead_t", "train_mode")
+# entries that all groups of an optimizer share, at their start
+CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
 
 
 def is_lookahead_entry(key):
@@ -169,6 +170,9 @@ def memory_entries(method):
 
 def place_clock(group, method, device):
     """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
+    for name, start in (method.memory if method else {}).items():
+        # a method that has just taken the place of another has none yet
+        group.setdefault(f"lookahead_{name}", start)
     for name in ("lookahead_t", *memory_entries(method)):
         held = group[name]
         if device is not None:

@@ -10,7 +10,7 @@ from . import checkpoint, launches, ops, points
 from .bases import Base
 from .checks import check_group
 from .gradients import check_rates
-from .groups import check_fit, check_params_of, completed
+from .groups import CLOCK, check_fit, check_params_of, completed, defaults_of
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -42,8 +42,7 @@ class Optimizer(torch.optim.Optimizer):
             "base": next(iter(self.bases)),
             **check_group(defaults),
             **group_entries(lookahead),
-            "lookahead_t": 0,
-            "train_mode": True,
+            **CLOCK,
         }
         super().__init__(check_params(params), defaults)
         self._begin()
@@ -79,6 +78,10 @@ class Optimizer(torch.optim.Optimizer):
     def _checked(self, group):
         """A group's options, checked."""
         return check_group(group)
+
+    def _options(self, group):
+        """The options of a group by name, with their defaults; its other entries are the user's."""
+        return defaults_of(group, self)
 
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
