@@ -103,18 +103,12 @@ def _check_names(index, live, saved):
         )
     if here is None:
         return
-    pairs = [(a, b) for a, b in zip(names, here, strict=True) if bare(a) != bare(b)]
+    pairs = [(a, b) for a, b in zip(names, here, strict=False) if bare(a) != bare(b)]
     if not pairs:
         return
-    how, fix = (
-        "",
-        (
-            "if they are the same parameters by other names, remove 'param_names' from the groups of "
-            "the state dict: then places are trusted"
-        ),
-    )
-    if sorted(map(bare, names)) == sorted(map(bare, here)):
-        how, fix = " in their order", "give this optimizer the parameters in that order"
+    how, fix = " in their order", "give this optimizer the parameters in that order"
+    if sorted(map(bare, names)) != sorted(map(bare, here)):
+        how, fix = "", "if only names have changed, remove 'param_names' from its groups"
     listed = "; ".join(f"saved {a!r}, here {b!r}" for a, b in pairs[:LISTED])
     more = f"; and {len(pairs) - LISTED} more" * (len(pairs) > LISTED)
     raise ValueError(
