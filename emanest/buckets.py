@@ -52,9 +52,10 @@ class Buckets:
                 chosen.setdefault(bucket, []).append(i)
             for bucket in chosen:
                 bucket.forget_others(names, members)
-                bucket.allocate(names)
+                # before more is allocated, which shows everything anew
                 if bucket.published:
                     bucket.adopt()
+                bucket.allocate(names)
         return chosen
 
     def unedited(self, new=()):

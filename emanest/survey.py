@@ -74,4 +74,5 @@ def _lists(optimizer):
 
 
 def _names(optimizer):
-    return [state_names(optimizer.bases, group) for group in optimizer.param_groups]
+    # with their number: a parameter that moves to the next group is still in its place among all
+    return [(len(g["params"]), state_names(optimizer.bases, g)) for g in optimizer.param_groups]
