@@ -278,8 +278,8 @@ def shape_like(name, p):
 def forget_others(entries, key, names):
     """Drop from a parameter's state what lookahead methods kept that its group has left.
 
-    If that said where x is, or the group has no method now, x is where the parameter is: no y is
-    kept, and nothing is ahead.
+    If that said where x is, and the group's own method has not begun, or it has none now, x is
+    where the parameter is: no y is kept, and nothing is ahead.
 
     Args:
         entries: the state, changed in place.
@@ -288,7 +288,8 @@ def forget_others(entries, key, names):
     """
     stay = LOOKAHEAD_STATE.intersection(names)
     left = {n for n in LOOKAHEAD_STATE - stay if entries.pop(key(n), None) is not None}
-    if not stay or not left.isdisjoint(POINT_STATE):
+    began = any(key(n) in entries for n in stay & POINT_STATE)
+    if not stay or (left & POINT_STATE and not began):
         entries.pop(key("y"), None)
         if key("lookahead") in entries:
             entries[key("lookahead")] = 0.0

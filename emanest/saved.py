@@ -67,8 +67,9 @@ def merged(optimizer, index, live, saved):
             )
     saved = {k: live[k] if is_callable(v) else v for k, v in saved.items()}
     known = {k for k in optimizer._options(live) if not is_lookahead_entry(k)}
-    if not starts and saved["lookahead"] == live.get("lookahead"):
-        known |= method_of({**live, **saved}).settings().keys()
+    same = not starts and saved["lookahead"] == live.get("lookahead")
+    method = method_of({**live, **saved}) if same else None
+    known.update(method.settings() if method else ())
     kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
@@ -96,6 +97,8 @@ def _check_names(index, live, saved):
     names, here = saved.get("param_names"), live.get("param_names")
     if not names:
         return
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"param_names of group {index} of the checkpoint must be a list")
     if len(names) != len(live["params"]):
         raise ValueError(
             f"group {index} of the checkpoint has {len(names)} names for {len(live['params'])} "

@@ -240,6 +240,32 @@ def test_a_parameter_that_moves_to_a_group_without_a_method_leaves_the_others_th
 
 
 @few_bases
+@each_mode
+def test_a_parameter_that_moved_to_another_method_is_saved_with_that_ones_x_and_y(base, mode):
+    """Beside what the first one has left, for the sake of its neighbours."""
+    params = helpers.parameters()
+
+    def grouped(params, count):
+        groups = [{"params": params[:count]}, {"params": params[count:]}]
+        groups[1]["lookahead"] = METHODS["snoo"]
+        return BASES[base](groups, METHODS["ema"])
+
+    optimizer = grouped(params, 2)
+    run(optimizer, range(5))
+    first, second = optimizer.param_groups
+    second["params"].insert(0, first["params"].pop())
+    run(optimizer, [5, 6])
+    getattr(optimizer, mode)()
+    other = grouped([nn.Parameter(v) for v in values(optimizer)], 1)
+    other.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, other):
+        each.train()
+        run(each, range(7, 9), each=lambda each=each: evaluate(each))
+        each.eval()
+    assert [bits(p) for p in params_of(optimizer)] == [bits(p) for p in params_of(other)]
+
+
+@few_bases
 def test_the_state_of_the_base_is_not_copied(base):
     optimizer = made(base, "snoo")
     run(optimizer, range(5))
