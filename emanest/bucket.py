@@ -7,7 +7,7 @@ import torch
 
 from . import shards
 from .layout import dense_strides
-from .rules import POSITIONS, ROWWISE
+from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
 from .scalars import Scalars
 from .writes import Writes
@@ -98,6 +98,19 @@ class Bucket:
             self._copy_existing(name)
             if self.published:
                 self.publish()
+
+    def forget_others(self, names, members):
+        """Drop what lookahead methods kept that the group has left; see the function.
+
+        Not where parameters are now in several groups, and another one may need it.
+        """
+        others = self.views.keys() & LOOKAHEAD_STATE.difference(names)
+        if not others or not self.published or not set(members).issuperset(self.params):
+            return
+        for name in others:
+            del self.views[name], self.shown[name]
+        for p in self.params:
+            forget_others(self.state[p], self.key, names)
 
     def _shown(self, name, i, view):
         """A view as ``optimizer.state`` shows it."""
@@ -260,6 +273,26 @@ def _dims(name):
 def shape_like(name, p):
     """A tensor without values that has the shape and the strides of a parameter's state."""
     return torch.empty(len(p), 1, device="meta") if name in ROWWISE else p
+
+
+def forget_others(entries, key, names):
+    """Drop from a parameter's state what lookahead methods kept that its group has left.
+
+    If that said where x is, and the group's own method has not begun, or it has none now, x is
+    where the parameter is: no y is kept, and nothing is ahead.
+
+    Args:
+        entries: the state, changed in place.
+        key: state name -> its key there.
+        names: the state that the group needs.
+    """
+    stay = LOOKAHEAD_STATE.intersection(names)
+    left = {n for n in LOOKAHEAD_STATE - stay if entries.pop(key(n), None) is not None}
+    began = any(key(n) in entries for n in stay & POINT_STATE)
+    if not stay or (left & POINT_STATE and not began):
+        entries.pop(key("y"), None)
+        if key("lookahead") in entries:
+            entries[key("lookahead")] = 0.0
 
 
 def real_view(tensor):

@@ -25,13 +25,14 @@ class Buckets:
         self._published = {}  # the buckets in it, as keys
         self._warned_of_move = False
 
-    def find(self, params, newcomers, names):
+    def find(self, params, newcomers, names, members):
         """The buckets of some parameters of one group.
 
         Args:
             params: the parameters asked for.
             newcomers: those to house, ``params`` among them, if they are not yet.
-            names: state that each of them needs.
+            names: state that each of them needs; what another lookahead method kept is forgotten.
+            members: all parameters of the group.
 
         Returns:
             bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
@@ -50,9 +51,11 @@ class Buckets:
                 bucket, i = homes[p]
                 chosen.setdefault(bucket, []).append(i)
             for bucket in chosen:
-                bucket.allocate(names)
+                bucket.forget_others(names, members)
+                # before more is allocated, which shows everything anew
                 if bucket.published:
                     bucket.adopt()
+                bucket.allocate(names)
         return chosen
 
     def unedited(self, new=()):

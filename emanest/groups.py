@@ -1,5 +1,6 @@
 """Parameter groups: checked when they are added, read at every step."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -8,11 +9,13 @@ from torch.nn.parameter import is_lazy
 from . import backends, rules
 from .checks import check_group
 from .gradients import parameter_name
-from .lookahead import group_entries, method_of
+from .lookahead import METHODS, group_entries, method_of
 from .options import check_parameter, choice, warn_of_typos
 
-# entries that all groups of an optimizer share
-CLOCK = ("lookahead_t", "train_mode")
+# entries that all groups of an optimizer share, at their start
+CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
+# what methods remember from step to step
+_MEMORY = sorted({name for method in METHODS.values() for name in method.memory})
 
 
 def is_lookahead_entry(key):
@@ -169,6 +172,13 @@ def memory_entries(method):
 
 def place_clock(group, method, device):
     """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
+    memory = method.memory if method else {}
+    for name in _MEMORY:
+        # a method that has taken another one's place has none yet, and leaves none behind
+        if name in memory:
+            group.setdefault(f"lookahead_{name}", memory[name])
+        else:
+            group.pop(f"lookahead_{name}", None)
     for name in ("lookahead_t", *memory_entries(method)):
         held = group[name]
         if device is not None:

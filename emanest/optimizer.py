@@ -10,7 +10,7 @@ from . import checkpoint, launches, ops, points
 from .bases import Base
 from .checks import check_group
 from .gradients import check_rates
-from .groups import check_fit, check_params_of, completed
+from .groups import CLOCK, check_fit, check_params_of, completed, defaults_of
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -42,8 +42,7 @@ class Optimizer(torch.optim.Optimizer):
             "base": next(iter(self.bases)),
             **check_group(defaults),
             **group_entries(lookahead),
-            "lookahead_t": 0,
-            "train_mode": True,
+            **CLOCK,
         }
         super().__init__(check_params(params), defaults)
         self._begin()
@@ -79,6 +78,10 @@ class Optimizer(torch.optim.Optimizer):
     def _checked(self, group):
         """A group's options, checked."""
         return check_group(group)
+
+    def _options(self, group):
+        """The options of a group by name, with their defaults; its other entries are the user's."""
+        return defaults_of(group, self)
 
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
@@ -331,18 +334,23 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
 
-        Parameters are never written. Saved options replace those of the groups, except ``backend``.
-        A checkpoint without lookahead (ours or torch's) starts the lookahead of this optimizer.
-        Values that are not finite are loaded, with a warning that names them.
+        Parameters are never written. Saved entries replace those of the groups, except ``backend``
+        and ``param_names``. Options, settings of the method, clock and mode that a checkpoint lacks
+        stay as constructed; other entries that it lacks (a scheduler's ``initial_lr``, the user's
+        own) go, as in torch. A checkpoint without lookahead (ours or torch's) starts the lookahead
+        of this optimizer, one with another method replaces it: each with a warning. Values that are
+        not finite are loaded, with a warning that names them.
 
-        Nothing here tells which weights a state belongs to, unless the parameters have names: load
-        those that were saved in the same mode. For weights saved in eval mode beside a state saved
-        in train mode, call ``eval()`` after this, load the weights, and call ``train()``.
+        Nothing here tells which weights a state belongs to, unless the parameters have names, which
+        are compared without what torch's wrappers put into them (``DataParallel``, DDP, FSDP1,
+        ``compile``, activation checkpointing): load those that were saved in the same mode. For
+        weights saved in eval mode beside a state saved in train mode, call ``eval()`` after this,
+        load the weights, and call ``train()``.
 
         Raises:
-            TypeError, ValueError: not a state dict, other groups, names or shapes, state missing,
-                another optimizer's, or of a format that a newer version wrote. Nothing has changed
-                then, nor if memory runs out.
+            TypeError, ValueError: not a state dict, other groups, names (also in another order) or
+                shapes, state missing, another optimizer's, or of a format that a newer version
+                wrote. Nothing has changed then, nor if memory runs out.
         """
         checkpoint.check_dict(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)

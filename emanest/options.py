@@ -1,10 +1,13 @@
 """Checks of what a user passes in, one function for each kind of value."""
 
+import contextlib
 import difflib
 import functools
 import inspect
 import math
 import numbers
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +16,20 @@ import torch
 from torch.nn.parameter import is_lazy
 
 Init = TypeVar("Init", bound=Callable[..., None])
+
+# where code lies that is not the user's: ours, torch's, what enters and leaves ``with`` blocks
+_LIBRARIES = (
+    *(os.path.dirname(path) + os.sep for path in (__file__, torch.__file__)),
+    contextlib.__file__,
+)
+
+
+def warn(message):
+    """Warn at the line of the user's that has led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"emanest: {message}", stacklevel=level)
 
 
 def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):

@@ -292,5 +292,9 @@ POINTS = {
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
 
+# state of the lookahead rules, whichever of them a group uses; the first of each says where x is
+LOOKAHEAD_STATE = frozenset(name for rule in LOOKAHEADS.values() for name in rule.state)
+POINT_STATE = frozenset(rule.state[0] for rule in LOOKAHEADS.values() if rule.state)
+
 # state with one value for each row (all that shares the first index), of shape (rows, 1)
 ROWWISE = frozenset({"second_momentum_buffer"})

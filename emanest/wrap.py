@@ -58,7 +58,7 @@ class Wrap(Optimizer):
                 "some parameters belong to more than one of the optimizers, or to one of them "
                 "twice: they would be updated twice"
             )
-        entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
+        entries = {**group_entries(lookahead), **CLOCK}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
             complete = completed_entries(group, entries)
@@ -194,6 +194,9 @@ class Wrap(Optimizer):
         # the other options of an inner optimizer are its own affair
         learning_rate("lr", group["lr"])
         return group
+
+    def _options(self, group):
+        return next(o.defaults for o in self.optimizers if any(g is group for g in o.param_groups))
 
     def _newcomers(self, group):
         # the inner optimizer initialises a parameter's state at its first gradient, not before

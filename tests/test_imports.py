@@ -48,8 +48,8 @@ IMPORTS = {
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"checks", "gradients", "launches", "ops", "shards"},
     "saved": {"bucket", "groups", "lookahead", "options"},
-    "checkpoint": {"checks", "gradients", "groups", "lookahead", "saved"},
-    "points": {"lookahead", "ops", "rules"},
+    "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "saved"},
+    "points": {"lookahead", "ops", "options", "rules"},
     "metrics": {"lookahead", "ops", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
