@@ -286,5 +286,6 @@ POINTS = {
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
 
-# state with one value for each row (all that shares the first index), of shape (rows, 1)
+# state with one value for each row (all that shares the first index), of shape (rows, 1); for each
+# row of each matrix of a stack, (matrices, rows, 1)
 ROWWISE = frozenset({"second_momentum_buffer"})

@@ -44,7 +44,8 @@ class Survey:
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
             self.buckets = Buckets(optimizer.state, self.buckets.key)
-        return self.buckets.find(params, newcomers, state_names(optimizer.bases, group))
+        names = state_names(optimizer.bases, group)
+        return self.buckets.find(params, newcomers, names, group.get("stack"))
 
     def _holds(self, optimizer):
         return (
