@@ -240,13 +240,13 @@ class EvenRows(Search):
 
     def _layout(self):
         """As ``Search``; the state must be that of the matrices."""
-        stack, before = bool(self.group["stack"]), self.bucket.stack
+        found, stack, before = super()._layout(), bool(self.group["stack"]), self.bucket.stack
         if stack != before and any(p.dim() > 2 for p in self.tensors()):
             raise ValueError(
                 f"stack={stack} came after state with a value for each row of each matrix: set it "
                 f"to {before} again, or make a new optimizer"
             )
-        return super()._layout()
+        return found
 
     def __call__(self, gs, numbers, skip):
         """As ``Search``, with scales for rows."""
