@@ -44,9 +44,9 @@ class Muon(Optimizer):
         ns_steps: Newton-Schulz steps, at least 1.
         adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),
             ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"``
-            sqrt(rows / columns), ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1. Not symmetric
-            are ``"original"`` and ``"spectral_norm"``: of weights (inputs, outputs), as many experts
-            have them, they take the inputs for rows.
+            sqrt(rows / columns), ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1. Of these
+            ``"original"`` and ``"spectral_norm"`` are not symmetric: of weights (inputs, outputs),
+            as many experts have them, they take the inputs for rows.
         split: each parameter is so many matrices below each other, each orthogonalised and scaled
             by itself: 3 for a fused (3n, n) projection to queries, keys and values.
         stack: what parameters of three and more dimensions are. True: a stack of matrices (E, rows,

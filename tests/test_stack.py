@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
+from torch.nn.utils.parametrizations import weight_norm
 
 import helpers
 from emanest import EMANesterov, Muon, search, split_params
@@ -44,9 +45,10 @@ RUNS = {
 }
 
 
-def experts(p):
-    """What a parameter would be without the stack, laid out as it is there."""
-    return p.detach().unbind() if p.dim() > 2 else [p.detach()]
+def experts(p, tensor=None):
+    """What belongs to each member of a stack, laid out as it is there."""
+    tensor = p.detach() if tensor is None else tensor
+    return tensor.unbind() if p.dim() > 2 else [tensor]
 
 
 def step_each_alone(name, backend, options, shapes, made, method="ema", steps=4):
@@ -58,8 +60,9 @@ def step_each_alone(name, backend, options, shapes, made, method="ema", steps=4)
     many = CLASSES[name](alone, LR, stack=False, **options)
     for t in range(steps):
         helpers.set_gradients(stacks, t)
-        for p, g in zip(alone, (g for p in stacks for g in experts_of(p, p.grad)), strict=True):
-            p.grad = g.clone()
+        grads = [g.clone() for p in stacks for g in experts(p, p.grad)]
+        for p, g in zip(alone, grads, strict=True):
+            p.grad = g
         one.step()
         many.step()
     each = [e for p in stacks for e in experts(p)]
@@ -67,12 +70,8 @@ def step_each_alone(name, backend, options, shapes, made, method="ema", steps=4)
     names = one.state[stacks[0]].keys() - {"step", "lookahead"}
     assert names >= {"momentum_buffer", "exp_avg_update"}
     for key in names:
-        held = [e for p in stacks for e in experts_of(p, one.state[p][key])]
+        held = [e for p in stacks for e in experts(p, one.state[p][key])]
         assert [bits(e) for e in held] == [bits(many.state[p][key]) for p in alone]
-
-
-def experts_of(p, tensor):
-    return tensor.unbind() if p.dim() > 2 else [tensor]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -185,7 +184,7 @@ def test_the_state_of_rows_does_not_change_its_shape():
     train(muon, range(2, 4))
     before = content(normuon)
     for _ in range(2):
-        with pytest.raises(ValueError, match="stack=True came after state .* set it to False agai"):
+        with pytest.raises(ValueError, match=r"stack=True came after .* set it to False"):
             train(normuon, [2])
         assert differing(content(normuon), before) == []
     # nor where the state is moved, which is broadcast from (4, 1) to (4, 4, 1) without an error
@@ -308,22 +307,34 @@ def test_a_model_trains(name, model, stacks):
     assert losses[-1] < losses[0] / 2
 
 
+class Layer(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.w1 = nn.Parameter(torch.ones(shape))
+
+
+class FSDPBilinear(nn.Bilinear):
+    """As ``fully_shard`` makes it."""
+
+    __module__ = "torch.distributed.fsdp"
+
+
 @pytest.mark.parametrize(
-    ("shape", "reason"),
+    ("model", "reason"),
     [
-        ((2, 16, 16), "experts"),
-        ((2, 15, 16), "tensor"),
-        ((1, 16, 16), "vector"),
-        ((2, 16, 16, 16), "tensor"),
+        (Layer(2, 16, 16), "experts"),
+        (Layer(2, 15, 16), "tensor"),
+        (Layer(2, 16, 15), "tensor"),
+        (Layer(1, 16, 16), "vector"),
+        (Layer(2, 16, 16, 16), "tensor"),
+        (FSDPBilinear(16, 16, 16, bias=False), "tensor"),
+        (weight_norm(nn.Bilinear(16, 16, 16, bias=False)), "tensor"),
+        (weight_norm(Layer(2, 16, 16), "w1"), "experts"),
     ],
 )
-def test_experts_are_known_by_their_shape(shape, reason, capsys):
-    module = nn.Module()
-    module.w1 = nn.Parameter(torch.ones(shape))
-    wrapped = type("Layer", (nn.Module,), {})()
-    wrapped.w1 = module.w1
-    split_params(wrapped)
-    _, row, _ = capsys.readouterr().out.splitlines()
+def test_experts_are_known_by_owner_and_shape(model, reason, capsys):
+    split_params(model)
+    *_, row, _ = capsys.readouterr().out.splitlines()
     assert row.endswith(reason)
 
 
