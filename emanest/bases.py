@@ -82,8 +82,3 @@ SCALES = {
     "unit_rms": lambda rows, columns: max(rows, columns) ** 0.5,
     "none": lambda rows, columns: 1.0,
 }
-
-
-def is_stack(p, stack):
-    """Whether a parameter is a stack of matrices, by its group's option ``stack``."""
-    return bool(stack) and p.dim() > 2

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from . import shards
-from .bases import is_stack
 from .layout import dense_strides
 from .rules import POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
 from .scalars import Scalars
+from .shapes import is_stack
 from .writes import Writes
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads

@@ -5,7 +5,8 @@ import functools
 from . import shards
 from .bases import Base
 from .rules import MOMENTA, ROWS
-from .search import OPTIONS, EvenRows, Search, check_matrices
+from .search import OPTIONS, EvenRows, Search
+from .shapes import check_matrices
 from .spread import SpreadEvenRows, SpreadSearch, divided
 
 

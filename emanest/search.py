@@ -12,17 +12,17 @@ searches for matrices that are spread over processes.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 
 from . import ops
-from .bases import SCALES, is_stack
+from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
 from .newton_schulz import iterate, normalized, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
+from .shapes import Shape, check_matrices, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
@@ -45,55 +45,6 @@ OPTIONS = {
     "ns_form": None,
     "ns_dtype": None,
 }
-
-
-def check_matrices(name, p, stack, split):
-    """Raise ValueError unless it is clear, and possible, which matrices a parameter is.
-
-    Args:
-        name: what the message calls it.
-        p: the parameter, of two or more dimensions.
-        stack, split: options of its group.
-    """
-    shape = tuple(p.shape)
-    if p.dim() == 3 and stack is None:
-        flat = shape[0], math.prod(shape[1:])
-        raise ValueError(
-            f"{name} has shape {shape}, which does not tell what it is: set stack=True in its "
-            f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
-            f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
-        )
-    rows = shape[1 if is_stack(p, stack) else 0]
-    if rows % split:
-        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
-
-
-class Shape(NamedTuple):
-    """Matrices of one shape, to be orthogonalised together.
-
-    A parameter is one matrix, (shape[0], everything else), or ``split`` of them below each other. A
-    stack is so many parameters, one for each first index.
-    """
-
-    rows: int
-    columns: int
-    stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
-    split: int
-    members: list[int]  # parameters
-    matrices: slice  # theirs, among all matrices of the bucket
-
-    @property
-    def count(self):
-        """How many matrices a parameter is."""
-        return math.prod(self.stack) * self.split
-
-    def cut(self, tensors):
-        """The matrices of tensors, each of which has those of a parameter, or rows of them."""
-        if self.stack:
-            tensors = [each for t in tensors for each in t.unbind()]
-        if self.split > 1:
-            tensors = [m for t in tensors for m in t.unflatten(0, (self.split, -1)).unbind()]
-        return tensors
 
 
 class Search:
@@ -149,7 +100,7 @@ class Search:
             shapes, first, scales = [], 0, [1.0] * len(self.indices)
             for (rows, columns, stacked), members in together.items():
                 shape = Shape(rows, columns, stacked, split, members, slice(0))
-                last = first + len(members) * shape.count
+                last = first + len(members) * shape.per_member
                 shapes.append(shape._replace(matrices=slice(first, last)))
                 first = last
                 for i in members:
@@ -180,7 +131,7 @@ class Search:
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass; for each shape the updates, and the norms of all of them."""
         updates = [
-            empty((len(s.members) * s.count, s.rows, s.columns), dtype, self.bucket.device)
+            empty((len(s.members) * s.per_member, s.rows, s.columns), dtype, self.bucket.device)
             for dtype in [self.update_dtype]
             for s in self.shapes
         ]
@@ -217,11 +168,11 @@ class Search:
         for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
             whole, norm = updates.pop(0), norms[shape.matrices]
-            size = shape.count * shape.rows * shape.columns
+            size = shape.per_member * shape.rows * shape.columns
             step = at_once(size)
             for k in range(0, len(shape.members), step):
                 some = shape.members[k : k + step]
-                its = slice(k * shape.count, (k + len(some)) * shape.count)
+                its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
                 o = self.orthogonal(whole[its], norm[its])
                 for i, each in zip(some, o.view(len(some), size).unbind(), strict=True):
                     found[i] = each.view(gs[i].shape)
@@ -258,15 +209,15 @@ class EvenRows(Search):
             for i in shape.members:
                 factors[i], its = self.factors(shape)
                 parts += its
-                scales += [self.scales[i]] * shape.count
+                scales += [self.scales[i]] * shape.per_member
         os = [o.flatten(1) for o in self.matrices(directions)]
         self.even(columns, os, scales, parts, numbers[:ROW_HEAD], skip)
         return directions, factors, numbers[ROW_HEAD:]
 
     def factors(self, shape):
         """Memory for a factor for each row of a parameter, and the parts of its matrices."""
-        whole = torch.empty(shape.count * shape.rows, **self.like)
-        return whole, whole.view(shape.count, shape.rows).unbind()
+        whole = torch.empty(shape.per_member * shape.rows, **self.like)
+        return whole, whole.view(shape.per_member, shape.rows).unbind()
 
     @property
     def like(self):

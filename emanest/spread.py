@@ -10,25 +10,25 @@ from typing import NamedTuple
 
 import torch
 
-from .bases import is_stack
 from .exchange import Exchange, Spread
 from .rules import MOMENTA, ROWS
 from .search import HEAD, ROW_HEAD, EvenRows, Search, at_once
+from .shapes import is_stack
 
 
 class Unit(NamedTuple):
     """What is put together in one process: a parameter, or of a stack one index."""
 
     member: int
-    index: tuple[int, ...]
+    at: tuple[int, ...]
 
     def of(self, tensors):
         """Its part of one of the parameters' tensors; shares memory with it."""
-        return tensors[self.member][self.index]
+        return tensors[self.member][self.at]
 
     def spread(self, params, dims=None):
         """How it, or state of its first ``dims`` dimensions, is spread over a 1-D mesh."""
-        p, first = params[self.member], len(self.index)
+        p, first = params[self.member], len(self.at)
         (placement,) = p.placements
         shape = tuple(p.shape[first:])
         shape = shape if dims is None else (*shape[:dims], 1)
@@ -55,7 +55,7 @@ class SpreadSearch(Search):
             indices = [*itertools.product(*map(range, shape.stack))]
             units = [Unit(i, index) for i in shape.members for index in indices]
             one, parts, factors = shape._replace(stack=()), {}, {}
-            size = at_once(one.count * one.rows * one.columns) * self.bucket.mesh.size()
+            size = at_once(one.per_member * one.rows * one.columns) * self.bucket.mesh.size()
             for k in range(0, len(units), size):
                 some = units[k : k + size]
                 self._together(one, some, start, us, parts, factors, numbers[HEAD:], skip)
@@ -119,7 +119,7 @@ class SpreadEvenRows(SpreadSearch, EvenRows):
             new, its = self.factors(shape)
             news.append(new.view(-1, 1))
             pieces += its
-            scales += [self.scales[units[k].member]] * shape.count
+            scales += [self.scales[units[k].member]] * shape.per_member
         wide = [o.flatten(1) for o in shape.cut(os)]
         whole_columns = [shape.cut(column) for column in wholes]
         self.even(whole_columns, wide, scales, pieces, numbers[:ROW_HEAD], skip)

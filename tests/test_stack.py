@@ -1,6 +1,7 @@
 """Stacks of matrices: experts in one parameter, each of which is stepped by itself."""
 
 import io
+import pickle
 
 import pytest
 import torch
@@ -238,6 +239,22 @@ def test_a_checkpoint_that_knows_no_stacks_leaves_the_option_as_it_is(name):
         stacked.load_state_dict(saved)
         train(stacked, range(2, 3))
     assert stacked.param_groups[0]["stack"] is True
+
+
+@each_class
+def test_an_optimizer_from_before_the_option_asks_before_it_steps(name):
+    optimizer = CLASSES[name](helpers.parameters(shapes=[(4, 8, 6)]), LR, stack=False)
+    train(optimizer, range(2))
+    del optimizer.param_groups[0]["stack"], optimizer.defaults["stack"]
+    old = pickle.loads(pickle.dumps(optimizer))
+    before = content(old)
+    with pytest.raises(ValueError, match=FIXES):
+        train(old, [2])
+    assert differing(content(old), before) == []
+    for each in (optimizer, old):
+        each.param_groups[0]["stack"] = False
+        train(each, range(2, 4))
+    assert helpers.same(optimizer, old)
 
 
 # ---- models -------------------------------------------------------------------------------------
