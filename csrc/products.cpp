@@ -1,18 +1,24 @@
 // The products of Newton-Schulz on the CPU; emanest/cpu_products.py documents them.
 //
 // A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
-// one thread: its bits depend neither on the number of threads nor on the batch. Of a symmetric
-// result the tiles on and below the diagonal are computed and mirrored while they are in the cache.
+// one thread and knows of no other: its bits depend neither on the number of threads nor on the
+// batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while
+// they are in the cache.
 #include "products.h"
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <omp.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
+
+// MKL's, where torch has it: how many threads products of the calling thread may use (0: the global
+// number); returns what it was
+extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
 
 namespace emanest {
 namespace {
@@ -56,11 +62,33 @@ Tiles rectangle(int64_t batch, int64_t n, int64_t m) {
   return tiles;
 }
 
+// While it lives, products of the calling thread run on it alone. Inside a parallel region they do
+// anyway, but MKL and oneDNN block them by the number of threads that is set, and bits follow.
+class Alone {
+ public:
+  // torch sets both numbers when a thread first asks for its own: that comes first
+  Alone() : openmp_(at::get_num_threads()), mkl_(set_mkl(1)) { omp_set_num_threads(1); }
+  ~Alone() {
+    omp_set_num_threads(openmp_);
+    set_mkl(mkl_);
+  }
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  static int set_mkl(int threads) {
+    return MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(threads) : 0;
+  }
+
+  const int openmp_, mkl_;
+};
+
 // Calls f(tile) for all tiles; a thread that is free takes the next one.
 template <class F>
 void for_each(const Tiles& tiles, F f) {
   std::atomic<size_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const Alone alone;
     // threads of the pool do not know that no gradient is wanted
     const at::AutoDispatchBelowADInplaceOrView guard;
     for (size_t k; (k = next++) < tiles.size();) f(tiles[k]);

@@ -19,12 +19,18 @@ the search, and a row rule may follow it:
     momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
     row        (mean square, state, numbers) -> (factor, state)
 
-A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and
-``.sqrt()``, so the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``,
-and on plain numbers where it takes no square root. State comes and goes as a tuple. This module
-imports nothing; the tables at its end name each rule's state and numbers, in the order in which the
-rule unpacks them.
+A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and ``root``, so
+the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``, and on plain
+numbers where it takes no square root. State comes and goes as a tuple. This module imports nothing;
+the tables at its end name each rule's state and numbers, in the order in which the rule unpacks
+them.
 """
+
+
+def root(a):
+    """The square root of an array; back ends put their own in its place, which rounds correctly."""
+    return a.sqrt()
+
 
 # ---- base rules ---------------------------------------------------------------------------------
 
@@ -63,7 +69,7 @@ def adamw(y, g, state, numbers):
     exp_avg = exp_avg + weight1 * (g - exp_avg)
     # in this order g * g does not overflow before its weight
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
-    u = -step_size * exp_avg / (exp_avg_sq.sqrt() * scale + eps) - decay * y
+    u = -step_size * exp_avg / (root(exp_avg_sq) * scale + eps) - decay * y
     return u, (exp_avg, exp_avg_sq)
 
 
@@ -77,7 +83,7 @@ def amsgrad(y, g, state, numbers):
     # a selection, not b + (a > b) * (a - b), which would round
     grown = exp_avg_sq > max_exp_avg_sq
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq
-    u = -step_size * exp_avg / (max_exp_avg_sq.sqrt() * scale + eps) - decay * y
+    u = -step_size * exp_avg / (root(max_exp_avg_sq) * scale + eps) - decay * y
     return u, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
@@ -105,7 +111,7 @@ def normuon(mean_square, state, numbers):
     weight, eps = numbers
     delta = mean_square - second_momentum_buffer
     second_momentum_buffer = second_momentum_buffer + weight * delta
-    return 1.0 / (second_momentum_buffer.sqrt() + eps), (second_momentum_buffer,)
+    return 1.0 / (root(second_momentum_buffer) + eps), (second_momentum_buffer,)
 
 
 # ---- lookahead rules ----------------------------------------------------------------------------

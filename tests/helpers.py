@@ -1,6 +1,5 @@
 """Small deterministic training runs, and bit for bit comparison of all that they leave behind."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -195,14 +194,6 @@ def ulp(tensor):
     """The distance from each value to the next larger one of its dtype."""
     _, exponent = torch.frexp(tensor)
     return torch.ldexp(torch.ones_like(tensor), exponent - 1) * torch.finfo(tensor.dtype).eps
-
-
-@pytest.fixture
-def exact_sqrt(monkeypatch):
-    """Square roots of NumPy: torch's own on a CPU (MKL's) are off by a bit for one of 150."""
-    monkeypatch.setattr(
-        torch.Tensor, "sqrt", lambda t: torch.from_numpy(np.array(np.sqrt(t.numpy())))
-    )
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import test_stack
 from emanest import eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
-from helpers import exact_sqrt  # noqa: F401
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
 
@@ -185,7 +184,6 @@ def test_a_large_tensor_is_stepped_as_eager_does(dtype):
         torch.testing.assert_close(a, b, rtol=2 * rtol, atol=2 * atol)
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 @pytest.mark.parametrize(("base", "look"), SELECTION)
 def test_a_step_has_the_bits_of_the_eager_one(base, look):
     """Every operation is rounded, and to nearest."""
@@ -315,7 +313,6 @@ def test_a_changed_address_is_used():
     assert same(run(arguments, memo=memo), run(again))
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
     memo = {}
     for sizes in (SIZES, [5, 5], SIZES):
