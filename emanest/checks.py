@@ -53,6 +53,7 @@ CHECKS = {
     "ns_form": _one_of(None, "standard", "gram"),
     "ns_dtype": _working_dtype,
     "split": count,
+    "stack": optional_flag,
     "beta2": _decay,
 }
 

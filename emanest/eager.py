@@ -11,6 +11,7 @@ import types
 import torch
 
 from . import products as torch_products
+from .layout import by_row
 from .rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
 from .tape import evaluate
 
@@ -30,7 +31,8 @@ def step_(
         dtype: float32 or float64.
         skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
         scales: for each parameter a vector of ``dtype`` with further factors of its gradient, one
-            in all or one for each row (all that shares the first index); or nothing.
+            in all or one for each row (all that shares the first index, or the first few); or
+            nothing.
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
@@ -39,7 +41,7 @@ def step_(
     scale, *numbers = _scalars(numbers, dtype)
     base_numbers, look_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
     states = zip(_rows(base_state, ys), _rows(look_state, ys), strict=True)
-    factors = map(_by_row, scales, ys) if scales else [1.0] * len(ys)
+    factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
     for y, g, factor, (old_base, old_look) in zip(ys, gs, factors, states, strict=True):
         g = g.to(dtype) * scale * factor
         new_y, new_base, new_look = step(
@@ -185,11 +187,6 @@ def _double(value):
 def _rows(columns, like) -> list[tuple]:
     """For each parameter the tuple of its state."""
     return list(zip(*columns, strict=True)) if columns else [()] * len(like)
-
-
-def _by_row(scale, y):
-    """A vector with one element, or one for each row, shaped to multiply a parameter."""
-    return scale.view(-1, *[1] * (y.dim() - 1)) if y.dim() else scale.view(())
 
 
 def _scalars(numbers, dtype):

@@ -296,5 +296,6 @@ POSITIONS = frozenset({"x", "z"})
 LOOKAHEAD_STATE = frozenset(name for rule in LOOKAHEADS.values() for name in rule.state)
 POINT_STATE = frozenset(rule.state[0] for rule in LOOKAHEADS.values() if rule.state)
 
-# state with one value for each row (all that shares the first index), of shape (rows, 1)
+# state with one value for each row (all that shares the first index), of shape (rows, 1); for each
+# row of each matrix of a stack, (matrices, rows, 1)
 ROWWISE = frozenset({"second_momentum_buffer"})

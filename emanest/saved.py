@@ -155,7 +155,8 @@ def checked_entries(optimizer, where, group, p, entries, starts):
     own = {optimizer._key(name) for name in (method.state if method else ())}
     needed = state_names(optimizer.bases, group)
     names = {optimizer._key(name) for name in needed}
-    shapes = {optimizer._key(name): shape_like(name, p).shape for name in (*needed, "y")}
+    likes = {name: shape_like(name, p, group.get("stack")) for name in (*needed, "y")}
+    shapes = {optimizer._key(name): like.shape for name, like in likes.items()}
     entries.setdefault(optimizer._key("lookahead"), 0.0)
     uncounted = optimizer._uncounted(group)
     if uncounted is not None:

@@ -45,7 +45,7 @@ class Survey:
             # the user replaced it, to start afresh
             self.buckets = Buckets(optimizer.state, self.buckets.key)
         names = state_names(optimizer.bases, group)
-        return self.buckets.find(params, newcomers, names, group["params"])
+        return self.buckets.find(params, newcomers, names, group)
 
     def _holds(self, optimizer):
         return (

@@ -12,6 +12,7 @@ import emanest
 import helpers
 import test_points
 import test_rules
+import test_stack
 from emanest import eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
@@ -374,3 +375,9 @@ def test_evaluations_change_no_run(method, dtype, monkeypatch):
     test_points.test_a_run_with_evaluations_equals_a_run_without(
         "triton", DATABASE["AdamW"], dtype, 1, method, monkeypatch
     )
+
+
+def test_an_expert_is_stepped_as_a_parameter_of_its_own():
+    """NorMuon does all that Muon does; products take the interpreter long."""
+    options, made = {"split": 2, "ns_steps": 1}, lambda t: t.mT.contiguous().mT
+    test_stack.step_each_alone("NorMuon", "triton", options, [(2, 4, 6)], made, steps=2)
