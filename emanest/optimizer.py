@@ -9,8 +9,7 @@ from torch.nn.parameter import is_lazy
 from . import checkpoint, launches, ops, points
 from .bases import Base
 from .checks import check_group
-from .gradients import check_rates
-from .groups import check_fit, check_params_of, completed
+from .groups import check_fit, check_params_of, check_set_since, completed
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -139,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
             )
 
     def _step(self):
-        check_rates(self.param_groups)
+        check_set_since(self.param_groups)
         chosen = self._survey.of(self)
         if chosen is None:
             self._skipped()

@@ -61,7 +61,7 @@ class Wrap(Optimizer):
         entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            complete = completed_entries(group, entries)
+            complete = _completed(each, group, entries)
             _check_options(i, group, complete, each)
             check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
@@ -97,13 +97,13 @@ class Wrap(Optimizer):
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' groups themselves; a group added to one of them joins here."""
         first, *others = self.optimizers
-        groups = first.param_groups
+        for inner in self.optimizers:
+            for group in inner.param_groups:
+                if "lookahead_t" not in group:
+                    group.update(self._completed(inner, group))
         if others:
-            groups = [group for inner in self.optimizers for group in inner.param_groups]
-        for group in groups:
-            if "lookahead_t" not in group:
-                group.update(self._completed(group))
-        return groups
+            return [group for inner in self.optimizers for group in inner.param_groups]
+        return first.param_groups
 
     @property
     def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -148,7 +148,7 @@ class Wrap(Optimizer):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
         (inner,) = self.optimizers
         index = len(inner.param_groups)
-        group = self._completed(param_group)
+        group = self._completed(inner, param_group)
         _check_options(index, param_group, {**inner.defaults, **group}, inner)
         try:
             inner.add_param_group(group)
@@ -157,10 +157,10 @@ class Wrap(Optimizer):
             del inner.param_groups[index:]
             raise
 
-    def _completed(self, group):
+    def _completed(self, inner, group):
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
         shared = shared_clock(self.optimizers[0].param_groups)
-        return {**completed_entries(group, entries), **shared}
+        return {**_completed(inner, group, entries), **shared}
 
     def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
@@ -258,8 +258,14 @@ class Wrap(Optimizer):
             self.stepping = False
 
 
+def _completed(inner, group, entries):
+    """A group with our entries; the options that it leaves to its optimizer stay out."""
+    complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
+    return {k: v for k, v in complete.items() if k in group or is_ours(k)}
+
+
 def _check_options(index, given, group, inner):
     """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
     check_rate(index, group, inner)
     method = check_method(group)
-    warn_of_typos(f"group {index}", given, {*group_entries(method), *CLOCK})
+    warn_of_typos(f"group {index}", given, {*group_entries(method, group), *CLOCK})
