@@ -1,7 +1,6 @@
 """A lookahead around any torch optimizer."""
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 
@@ -25,6 +24,9 @@ class Wrap(Optimizer):
     on either, and one ``state_dict()`` holds everything. Weight decay of an inner optimizer acts at
     y, with every method. Memory: the method's state plus one snapshot of the parameters, which is
     not saved (between steps it is the parameter itself).
+
+    Step hooks of the wrapper and of the inner optimizers run once per step, those that are global
+    with the wrapper as their optimizer.
 
     If one of several inner optimizers raises in its step, those before it have taken theirs, and
     the lookahead takes these for edits of the parameters.
@@ -161,29 +163,6 @@ class Wrap(Optimizer):
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
         shared = shared_clock(self.optimizers[0].param_groups)
         return {**_completed(inner, group, entries), **shared}
-
-    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
-        args: Any = (self,) if closure is None else (self, closure)
-        kwargs: Any = {}
-        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
-            for hook in list(self._optimizer_step_pre_hooks.values()):
-                given = hook(self, args, kwargs)
-                if given is not None:
-                    if not (isinstance(given, tuple) and len(given) == 2):
-                        raise RuntimeError(
-                            "a step pre-hook must return None or a tuple of (new_args, new_kwargs),"
-                            f" but got {given!r}"
-                        )
-                    args, kwargs = given
-            loss = Optimizer.step(*args, **kwargs)
-            self._optimizer_step_code()
-            for hook in list(self._optimizer_step_post_hooks.values()):
-                hook(self, args, kwargs)
-        return loss
-
-    # torch would wrap this method too, and run global hooks once more than there are steps
-    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
 
     def _skipped(self):
         for inner in self.optimizers:
