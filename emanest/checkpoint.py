@@ -13,6 +13,8 @@ from .groups import defaults_of, is_lookahead_entry
 from .lookahead import method_of
 from .saved import CALLABLE, NEWEST, VERSION, checked_entries, is_finite, merged
 
+# entries of a dict for ``__setstate__`` that change what the buckets hold
+HOUSED = {"state", "param_groups"}
 # parameters that a message lists
 _LISTED = 5
 
@@ -144,15 +146,17 @@ def unpacked(entries):
 
 
 def complete(optimizer):
-    """Give what an older version pickled the options that it did not know."""
+    """Give what an older version pickled, or torch, the options that it did not know."""
     optimizer.defaults.setdefault("base", next(iter(optimizer.bases)))
     for name, argument in inspect.signature(type(optimizer)).parameters.items():
         known = name in CHECKS or name == "backend"
         if known and argument.default is not argument.empty:
             optimizer.defaults.setdefault(name, argument.default)
     for group in optimizer.param_groups:
+        # a group of torch's has no lookahead, not even none
+        bare = "lookahead" not in group
         for key, value in defaults_of(group, optimizer).items():
-            if not is_lookahead_entry(key):
+            if bare or not is_lookahead_entry(key):
                 group.setdefault(key, value)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import weakref
 from collections.abc import MutableMapping
 from contextvars import ContextVar
@@ -187,6 +188,19 @@ def _no_global_hooks():
         yield
     finally:
         _INSIDE.reset(token)
+
+
+def give_groups(optimizers, param_groups):
+    """Give the optimizers other groups, each as many as it has; a single one takes all."""
+    if len(optimizers) == 1:
+        optimizers[0].param_groups = param_groups
+        return
+    counts = [len(inner.param_groups) for inner in optimizers]
+    if sum(counts) != len(param_groups):
+        raise ValueError(f"{len(param_groups)} param_groups for optimizers with {counts} groups")
+    remaining = iter(param_groups)
+    for inner, count in zip(optimizers, counts, strict=True):
+        inner.param_groups = list(itertools.islice(remaining, count))
 
 
 def load_all(optimizers, state, param_groups):

@@ -53,14 +53,19 @@ class Optimizer(torch.optim.Optimizer):
         return launches.scales_on_device(self)
 
     def __setstate__(self, state):
-        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
+        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.
+
+        What ``state`` lacks stays as it is. After an error nothing has changed.
+        """
+        with checkpoint.all_or_nothing([self]):
+            super().__setstate__(state)
+            if not state.keys() & checkpoint.HOUSED:
+                return
+            self._begin()
+            checkpoint.complete(self)
+            checkpoint.adopt(self)
         # a checkpoint has neither defaults nor parameters
-        copied = "defaults" in state
-        super().__setstate__(state)
-        self._begin()
-        checkpoint.complete(self)
-        checkpoint.adopt(self)
-        if copied:
+        if "defaults" in state:
             self.buckets.record_all()
 
     def _begin(self):

@@ -7,7 +7,7 @@ import torch
 from . import checkpoint, ops
 from .gradients import dense
 from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
-from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
+from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import learning_rate, suggesting, warn_of_typos
@@ -82,18 +82,30 @@ class Wrap(Optimizer):
         return {"defaults": self.defaults, "optimizers": self.optimizers}
 
     def __setstate__(self, state):
-        """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers."""
-        loaded = {k: state.pop(k) for k in ("state", "param_groups") if k in state}
-        torch.optim.Optimizer.__setstate__(self, state)
-        self._state = States(self.optimizers)
-        if loaded:
-            load_all(self.optimizers, **loaded)
-        self._begin()
-        checkpoint.adopt(self)
+        """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers.
+
+        What ``state`` lacks stays as it is. After an error nothing has changed.
+        """
+        loaded = {k: v for k, v in state.items() if k in checkpoint.HOUSED}
+        own = {k: v for k, v in state.items() if k not in loaded}
+        inner = own.get("optimizers") or self.optimizers
+        with checkpoint.all_or_nothing([self, *inner]):
+            torch.optim.Optimizer.__setstate__(self, own)
+            if not (loaded or "optimizers" in own):
+                return
+            self._state = States(inner)
+            if loaded.keys() == checkpoint.HOUSED:
+                load_all(inner, **loaded)
+            elif "param_groups" in loaded:
+                give_groups(inner, loaded["param_groups"])
+            elif loaded:
+                self.state = loaded["state"]
+            self._begin()
+            checkpoint.adopt(self)
         if not loaded:
             self.buckets.record_all()
-        for inner in self.optimizers:
-            guard(inner, self)
+        for each in inner:
+            guard(each, self)
 
     @property
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -114,6 +126,8 @@ class Wrap(Optimizer):
 
     @state.setter
     def state(self, mapping):  # pyright: ignore[reportIncompatibleVariableOverride]
+        # it may be our own, which shows those that are emptied here
+        mapping = dict(mapping)
         for inner in self.optimizers:
             inner.state = defaultdict(dict)
         self._state = States(self.optimizers)
