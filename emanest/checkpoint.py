@@ -7,10 +7,11 @@ import warnings
 
 import torch
 
-from .checks import CHECKS
+from .checks import CHECKS, SEQUENCES
 from .gradients import parameter_name
 from .groups import defaults_of, is_lookahead_entry
 from .lookahead import method_of
+from .options import items
 from .saved import CALLABLE, NEWEST, VERSION, checked_entries, is_finite, merged
 
 # entries of a dict for ``__setstate__`` that change what the buckets hold
@@ -32,7 +33,10 @@ class _Kept:
 def plain(_, state_dict):
     """Make the groups of a state dict plain, note its format; a state_dict post-hook."""
     groups = [
-        {**{k: _plain(v) for k, v in group.items()}, VERSION: NEWEST}
+        {
+            **{k: (_plain_items if k in SEQUENCES else _plain)(v) for k, v in group.items()},
+            VERSION: NEWEST,
+        }
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
@@ -46,6 +50,12 @@ def _plain(value):
         make = int if isinstance(value, numbers.Integral) else float
         return make(value)  # pyright: ignore[reportArgumentType]
     return value
+
+
+def _plain_items(value):
+    """The numbers of an inner optimizer's array, or of one that was set since, as tuples."""
+    found = items(value)
+    return _plain(value) if found is None else tuple(map(_plain_items, found))
 
 
 def check_dict(state_dict):

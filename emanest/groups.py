@@ -6,7 +6,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from . import backends, rules
-from .checks import check_group
+from .checks import CHECKS, SEQUENCES, check_group
 from .gradients import parameter_name
 from .lookahead import group_entries, method_of
 from .options import check_parameter, choice, learning_rate, warn_of_typos
@@ -93,11 +93,15 @@ def check_method(group):
     return method
 
 
-def check_set_since(groups):
+def check_set_since(optimizer):
     """Raise TypeError or ValueError for what schedulers may have set to what is not valid."""
-    for index, group in enumerate(groups):
+    for index, group in enumerate(optimizer.param_groups):
         learning_rate(f"lr of group {index}", group.get("lr"))
         check_method(group)
+        for name in SEQUENCES if optimizer.bases else ():
+            # one of another kind would not be saved as it is, nor seen to change on a device
+            if not isinstance(group.get(name, ()), tuple):
+                group[name] = CHECKS[name](f"{name} of group {index}", group[name])
 
 
 def check_params_of(index, group):

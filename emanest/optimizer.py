@@ -143,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
             )
 
     def _step(self):
-        check_set_since(self.param_groups)
+        check_set_since(self)
         chosen = self._survey.of(self)
         if chosen is None:
             self._skipped()
