@@ -100,8 +100,8 @@ def check_set_since(optimizer):
         check_method(group)
         for name in SEQUENCES if optimizer.bases else ():
             # one of another kind would not be saved as it is, nor seen to change on a device
-            if not isinstance(group.get(name, ()), tuple):
-                group[name] = CHECKS[name](f"{name} of group {index}", group[name])
+            if not isinstance(group.get(name, ()), (tuple, str)):
+                group[name] = CHECKS[name](name, group[name])
 
 
 def check_params_of(index, group):

@@ -48,7 +48,7 @@ IMPORTS = {
     "launches": {"backends", "bucket", "device", "groups", "lookahead"},
     "verdict": {"checks", "gradients", "launches", "ops", "shards"},
     "saved": {"bucket", "groups", "lookahead", "options"},
-    "checkpoint": {"checks", "gradients", "groups", "lookahead", "saved"},
+    "checkpoint": {"checks", "gradients", "groups", "lookahead", "options", "saved"},
     "points": {"lookahead", "ops", "rules"},
     "metrics": {"lookahead", "ops", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
