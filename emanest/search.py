@@ -169,7 +169,7 @@ class Search:
         The momentum moves on.
         """
         updates, norms = self.momentum(gs, numbers[:HEAD], skip)
-        found = [torch.empty(0)] * len(gs)
+        found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for stack in self.stacks:
             # taken off the list: it is not needed any more, and memory may be short
             whole = updates.pop(0)

@@ -12,7 +12,7 @@ import emanest
 import helpers
 import test_points
 import test_rules
-from emanest import eager
+from emanest import doctor, eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import exact_sqrt  # noqa: F401
@@ -377,3 +377,29 @@ def test_evaluations_change_no_run(method, dtype, monkeypatch):
     test_points.test_a_run_with_evaluations_equals_a_run_without(
         "triton", DATABASE["AdamW"], dtype, 1, method, monkeypatch
     )
+
+
+def test_the_default_device_does_not_matter():
+    """Tables are made on the host whatever it is; the first time and from then on."""
+
+    def life(place):
+        params = helpers.parameters()
+        options = {"nonfinite": "skip", "backend": "triton"}
+        optimizer = helpers.adamw(params, helpers.METHODS["ema"], **options)
+        for t in range(3):
+            helpers.set_gradients(params, t)
+            with torch.device(place):
+                optimizer.step()
+                with optimizer.at_iterate():
+                    optimizer.metrics()
+        return helpers.content(optimizer)
+
+    assert helpers.differing(life("meta"), life("cpu")) == []
+
+
+def test_the_back_end_knows_no_default_device():
+    """All of its functions, as ``emanest.doctor`` calls them."""
+    expected = doctor._run(step, "cpu")
+    with torch.device("meta"):
+        found = doctor._run(step, "cpu")
+    assert [helpers.bits(t) for t in found] == [helpers.bits(t) for t in expected]
