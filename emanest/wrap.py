@@ -99,7 +99,7 @@ class Wrap(Optimizer):
             elif "param_groups" in loaded:
                 give_groups(inner, loaded["param_groups"])
             elif loaded:
-                self.state = loaded["state"]
+                self.state = loaded["state"]  # pyright: ignore[reportIncompatibleVariableOverride]
             self._begin()
             checkpoint.adopt(self)
         if not loaded:

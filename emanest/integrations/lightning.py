@@ -44,7 +44,8 @@ class EvalAtIterate(Callback):
     def setup(self, trainer, pl_module, stage):
         """Have checkpoints written at x: no hook comes before all of them."""
         if stage == "fit":
-            _warn_of_averages(trainer.callbacks[: trainer.callbacks.index(self)])
+            all_of_them = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            _warn_of_averages(all_of_them[: all_of_them.index(self)])
         if not isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = _SaveAtIterate(trainer)
 
