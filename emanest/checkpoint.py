@@ -7,12 +7,15 @@ import numbers
 import torch
 
 from .bucket import forget_others
-from .checks import CHECKS
+from .checks import CHECKS, SEQUENCES
 from .gradients import parameter_name
 from .groups import defaults_of, is_lookahead_entry
 from .lookahead import METHODS, method_of
-from .options import warn
+from .options import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
+
+# entries of a dict for ``__setstate__`` that change what the buckets hold
+HOUSED = {"state", "param_groups"}
 
 
 class _Kept:
@@ -28,7 +31,10 @@ class _Kept:
 def plain(_, state_dict):
     """Make the groups of a state dict plain, note its format; a state_dict post-hook."""
     groups = [
-        {**{k: _plain(v) for k, v in group.items()}, VERSION: NEWEST}
+        {
+            **{k: (_plain_items if k in SEQUENCES else _plain)(v) for k, v in group.items()},
+            VERSION: NEWEST,
+        }
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
@@ -42,6 +48,12 @@ def _plain(value):
         make = int if isinstance(value, numbers.Integral) else float
         return make(value)  # pyright: ignore[reportArgumentType]
     return value
+
+
+def _plain_items(value):
+    """The numbers of an inner optimizer's array, or of one that was set since, as tuples."""
+    found = items(value)
+    return _plain(value) if found is None else tuple(map(_plain_items, found))
 
 
 def check_dict(state_dict):
@@ -158,15 +170,17 @@ def unpacked(entries):
 
 
 def complete(optimizer):
-    """Give what an older version pickled the options that it did not know."""
+    """Give what an older version pickled, or torch, the options that it did not know."""
     optimizer.defaults.setdefault("base", next(iter(optimizer.bases)))
     for name, argument in inspect.signature(type(optimizer)).parameters.items():
         known = name in CHECKS or name == "backend"
         if known and argument.default is not argument.empty:
             optimizer.defaults.setdefault(name, argument.default)
     for group in optimizer.param_groups:
+        # a group of torch's has no lookahead, not even none
+        bare = "lookahead" not in group
         for key, value in defaults_of(group, optimizer).items():
-            if not is_lookahead_entry(key):
+            if bare or not is_lookahead_entry(key):
                 group.setdefault(key, value)
 
 

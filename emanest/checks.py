@@ -57,6 +57,9 @@ CHECKS = {
     "beta2": _decay,
 }
 
+# options that are sequences of numbers, and kept as tuples
+SEQUENCES = ("betas", "ns_coefficients")
+
 # (condition on a whole group, error, message): what no single option shows
 CONFLICTS = (
     (

@@ -38,15 +38,16 @@ class Muon(Optimizer):
         momentum: weight of the past in the average of gradients, in [0, 1).
         nesterov: blend the newest gradient in once more. Not a lookahead: no gradient is taken
             elsewhere.
-        ns_coefficients: (a, b, c); or a list of such triples, one for each step, of which the last
-            is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
+        ns_coefficients: (a, b, c); or a sequence of such triples, one for each step, of which the
+            last is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
         eps: norms of d below it count as it, at least 0.
         ns_steps: Newton-Schulz steps, at least 1.
         adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),
-            ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"``
-            sqrt(rows / columns), ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1. Of these
-            ``"original"`` and ``"spectral_norm"`` are not symmetric: of weights (inputs, outputs),
-            as many experts have them, they take the inputs for rows.
+            ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"`` (torch 2.14
+            calls it ``"spectral_unclamped"``, which is known too) sqrt(rows / columns),
+            ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1. Of these ``"original"`` and
+            ``"spectral_norm"`` are not symmetric: of weights (inputs, outputs), as many experts
+            have them, they take the inputs for rows.
         split: each parameter is so many matrices below each other, each orthogonalised and scaled
             by itself: 3 for a fused (3n, n) projection to queries, keys and values.
         stack: what parameters of three and more dimensions are. True: a stack of matrices (E, rows,

@@ -9,8 +9,14 @@ from torch.nn.parameter import is_lazy
 from . import checkpoint, launches, ops, points
 from .bases import Base
 from .checks import check_group
-from .gradients import check_rates
-from .groups import CLOCK, check_fit, check_params_of, completed, defaults_of
+from .groups import (
+    CLOCK,
+    check_fit,
+    check_params_of,
+    check_set_since,
+    completed,
+    defaults_of,
+)
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -53,14 +59,19 @@ class Optimizer(torch.optim.Optimizer):
         return launches.scales_on_device(self)
 
     def __setstate__(self, state):
-        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
+        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.
+
+        What ``state`` lacks stays as it is. After an error nothing has changed.
+        """
+        with checkpoint.all_or_nothing([self]):
+            super().__setstate__(state)
+            if not state.keys() & checkpoint.HOUSED:
+                return
+            self._begin()
+            checkpoint.complete(self)
+            checkpoint.adopt(self)
         # a checkpoint has neither defaults nor parameters
-        copied = "defaults" in state
-        super().__setstate__(state)
-        self._begin()
-        checkpoint.complete(self)
-        checkpoint.adopt(self)
-        if copied:
+        if "defaults" in state:
             self.buckets.record_all()
 
     def _begin(self):
@@ -142,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
             )
 
     def _step(self):
-        check_rates(self.param_groups)
+        check_set_since(self)
         chosen = self._survey.of(self)
         if chosen is None:
             self._skipped()

@@ -9,7 +9,7 @@ import numbers
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import TypeVar
 
 import torch
@@ -123,12 +123,26 @@ def learning_rate(name, value):
     return number
 
 
+def items(value):
+    """The items of a sequence of any kind (a list, an array) as a tuple; None if it is none."""
+    # the numbers of a tensor may be on a device
+    others = isinstance(value, (str, bytes, Mapping, Set, torch.Tensor))
+    if others or not hasattr(value, "__len__"):
+        return None
+    try:
+        return tuple(value)
+    except TypeError:
+        # an array without dimensions has a length that raises
+        return None
+
+
 def betas(name, value):
-    """Return Adam's two coefficients as floats in [0, 1)."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    """Return Adam's two coefficients as floats in [0, 1); any sequence holds them."""
+    given = items(value)
+    if given is None or len(given) != 2:
         raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
     checked = []
-    for i, beta in enumerate(value):
+    for i, beta in enumerate(given):
         try:
             checked.append(real(f"{name}[{i}]", beta, 0, 1, "[)"))
         except ValueError as error:

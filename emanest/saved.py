@@ -58,7 +58,8 @@ def merged(optimizer, index, live, saved):
     if starts:
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
-        saved = {**group_entries(method_of(live)), **saved}
+        method = method_of(live)
+        saved = {**group_entries(method), **_noted(method, live), **saved}
     for key, value in saved.items():
         if is_callable(value) and not callable(live.get(key)):
             raise ValueError(
@@ -69,7 +70,7 @@ def merged(optimizer, index, live, saved):
     known = {k for k in optimizer._options(live) if not is_lookahead_entry(k)}
     same = not starts and saved["lookahead"] == live.get("lookahead")
     method = method_of({**live, **saved}) if same else None
-    known.update(method.settings() if method else ())
+    known.update({**method.settings(), **_noted(method, live)} if method else ())
     kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
@@ -84,6 +85,12 @@ def merged(optimizer, index, live, saved):
         value = group[key]
         real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
     return group
+
+
+def _noted(method, group):
+    """The entries that hold what was noted of the base as it was made; see ``note_base``."""
+    names = [f"lookahead_{name}" for name in (method.note_base(group) if method else ())]
+    return {name: group[name] for name in names if name in group}
 
 
 def bare(name):

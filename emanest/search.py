@@ -164,7 +164,7 @@ class Search:
         The momentum moves on.
         """
         updates, norms = self.momentum(gs, numbers[:HEAD], skip)
-        found = [torch.empty(0)] * len(gs)
+        found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
             whole, norm = updates.pop(0), norms[shape.matrices]

@@ -13,7 +13,7 @@ import helpers
 import test_points
 import test_rules
 import test_stack
-from emanest import eager
+from emanest import doctor, eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
@@ -381,3 +381,29 @@ def test_an_expert_is_stepped_as_a_parameter_of_its_own():
     """NorMuon does all that Muon does; products take the interpreter long."""
     options, made = {"split": 2, "ns_steps": 1}, lambda t: t.mT.contiguous().mT
     test_stack.step_each_alone("NorMuon", "triton", options, [(2, 4, 6)], made, steps=2)
+
+
+def test_the_default_device_does_not_matter():
+    """Tables are made on the host whatever it is; the first time and from then on."""
+
+    def life(place):
+        params = helpers.parameters()
+        options = {"nonfinite": "skip", "backend": "triton"}
+        optimizer = helpers.adamw(params, helpers.METHODS["ema"], **options)
+        for t in range(3):
+            helpers.set_gradients(params, t)
+            with torch.device(place):
+                optimizer.step()
+                with optimizer.at_iterate():
+                    optimizer.metrics()
+        return helpers.content(optimizer)
+
+    assert helpers.differing(life("meta"), life("cpu")) == []
+
+
+def test_the_back_end_knows_no_default_device():
+    """All of its functions, as ``emanest.doctor`` calls them."""
+    expected = doctor._run(step, "cpu")
+    with torch.device("meta"):
+        found = doctor._run(step, "cpu")
+    assert [helpers.bits(t) for t in found] == [helpers.bits(t) for t in expected]
