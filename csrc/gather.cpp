@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <atomic>
+#include <sstream>
 
 #include "storage.h"
 
@@ -49,12 +50,22 @@ void check_device(const at::Tensor& t, at::Device expected) {
                            t.device().str());
 }
 
-void check_scales(const at::Tensor& t, at::Device device, at::ScalarType dtype, int64_t rows) {
+// Whether so many scales are one in all, or one for each index of the first few dimensions.
+bool counts_rows(int64_t count, at::IntArrayRef sizes) {
+  int64_t rows = 1;
+  for (size_t i = 0; rows != count && i < sizes.size(); i++) rows *= sizes[i];
+  return rows == count;
+}
+
+void check_scales(const at::Tensor& t, at::Device device, at::ScalarType dtype,
+                  at::IntArrayRef sizes) {
   check_device(t, device);
-  if (t.scalar_type() == dtype && t.is_contiguous() && (t.numel() == 1 || t.numel() == rows)) return;
-  throw std::invalid_argument("scales of a parameter with " + std::to_string(rows) +
-                              " rows: expected 1 or as many of " + at::toString(dtype) + ", got " +
-                              std::to_string(t.numel()) + " of " + at::toString(t.scalar_type()));
+  if (t.scalar_type() == dtype && t.is_contiguous() && counts_rows(t.numel(), sizes)) return;
+  std::ostringstream message;
+  message << "scales of a parameter of sizes " << sizes << ": expected 1, or one for each index of "
+          << "its first dimensions, of " << dtype << ", got " << t.numel() << " of "
+          << t.scalar_type();
+  throw std::invalid_argument(message.str());
 }
 
 }  // namespace
@@ -85,7 +96,7 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
     if (dtype_of(y) != first || !aligned(y, y)) return false;
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
-      check_scales(s, device, wide, y.dim() ? y.size(0) : 1);
+      check_scales(s, device, wide, y.sizes());
       row.scales = address(s);
       row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
     }
@@ -127,7 +138,7 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
     if (matrix.dim() != 2) throw std::invalid_argument("expected matrices");
     if (!dtype || !matrix.is_contiguous() || matrix.is_neg()) return std::nullopt;
     const int64_t rows = matrix.size(0);
-    check_scales(tensor(scales, i), matrix.device(), wide, 1);
+    check_scales(tensor(scales, i), matrix.device(), wide, {});
     Tensors row{address(matrix), nullptr, {}, rows, Dtype::float32};
     row.scales = address(tensor(scales, i));
     row.run = matrix.size(1);

@@ -196,8 +196,9 @@ struct Nonfinite {
 };
 
 // Entries travel as arguments of a launch: there is no buffer on the host that must not be written
-// before it has been read, and a captured graph has its own copy. A launch takes 4 KB.
-constexpr int kBatch = 40;
+// before it has been read, and a captured graph has its own copy. A launch takes 4 KB, of which an
+// address and a count take one unit of alignment.
+constexpr int kBatch = int((4096 - alignof(Entry)) / sizeof(Entry));
 
 struct WriteEntries {
   EMANEST_INLINE void operator()(int64_t, int thread) const {

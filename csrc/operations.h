@@ -5,9 +5,6 @@
 
 namespace emanest::device {
 
-// the most numbers: a factor, those of a base, those of a lookahead
-constexpr int kNumbers = 10;
-
 // Numbers by value, or a vector in the memory of the device.
 struct Given {
   double values[kNumbers];

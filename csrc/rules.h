@@ -5,6 +5,7 @@
 // (points). T is float or double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 #include <variant>
@@ -345,8 +346,23 @@ using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, looka
 using Point = std::variant<points::x_along, points::y_along, points::x_slow, points::x_between,
                            points::y_between>;
 
-// the most state tensors that a pair of rules has
-constexpr int kStates = 5;
+// the most state, and the most numbers, of a rule of a table
+template <class Table>
+struct Most;
+template <class... Rules>
+struct Most<std::variant<Rules...>> {
+  static constexpr int states = std::max({Rules::states...});
+  static constexpr int numbers = std::max({Rules::numbers...});
+};
+
+// columns of a call: state, and the factors that a row rule finds
+constexpr int kStates = std::max({Most<Base>::states + Most<Lookahead>::states,
+                                  Most<Momentum>::states, Most<RowRule>::states + 1,
+                                  Most<Point>::states});
+// numbers of a call: gradients have a factor besides the rules' own
+constexpr int kNumbers = std::max({1 + Most<Base>::numbers + Most<Lookahead>::numbers,
+                                   1 + Most<Momentum>::numbers, Most<RowRule>::numbers,
+                                   Most<Point>::numbers});
 
 // base update and lookahead: one optimizer step of one element
 template <class T, class B, class L>

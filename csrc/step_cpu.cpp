@@ -29,8 +29,8 @@ EMANEST_CLONES void step_loop(const double* numbers, T factor, T* y, T* g, Addre
     Row<T, L::states> look_state;
     load<T, B>(base_state, state.data(), i);
     load<T, L>(look_state, look_from, i);
-    y[i] = step<T, B, L>(y[i], g[i] * scale * factor, base_state, look_state, base_numbers,
-                         look_numbers);
+    y[i] = emanest::step<T, B, L>(y[i], g[i] * scale * factor, base_state, look_state,
+                                  base_numbers, look_numbers);
     store<T, B>(base_state, state.data(), i);
     store<T, L>(look_state, look_from, i);
   }

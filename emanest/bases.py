@@ -82,3 +82,5 @@ SCALES = {
     "unit_rms": lambda rows, columns: max(rows, columns) ** 0.5,
     "none": lambda rows, columns: 1.0,
 }
+# torch's name, from 2.14 on
+SCALES["spectral_unclamped"] = SCALES["spectral_norm"]

@@ -7,9 +7,10 @@ import torch
 
 from . import shards, storage
 from .layout import dense_strides
-from .rules import POSITIONS, ROWWISE
+from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
 from .scalars import Scalars
+from .shapes import is_stack
 from .writes import Writes
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
@@ -32,10 +33,11 @@ class Bucket:
         params: the parameters.
         state: the optimizer's ``state``; entries found there are copied.
         key: state name -> its key in ``state[p]``.
+        stack: whether parameters of three and more dimensions are stacks of matrices.
     """
 
-    def __init__(self, params, state, key):
-        self.params, self.state, self.key = params, state, key
+    def __init__(self, params, state, key, stack=False):
+        self.params, self.state, self.key, self.stack = params, state, key, stack
         # what is computed on: the parameters, or the parts of them that lie here
         self.tensors = shards.locals_of(params)
         self.mesh = shards.mesh_of(params[0])
@@ -89,7 +91,8 @@ class Bucket:
                 continue
             complex_ = self.param_dtype.is_complex
             dtype = self.dtype.to_complex() if complex_ else self.dtype
-            views = _views([shape_like(name, t) for t in self.tensors], dtype, self.device)
+            likes = [shape_like(name, t, self.stack) for t in self.tensors]
+            views = _views(likes, dtype, self.device)
             if name in POSITIONS:
                 for view, t in zip(views, self.tensors, strict=True):
                     view.copy_(t.detach())
@@ -100,16 +103,30 @@ class Bucket:
             if self.published:
                 self.publish()
 
+    def forget_others(self, names, members):
+        """Drop what lookahead methods kept that the group has left; see the function.
+
+        Not where parameters are now in several groups, and another one may need it.
+        """
+        others = self.views.keys() & LOOKAHEAD_STATE.difference(names)
+        if not others or not self.published or not set(members).issuperset(self.params):
+            return
+        for name in others:
+            del self.views[name], self.shown[name]
+        for p in self.params:
+            forget_others(self.state[p], self.key, names)
+
     def _shown(self, name, i, view):
         """A view as ``optimizer.state`` shows it."""
-        p, dims = self.params[i], _dims(name)
-        like = shape_like(name, p)
-        return shards.shown(view, p, like.shape, like.stride(), dims)
+        p = self.params[i]
+        like = shape_like(name, p, self.stack)
+        return shards.shown(view, p, like.shape, like.stride(), _dims(name, p, self.stack))
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
+        p = self.params[i]
         if name not in SCALARS:
-            tensor = shards.placed(tensor, self.params[i], _dims(name))
+            tensor = shards.placed(tensor, p, _dims(name, p, self.stack))
         if not (self.fake or storage.in_storage(tensor)):
             where = f"state {self.key(name)!r} of a parameter of shape {tuple(self.shapes[i])}"
             storage.refuse(where, tensor)
@@ -119,8 +136,10 @@ class Bucket:
         for i, p in enumerate(self.params):
             existing = self.state[p].get(self.key(name)) if p in self.state else None
             if existing is not None:
-                existing = self._placed(name, i, _tensor(existing))
-                self.views[name][i].copy_(existing)
+                existing = _tensor(existing)
+                if name not in SCALARS:
+                    self._check_shape(name, i, existing)
+                self.views[name][i].copy_(self._placed(name, i, existing))
 
     def publish(self):
         """Show the state in ``optimizer.state``."""
@@ -152,16 +171,20 @@ class Bucket:
             self.state[p][key] = shown[i]
         elif found is None:
             self.state[p][key] = shown[i]
-        elif found.shape != shown[i].shape:
-            raise RuntimeError(
-                f"state {key!r} of shape {tuple(shown[i].shape)} was replaced by a tensor of shape "
-                f"{tuple(found.shape)}"
-            )
         else:
+            self._check_shape(name, i, found)
             self.views[name][i] = view = self._placed(name, i, found)
             # one that lies elsewhere was copied to where it belongs
             shown[i] = found if view is found else self._shown(name, i, view)
             self.state[p][key] = shown[i]
+
+    def _check_shape(self, name, i, found):
+        expected = self.shown[name][i].shape
+        if found.shape != expected:
+            raise RuntimeError(
+                f"state {self.key(name)!r} of shape {tuple(expected)} was replaced by a tensor of "
+                f"shape {tuple(found.shape)}"
+            )
 
     def members(self, indices):
         """Some parameters, of a ``DTensor`` the part that lies here."""
@@ -263,14 +286,43 @@ def _tensor(value):
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
-def _dims(name):
+def _dims(name, p, stack):
     """How many dimensions of a parameter its state has; None: all."""
-    return 1 if name in ROWWISE else None
+    if name not in ROWWISE:
+        return None
+    return 2 if is_stack(p, stack) else 1
 
 
-def shape_like(name, p):
-    """A tensor without values that has the shape and the strides of a parameter's state."""
-    return torch.empty(len(p), 1, device="meta") if name in ROWWISE else p
+def shape_like(name, p, stack):
+    """A tensor without values that has the shape and the strides of a parameter's state.
+
+    Args:
+        name: of the state.
+        p: the parameter.
+        stack: the option of its group.
+    """
+    dims = _dims(name, p, stack)
+    return p if dims is None else torch.empty(*p.shape[:dims], 1, device="meta")
+
+
+def forget_others(entries, key, names):
+    """Drop from a parameter's state what lookahead methods kept that its group has left.
+
+    If that said where x is, and the group's own method has not begun, or it has none now, x is
+    where the parameter is: no y is kept, and nothing is ahead.
+
+    Args:
+        entries: the state, changed in place.
+        key: state name -> its key there.
+        names: the state that the group needs.
+    """
+    stay = LOOKAHEAD_STATE.intersection(names)
+    left = {n for n in LOOKAHEAD_STATE - stay if entries.pop(key(n), None) is not None}
+    began = any(key(n) in entries for n in stay & POINT_STATE)
+    if not stay or (left & POINT_STATE and not began):
+        entries.pop(key("y"), None)
+        if key("lookahead") in entries:
+            entries[key("lookahead")] = 0.0
 
 
 def real_view(tensor):

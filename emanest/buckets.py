@@ -25,13 +25,14 @@ class Buckets:
         self._published = {}  # the buckets in it, as keys
         self._warned_of_move = False
 
-    def find(self, params, newcomers, names):
+    def find(self, params, newcomers, names, group):
         """The buckets of some parameters of one group.
 
         Args:
             params: the parameters asked for.
             newcomers: those to house, ``params`` among them, if they are not yet.
-            names: state that each of them needs.
+            names: state that each of them needs; what another lookahead method kept is forgotten.
+            group: theirs.
 
         Returns:
             bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
@@ -45,15 +46,17 @@ class Buckets:
         # an evaluation under inference mode may come before the next step, which writes state
         with torch.inference_mode(False), storage.like(shards.local(next(iter(newcomers), None))):
             if any(p not in homes for p in newcomers):
-                new = self._housed(newcomers)
+                new = self._housed(newcomers, bool(group.get("stack")))
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
             for p in params:
                 bucket, i = homes[p]
                 chosen.setdefault(bucket, []).append(i)
             for bucket in chosen:
-                bucket.allocate(names)
+                bucket.forget_others(names, group["params"])
+                # before more is allocated, which shows everything anew
                 if bucket.published:
                     bucket.adopt()
+                bucket.allocate(names)
         return chosen
 
     def unedited(self, new=()):
@@ -83,7 +86,7 @@ class Buckets:
                 self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
                 self._published[bucket] = None
 
-    def _housed(self, params):
+    def _housed(self, params, stack):
         newcomers = [p for p in params if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
@@ -91,7 +94,7 @@ class Buckets:
         for p in newcomers:
             kind = p.device, p.dtype, shards.mesh_of(p), storage.is_fake(shards.local(p))
             together.setdefault(kind, []).append(p)
-        buckets = [Bucket(same, self.state, self.key) for same in together.values()]
+        buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
         return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
 
     def _leave_misfits(self, params):

@@ -3,18 +3,19 @@
 import contextlib
 import inspect
 import numbers
-import warnings
 
 import torch
 
-from .checks import CHECKS
+from .bucket import forget_others
+from .checks import CHECKS, SEQUENCES
 from .gradients import parameter_name
 from .groups import defaults_of, is_lookahead_entry
-from .lookahead import method_of
-from .saved import CALLABLE, NEWEST, VERSION, checked_entries, is_finite, merged
+from .lookahead import METHODS, method_of
+from .options import items, warn
+from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
-# parameters that a message lists
-_LISTED = 5
+# entries of a dict for ``__setstate__`` that change what the buckets hold
+HOUSED = {"state", "param_groups"}
 
 
 class _Kept:
@@ -30,7 +31,10 @@ class _Kept:
 def plain(_, state_dict):
     """Make the groups of a state dict plain, note its format; a state_dict post-hook."""
     groups = [
-        {**{k: _plain(v) for k, v in group.items()}, VERSION: NEWEST}
+        {
+            **{k: (_plain_items if k in SEQUENCES else _plain)(v) for k, v in group.items()},
+            VERSION: NEWEST,
+        }
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
@@ -44,6 +48,12 @@ def _plain(value):
         make = int if isinstance(value, numbers.Integral) else float
         return make(value)  # pyright: ignore[reportArgumentType]
     return value
+
+
+def _plain_items(value):
+    """The numbers of an inner optimizer's array, or of one that was set since, as tuples."""
+    found = items(value)
+    return _plain(value) if found is None else tuple(map(_plain_items, found))
 
 
 def check_dict(state_dict):
@@ -106,6 +116,7 @@ def prepare(optimizer, state_dict):
     groups = [merged(optimizer, i, *pair) for i, pair in enumerate(zip(live, saved, strict=True))]
     state, fresh, spoilt = dict(state_dict["state"]), set(), []
     for index, (group, mine) in enumerate(zip(groups, live, strict=True)):
+        starts = saved[index].get("lookahead") is None
         for j, (key, p) in enumerate(zip(group["params"], mine["params"], strict=True)):
             where = f"parameter {j} of group {index}"
             if isinstance(state.get(key), _Kept):
@@ -113,27 +124,42 @@ def prepare(optimizer, state_dict):
             if not isinstance(state.get(key, {}), dict):
                 raise TypeError(f"state of {where} must be a dict, got {state[key]!r}")
             if state.get(key):
-                entries, missing = checked_entries(optimizer, where, group, p, state[key])
+                entries, missing = checked_entries(optimizer, where, group, p, state[key], starts)
                 state[key] = _Kept(entries)
                 fresh |= missing
                 found = [repr(name) for name, value in entries.items() if not is_finite(value)]
                 if found:
                     name = parameter_name(mine, index, j)
                     spoilt.append(f"{', '.join(found)} of {name}")
+    _warn_of_others(live, saved)
     if fresh:
-        warnings.warn(
-            f"emanest: the checkpoint has no lookahead state {sorted(fresh)}; it starts afresh",
-            stacklevel=4,
-        )
+        warn(f"the checkpoint has no lookahead state {sorted(fresh)}; it starts afresh")
     if spoilt:
-        more = f" and of {len(spoilt) - _LISTED} more parameters" * (len(spoilt) > _LISTED)
-        warnings.warn(
-            "emanest: the checkpoint holds NaN or infinite values, which training will keep: "
-            f"{'; '.join(spoilt[:_LISTED])}{more}",
-            stacklevel=4,
+        more = f" and of {len(spoilt) - LISTED} more parameters" * (len(spoilt) > LISTED)
+        warn(
+            "the checkpoint holds NaN or infinite values, which training will keep: "
+            f"{'; '.join(spoilt[:LISTED])}{more}"
         )
     groups = [{k: _Kept(v) if callable(v) else v for k, v in group.items()} for group in groups]
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _warn_of_others(live, saved):
+    """Say which methods a checkpoint brings that the optimizer was not given."""
+    names, found = {None: "none", **{k: v.__name__ for k, v in METHODS.items()}}, {}
+    for index, (mine, group) in enumerate(zip(live, saved, strict=True)):
+        here, there = mine.get("lookahead"), group.get("lookahead")
+        if there is not None and there != here:
+            # what a user has put into a live group may be no name
+            here = names[here] if here in list(names) else repr(here)
+            found.setdefault(f"{names[there]} in place of {here}", []).append(index)
+    if found:
+        listed = "; ".join(f"{change} in groups {indices}" for change, indices in found.items())
+        warn(
+            f"the checkpoint brings another lookahead than this optimizer has: {listed}; to keep "
+            "this one's, set group['lookahead'] = None for the groups of the state dict before "
+            "loading it: the lookahead then starts afresh"
+        )
 
 
 def unpacked(entries):
@@ -144,15 +170,17 @@ def unpacked(entries):
 
 
 def complete(optimizer):
-    """Give what an older version pickled the options that it did not know."""
+    """Give what an older version pickled, or torch, the options that it did not know."""
     optimizer.defaults.setdefault("base", next(iter(optimizer.bases)))
     for name, argument in inspect.signature(type(optimizer)).parameters.items():
         known = name in CHECKS or name == "backend"
         if known and argument.default is not argument.empty:
             optimizer.defaults.setdefault(name, argument.default)
     for group in optimizer.param_groups:
+        # a group of torch's has no lookahead, not even none
+        bare = "lookahead" not in group
         for key, value in defaults_of(group, optimizer).items():
-            if not is_lookahead_entry(key):
+            if bare or not is_lookahead_entry(key):
                 group.setdefault(key, value)
 
 
@@ -164,7 +192,11 @@ def adopt(optimizer):
         optimizer.state[p] = unpacked(entries)
     for group in optimizer.param_groups:
         method = method_of(group)
-        keys = {optimizer._key(name) for name in (method.state if method else ())}
+        names = method.state if method else ()
+        keys = {optimizer._key(name) for name in names}
+        for p in group["params"]:
+            if p in optimizer.state:
+                forget_others(optimizer.state[p], optimizer._key, names)
         # positions that are missing start where the parameters are at the first step, not now
         if all(keys <= optimizer.state[p].keys() for p in group["params"] if p in optimizer.state):
             optimizer.housed(group)

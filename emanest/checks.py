@@ -53,8 +53,12 @@ CHECKS = {
     "ns_form": _one_of(None, "standard", "gram"),
     "ns_dtype": _working_dtype,
     "split": count,
+    "stack": optional_flag,
     "beta2": _decay,
 }
+
+# options that are sequences of numbers, and kept as tuples
+SEQUENCES = ("betas", "ns_coefficients")
 
 # (condition on a whole group, error, message): what no single option shows
 CONFLICTS = (

@@ -6,7 +6,7 @@ the range in which each set leaves them.
 
 from typing import Any, NamedTuple
 
-from .options import choice, count, real
+from .options import choice, count, items, real
 
 
 class Coefficients(NamedTuple):
@@ -100,8 +100,8 @@ def polynomials(coefficients, steps):
     """The (a, b, c) of each step.
 
     Args:
-        coefficients: a name in ``COEFFICIENTS``, (a, b, c), or a sequence of such, of which the
-            last is repeated.
+        coefficients: a name in ``COEFFICIENTS``, (a, b, c), or a sequence of such (an array of
+            shape (n, 3), say), of which the last is repeated.
         steps: how many, at least 1.
 
     Returns:
@@ -118,22 +118,26 @@ def polynomials(coefficients, steps):
 def check_coefficients(name, value):
     """Return coefficients as a name, a triple of floats, or a tuple of triples.
 
+    Sequences of any kind hold them.
+
     Raises:
         TypeError, ValueError: anything else; the message names ``name``.
     """
     if isinstance(value, str):
         return choice(name, value, COEFFICIENTS)
-    if not isinstance(value, (tuple, list)) or not value:
+    given = items(value)
+    if not given:
         raise TypeError(
             f"{name} must be one of {sorted(COEFFICIENTS)}, (a, b, c), or a list of such triples; "
             f"got {value!r}"
         )
-    if all(isinstance(each, (tuple, list)) for each in value):
-        return tuple(_triple(f"{name}[{i}]", each) for i, each in enumerate(value))
-    return _triple(name, value)
+    triples = [items(each) for each in given]
+    if None in triples:
+        return _triple(name, given)
+    return tuple(_triple(f"{name}[{i}]", each) for i, each in enumerate(triples))
 
 
-def _triple(name, value):
-    if len(value) != 3:
-        raise ValueError(f"{name} must have three numbers (a, b, c), got {value!r}")
-    return tuple(real(f"{name}[{i}]", each) for i, each in enumerate(value))
+def _triple(name, given):
+    if len(given) != 3:
+        raise ValueError(f"{name} must have three numbers (a, b, c), got {given!r}")
+    return tuple(real(f"{name}[{i}]", each) for i, each in enumerate(given))

@@ -100,7 +100,8 @@ def _run(module, device_type):
 
     def tensors(phase):
         # the same on every device, without a generator; at least 0.1, as second moments must be
-        waves = [torch.arange(n, dtype=torch.float32).add_(phase).sin_() for n in sizes]
+        counted = [torch.arange(n, dtype=torch.float32, device="cpu") for n in sizes]
+        waves = [each.add_(phase).sin_() for each in counted]
         return [wave.mul_(0.4).add_(0.5).to(device_type) for wave in waves]
 
     ys, gs, snapshots, *states = map(tensors, range(6))
@@ -134,7 +135,8 @@ def _run_muon(module, gs, momenta):
     module.momentum_("ema", us, gs, [momenta], squares, numbers, torch.float32, memo={})
     # matrices of 40 rows
     os = [us[1].view(40, 25)]
-    means, scale, factor = (torch.full((n,), 0.1, device=device) for n in (40, 1, 40))
+    like = {"dtype": torch.float32, "device": device}
+    means, scale, factor = (torch.full((n,), 0.1, **like) for n in (40, 1, 40))
     numbers = (0.1, 1e-8)
     module.rows_("normuon", os, [[means]], [scale], [factor], numbers, torch.float32, memo={})
     product = module.products(device.type).sym_mm(os[0][None])

@@ -5,9 +5,13 @@ parameters a dtype; ``dtype`` is the dtype of the arithmetic. State comes as col
 that the rule unpacks, a list with one tensor per parameter.
 """
 
+import functools
+import types
+
 import torch
 
 from . import products as torch_products
+from .layout import by_row
 from .rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
 from .tape import evaluate
 
@@ -27,19 +31,21 @@ def step_(
         dtype: float32 or float64.
         skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
         scales: for each parameter a vector of ``dtype`` with further factors of its gradient, one
-            in all or one for each row (all that shares the first index); or nothing.
+            in all or one for each row (all that shares the first index, or the first few); or
+            nothing.
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
     base, look = BASES[base], LOOKAHEADS[look]
+    functions = _rounded(base.function), _rounded(look.function)
     scale, *numbers = _scalars(numbers, dtype)
     base_numbers, look_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
     states = zip(_rows(base_state, ys), _rows(look_state, ys), strict=True)
-    factors = map(_by_row, scales, ys) if scales else [1.0] * len(ys)
+    factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
     for y, g, factor, (old_base, old_look) in zip(ys, gs, factors, states, strict=True):
         g = g.to(dtype) * scale * factor
         new_y, new_base, new_look = step(
-            *(base.function, look.function, y.to(dtype), g, old_base, old_look),
+            *(*functions, y.to(dtype), g, old_base, old_look),
             *(base_numbers, look_numbers),
         )
         _write((*old_base, *old_look, y), (*new_base, *new_look, new_y), skip)
@@ -54,7 +60,7 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
         snapshots: the same before its step (y), of the same dtype; receive the new y.
         numbers: those of the lookahead.
     """
-    look, numbers = LOOKAHEADS[look].function, _scalars(numbers, dtype)
+    look, numbers = _rounded(LOOKAHEADS[look].function), _scalars(numbers, dtype)
     for y, snapshot, old in zip(ys, snapshots, _rows(look_state, ys), strict=True):
         w = y.to(dtype)
         new_y, new = look(w, w - snapshot.to(dtype), old, numbers)
@@ -70,7 +76,7 @@ def move_(point, ys, state, numbers, dtype, memo=None):
         state: the columns that the rule unpacks.
         numbers, dtype, memo: as in ``step_``.
     """
-    move, numbers = POINTS[point].function, _scalars(numbers, dtype)
+    move, numbers = _rounded(POINTS[point].function), _scalars(numbers, dtype)
     for y, tensors in zip(ys, _rows(state, ys), strict=True):
         y.copy_(move(y.to(dtype), tensors, numbers))
 
@@ -86,7 +92,7 @@ def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None
             added up in float64 before the update is rounded to the dtype of ``us``.
         numbers: a factor of the gradients, then the rule's.
     """
-    rule = MOMENTA[name].function
+    rule = _rounded(MOMENTA[name].function)
     scale, *numbers = _scalars(numbers, dtype)
     for i, (u, g, old) in enumerate(zip(us, gs, _rows(state, us), strict=True)):
         value, new = rule(g.to(dtype) * scale, old, numbers)
@@ -106,7 +112,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         numbers: the rule's, eps (of the norms too) the last.
         dtype, skip, memo: as in ``step_``.
     """
-    rule, numbers = ROWS[name].function, _scalars(numbers, dtype)
+    rule, numbers = _rounded(ROWS[name].function), _scalars(numbers, dtype)
     *_, eps = numbers
     for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
         squares = o.double().square().sum(1)
@@ -153,6 +159,27 @@ def products(device_type):
     return torch_products
 
 
+# where torch's roots are MKL's, about one of 150 is a neighbour of the nearest number. A root in
+# float64 is near enough to be rounded to float32; that of a complex number is the C library's
+_ROOTS = {
+    torch.float32: lambda a: a.double().sqrt().float(),
+    torch.float64: lambda a: torch.complex(a, torch.zeros_like(a)).sqrt().real,
+}
+
+
+def _root(a):
+    """The nearest numbers to square roots."""
+    by_mkl = a.device.type == "cpu" and torch.backends.mkl.is_available()
+    return _ROOTS[a.dtype](a) if by_mkl else a.sqrt()
+
+
+@functools.cache
+def _rounded(rule):
+    """A rule's function in which roots, too, are rounded correctly."""
+    scope = {**rule.__globals__, "root": _root}
+    return types.FunctionType(rule.__code__, scope, rule.__name__)
+
+
 def _double(value):
     return value.double() if isinstance(value, torch.Tensor) else float(value)
 
@@ -160,11 +187,6 @@ def _double(value):
 def _rows(columns, like) -> list[tuple]:
     """For each parameter the tuple of its state."""
     return list(zip(*columns, strict=True)) if columns else [()] * len(like)
-
-
-def _by_row(scale, y):
-    """A vector with one element, or one for each row, shaped to multiply a parameter."""
-    return scale.view(-1, *[1] * (y.dim() - 1)) if y.dim() else scale.view(())
 
 
 def _scalars(numbers, dtype):

@@ -3,19 +3,12 @@
 import torch
 
 from . import shards, storage
-from .options import learning_rate
 
 
 def parameter_name(group, index, j):
     """What messages call a parameter."""
     names = group.get("param_names")
     return f"parameter {j} of group {index}" + (f" ({names[j]!r})" if names else "")
-
-
-def check_rates(groups):
-    """Raise TypeError or ValueError if a group's lr is not a learning rate any more."""
-    for index, group in enumerate(groups):
-        learning_rate(f"lr of group {index}", group.get("lr"))
 
 
 def with_gradients(optimizer):

@@ -1,18 +1,21 @@
 """Parameter groups: checked when they are added, read at every step."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from . import backends, rules, shards
-from .checks import check_group
+from .checks import CHECKS, SEQUENCES, check_group
 from .gradients import parameter_name
-from .lookahead import group_entries, method_of
-from .options import check_parameter, choice, warn_of_typos
+from .lookahead import METHODS, group_entries, method_of
+from .options import check_parameter, choice, learning_rate, warn_of_typos
 
-# entries that all groups of an optimizer share
-CLOCK = ("lookahead_t", "train_mode")
+# entries that all groups of an optimizer share, at their start
+CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
+# what methods remember from step to step
+_MEMORY = sorted({name for method in METHODS.values() for name in method.memory})
 
 
 def is_lookahead_entry(key):
@@ -32,7 +35,7 @@ def completed(index, group, optimizer):
         raise ValueError(f"group {index} has no 'params'")
     defaults = defaults_of(group, optimizer)
     complete = {**completed_entries(group, defaults), **shared_clock(optimizer.param_groups)}
-    known = {"params", "param_names", *defaults, *group_entries(method_of(complete))}
+    known = {"params", "param_names", *defaults, *group_entries(method_of(complete), complete)}
     warn_of_typos(f"group {index}", group, known)
     group = check_group(complete)
     if isinstance(group["lr"], torch.Tensor):
@@ -70,8 +73,10 @@ def completed_entries(group, defaults):
     if not isinstance(group.get("lookahead", ""), str):
         group = {**group_entries(group.pop("lookahead")), **group}
     complete = {**defaults, **group}
+    # a scheduler that cycles momentum has written over that of the base
+    made = {**complete, **defaults} if "max_momentum" in group else complete
     # one that is given by its name has settings and memory, too
-    return {**group_entries(method_of(complete)), **complete}
+    return {**group_entries(method_of(complete), made), **complete}
 
 
 def check_method(group):
@@ -89,6 +94,17 @@ def check_method(group):
                 "callable step size, are decided on the host"
             )
     return method
+
+
+def check_set_since(optimizer):
+    """Raise TypeError or ValueError for what schedulers may have set to what is not valid."""
+    for index, group in enumerate(optimizer.param_groups):
+        learning_rate(f"lr of group {index}", group.get("lr"))
+        check_method(group)
+        for name in SEQUENCES if optimizer.bases else ():
+            # one of another kind would not be saved as it is, nor seen to change on a device
+            if not isinstance(group.get(name, ()), (tuple, str)):
+                group[name] = CHECKS[name](name, group[name])
 
 
 def check_params_of(index, group):
@@ -171,6 +187,13 @@ def memory_entries(method):
 
 def place_clock(group, method, device):
     """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
+    memory = method.memory if method else {}
+    for name in _MEMORY:
+        # a method that has taken another one's place has none yet, and leaves none behind
+        if name in memory:
+            group.setdefault(f"lookahead_{name}", memory[name])
+        else:
+            group.pop(f"lookahead_{name}", None)
     for name in ("lookahead_t", *memory_entries(method)):
         held = group[name]
         if device is not None:

@@ -1,10 +1,14 @@
 """The optimizers inside a ``Wrap``: which can be there, their state, their steps and loads."""
 
+import contextlib
 import inspect
+import itertools
 import weakref
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .checkpoint import unpacked
 from .groups import is_lookahead_entry
@@ -12,6 +16,8 @@ from .options import learning_rate
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()
+# whether a Wrap is stepping what is inside it, on this thread
+_INSIDE = ContextVar("_INSIDE", default=False)
 
 
 class States(MutableMapping):
@@ -147,13 +153,54 @@ def step_all(optimizers, excluded, scaling):
             # a step in which all its gradients are excluded does not happen for it
             if excluded.isdisjoint(params) or any(p.grad is not None for p in params):
                 vars(inner).update(scaling)
-                inner.step()
+                with _no_global_hooks():
+                    inner.step()
     finally:
         for inner in optimizers:
             for name in scaling:
                 vars(inner).pop(name, None)
         for p, grad in kept.items():
             p.grad = grad
+
+
+class _NotInside:
+    """A global step hook that leaves out what a ``Wrap`` steps: it has run with the ``Wrap``."""
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, *args):
+        return None if _INSIDE.get() else self._hook(*args)
+
+
+@contextlib.contextmanager
+def _no_global_hooks():
+    """Torch runs its global step hooks in every optimizer's step, as often as subclasses call it.
+
+    Taking them away would take them from other threads, too.
+    """
+    for hooks in (_global_optimizer_pre_hooks, _global_optimizer_post_hooks):
+        for key, hook in list(hooks.items()):
+            if not isinstance(hook, _NotInside):
+                hooks[key] = _NotInside(hook)
+    token = _INSIDE.set(True)
+    try:
+        yield
+    finally:
+        _INSIDE.reset(token)
+
+
+def give_groups(optimizers, param_groups):
+    """Give the optimizers other groups, each as many as it has; a single one takes all."""
+    if len(optimizers) == 1:
+        optimizers[0].param_groups = param_groups
+        return
+    counts = [len(inner.param_groups) for inner in optimizers]
+    if sum(counts) != len(param_groups):
+        raise ValueError(f"{len(param_groups)} param_groups for optimizers with {counts} groups")
+    remaining = iter(param_groups)
+    for inner, count in zip(optimizers, counts, strict=True):
+        inner.param_groups = list(itertools.islice(remaining, count))
 
 
 def load_all(optimizers, state, param_groups):

@@ -15,7 +15,7 @@ from . import backends, shards
 from .bucket import Bucket
 from .device import DevicePlan, record_clock
 from .groups import check_method, clock_entries, host_clock, place_clock
-from .lookahead import At, Plan
+from .lookahead import At, Plan, method_of
 
 
 class Launch:
@@ -130,7 +130,7 @@ def plan(optimizer, chosen, skip):
 
 
 def _on_host(optimizer, group, buckets, skip):
-    method = check_method(group)
+    method = method_of(group)
     place_clock(group, method, None)
     clock = host_clock(group, method)
     launches = []
@@ -142,7 +142,7 @@ def _on_host(optimizer, group, buckets, skip):
 
 
 def _on_device(optimizer, group, buckets, skip):
-    method = check_method(group)
+    method = method_of(group)
     used = {bucket: indices for bucket, indices in buckets.items() if indices}
     for bucket, indices in used.items():
         bucket.check_together(indices)

@@ -1,6 +1,8 @@
 """Memory as the native back ends want it: dense, in one order, so that one index serves all."""
 
 import contextlib
+import itertools
+import operator
 
 import torch
 
@@ -70,9 +72,9 @@ def scaled(gs, ys, scales, dtype):
     """Apply those scales that memory order cannot find: copies of gradients in place of them.
 
     A kernel sees a parameter as one row of memory, and has the scale of element i at ``i // run``,
-    ``run`` elements to a scale. With a scale for each row (all that shares the first index) this
-    is right where rows follow each other in memory, as in contiguous and channels_last tensors; in
-    a transposed one they are interleaved.
+    ``run`` elements to a scale. With a scale for each row (all that shares the first index, in a
+    stack of matrices the first two) this is right where rows follow each other in memory, as in
+    contiguous and channels_last tensors; in a transposed one they are interleaved.
 
     Args:
         gs, ys, scales, dtype: as in ``eager.step_``, before ``flat`` (which keeps the order that is
@@ -90,17 +92,45 @@ def scaled(gs, ys, scales, dtype):
         return gs, scales
     gs, scales = list(gs), list(scales)
     for i in found:
-        # rows first, whatever follows
-        factor = scales[i].view(-1, *[1] * (ys[i].dim() - 1))
+        factor = by_row(scales[i], ys[i])
         product = torch.empty_like(ys[i], dtype=dtype)
         gs[i] = torch.mul(gs[i].to(dtype), factor, out=product)
         scales[i] = factor.new_ones(1)
     return gs, scales
 
 
+def by_row(scale, y):
+    """A vector of scales, shaped to multiply a parameter.
+
+    Raises:
+        ValueError: it has neither one element nor one for each index of the first dimensions.
+    """
+    first = _indexed(scale.numel(), y.shape)
+    return scale.view((*first, *[1] * (y.dim() - len(first))))
+
+
+def _indexed(count, shape):
+    """The first dimensions of a shape, no more of them than it takes to have so many indices."""
+    for dims, rows in enumerate(itertools.accumulate(shape, operator.mul, initial=1)):
+        if rows == count:
+            return shape[:dims]
+    raise ValueError(
+        f"scales of a parameter of sizes {list(shape)}: expected 1, or one for each index of its "
+        f"first dimensions, got {count}"
+    )
+
+
 def _in_runs(y, scale):
     """Whether each scale belongs to elements that follow each other in memory."""
-    return scale.numel() <= 1 or y.is_contiguous() or dense_strides(y)[0] * y.shape[0] == y.numel()
+    if scale.numel() <= 1 or y.is_contiguous():
+        return True
+    run = y.numel()
+    for size, stride in zip(_indexed(scale.numel(), y.shape), dense_strides(y), strict=False):
+        run //= size
+        # of a dimension of size 1 the stride does not matter
+        if stride != run and size != 1:
+            return False
+    return True
 
 
 def check_squares(squares, us):

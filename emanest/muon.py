@@ -30,22 +30,32 @@ class Muon(Optimizer):
 
     Args:
         params: matrices (rows, columns), or kernels (rows, ...), which are taken as matrices with
-            everything but the first dimension flattened; (name, parameter) pairs; or groups.
+            everything but the first dimension flattened, or stacks of either (see ``stack``);
+            (name, parameter) pairs; or groups. Rows are outputs.
         lr: step size, at least 0; a float or a 1-element tensor (copied for each group).
         weight_decay: decoupled decay per unit of lr, at least 0; not scaled by the shape. It acts
             at y (GPA: on z).
         momentum: weight of the past in the average of gradients, in [0, 1).
         nesterov: blend the newest gradient in once more. Not a lookahead: no gradient is taken
             elsewhere.
-        ns_coefficients: (a, b, c); or a list of such triples, one for each step, of which the last
-            is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
+        ns_coefficients: (a, b, c); or a sequence of such triples, one for each step, of which the
+            last is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
         eps: norms of d below it count as it, at least 0.
         ns_steps: Newton-Schulz steps, at least 1.
         adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),
-            ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"``
-            sqrt(rows / columns), ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1.
+            ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"`` (torch 2.14
+            calls it ``"spectral_unclamped"``, which is known too) sqrt(rows / columns),
+            ``"unit_rms"`` sqrt(max(rows, columns)), ``"none"`` 1. Of these ``"original"`` and
+            ``"spectral_norm"`` are not symmetric: of weights (inputs, outputs), as many experts
+            have them, they take the inputs for rows.
         split: each parameter is so many matrices below each other, each orthogonalised and scaled
             by itself: 3 for a fused (3n, n) projection to queries, keys and values.
+        stack: what parameters of three and more dimensions are. True: a stack of matrices (E, rows,
+            columns) or kernels (E, rows, ...), such as the weights of experts, each of which is
+            updated as a parameter of its own would be. False: one kernel. None: a kernel of four
+            and more dimensions, and an error for three, which are either; ``split_params`` sets it
+            by the module. A 2-D parameter is one matrix whatever is said. With ``split`` each
+            member of a stack is so many matrices.
         ns_form: ``"standard"`` or ``"gram"``; None takes the one with fewer operations.
         ns_dtype: dtype of the iteration, by name; None takes float64 for float64 parameters,
             float16 on a GPU, bfloat16 on a CPU with matrix units for it (AMX), else float32.
@@ -55,7 +65,8 @@ class Muon(Optimizer):
             ``AdamW``. NALA's own steps follow the plain gradient.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in ``AdamW``; a parameter without rows and columns.
+        TypeError, ValueError, RuntimeError: as in ``AdamW``; a parameter without rows and columns,
+            or of three dimensions and ``stack=None``.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scales are listed in
     Liu et al., arXiv:2502.16982 (``match_rms_adamw``), and Bernstein 2025 (``spectral_norm``).
@@ -77,6 +88,7 @@ class Muon(Optimizer):
         adjust_lr_fn=None,
         *,
         split=1,
+        stack=None,
         ns_form=None,
         ns_dtype=None,
         lookahead=None,
@@ -99,6 +111,7 @@ class Muon(Optimizer):
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
             "split": split,
+            "stack": stack,
             "ns_form": ns_form,
             "ns_dtype": ns_dtype,
             "backend": backend,
@@ -121,12 +134,14 @@ class NorMuon(Optimizer):
         u = -lr * scale(shape) * p * norm(o) / (norm(p) + eps) - lr * weight_decay * y
 
     Groups with ``"base": "adamw"`` work as in ``Muon``. Memory: as ``Muon``, and one value per row
-    (``second_momentum_buffer``, of shape (rows, 1)).
+    (``second_momentum_buffer``, of shape (rows, 1), for a stack (E, rows, 1)).
 
     Args:
         params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
-            split, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused, capturable,
-            differentiable, nonfinite: as in ``Muon``.
+            split, stack, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused,
+            capturable, differentiable, nonfinite: as in ``Muon``. Rows are evened out, which are
+            the inputs of weights (E, inputs, outputs). ``stack`` cannot change once parameters of
+            three and more dimensions have state.
         eps: as in ``Muon``, and added to the roots and norms of the formula; above 0.
         beta2: decay of the average, in [0, 1). The average starts at zero and is not corrected:
             the norm that is kept cancels a common factor.
@@ -155,6 +170,7 @@ class NorMuon(Optimizer):
         beta2=0.95,
         *,
         split=1,
+        stack=None,
         ns_form=None,
         ns_dtype=None,
         lookahead=None,
@@ -178,6 +194,7 @@ class NorMuon(Optimizer):
             "adjust_lr_fn": adjust_lr_fn,
             "beta2": beta2,
             "split": split,
+            "stack": stack,
             "ns_form": ns_form,
             "ns_dtype": ns_dtype,
             "backend": backend,

@@ -108,7 +108,7 @@ def _pack(name, value):
     if name in _COLUMNS:
         return [tensor for column in value for tensor in column]
     if name == "numbers" and not isinstance(value, torch.Tensor):
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
     return value
 
 

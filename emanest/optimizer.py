@@ -10,8 +10,14 @@ from . import checkpoint, launches, ops, points
 from .bases import Base
 from .buckets import all_fake
 from .checks import check_group
-from .gradients import check_rates
-from .groups import check_fit, check_params_of, completed
+from .groups import (
+    CLOCK,
+    check_fit,
+    check_params_of,
+    check_set_since,
+    completed,
+    defaults_of,
+)
 from .lookahead import group_entries
 from .metrics import Skips, metrics
 from .options import check_params
@@ -49,8 +55,7 @@ class Optimizer(torch.optim.Optimizer):
             "base": next(iter(self.bases)),
             **check_group(defaults),
             **group_entries(lookahead),
-            "lookahead_t": 0,
-            "train_mode": True,
+            **CLOCK,
         }
         super().__init__(check_params(params), defaults)
         self._begin()
@@ -61,14 +66,19 @@ class Optimizer(torch.optim.Optimizer):
         return launches.scales_on_device(self)
 
     def __setstate__(self, state):
-        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``."""
+        """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.
+
+        What ``state`` lacks stays as it is. After an error nothing has changed.
+        """
+        with checkpoint.all_or_nothing([self]):
+            super().__setstate__(state)
+            if not state.keys() & checkpoint.HOUSED:
+                return
+            self._begin()
+            checkpoint.complete(self)
+            checkpoint.adopt(self)
         # a checkpoint has neither defaults nor parameters
-        copied = "defaults" in state
-        super().__setstate__(state)
-        self._begin()
-        checkpoint.complete(self)
-        checkpoint.adopt(self)
-        if copied:
+        if "defaults" in state:
             self.buckets.record_all()
 
     def _begin(self):
@@ -86,6 +96,10 @@ class Optimizer(torch.optim.Optimizer):
     def _checked(self, group):
         """A group's options, checked."""
         return check_group(group)
+
+    def _options(self, group):
+        """The options of a group by name, with their defaults; its other entries are the user's."""
+        return defaults_of(group, self)
 
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
@@ -147,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
             )
 
     def _step(self):
-        check_rates(self.param_groups)
+        check_set_since(self)
         chosen = self._survey.of(self)
         if chosen is None:
             self._skipped()
@@ -346,18 +360,23 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
 
-        Parameters are never written. Saved options replace those of the groups, except ``backend``.
-        A checkpoint without lookahead (ours or torch's) starts the lookahead of this optimizer.
-        Values that are not finite are loaded, with a warning that names them.
+        Parameters are never written. Saved entries replace those of the groups, except ``backend``
+        and ``param_names``. Options, settings of the method, clock and mode that a checkpoint lacks
+        stay as constructed; other entries that it lacks (a scheduler's ``initial_lr``, the user's
+        own) go, as in torch. A checkpoint without lookahead (ours or torch's) starts the lookahead
+        of this optimizer, one with another method replaces it: each with a warning. Values that are
+        not finite are loaded, with a warning that names them.
 
-        Nothing here tells which weights a state belongs to, unless the parameters have names: load
-        those that were saved in the same mode. For weights saved in eval mode beside a state saved
-        in train mode, call ``eval()`` after this, load the weights, and call ``train()``.
+        Nothing here tells which weights a state belongs to, unless the parameters have names, which
+        are compared without what torch's wrappers put into them (``DataParallel``, DDP, FSDP1,
+        ``compile``, activation checkpointing): load those that were saved in the same mode. For
+        weights saved in eval mode beside a state saved in train mode, call ``eval()`` after this,
+        load the weights, and call ``train()``.
 
         Raises:
-            TypeError, ValueError: not a state dict, other groups, names or shapes, state missing,
-                another optimizer's, or of a format that a newer version wrote. Nothing has changed
-                then, nor if memory runs out.
+            TypeError, ValueError: not a state dict, other groups, names (also in another order) or
+                shapes, state missing, another optimizer's, or of a format that a newer version
+                wrote. Nothing has changed then, nor if memory runs out.
         """
         checkpoint.check_dict(state_dict)
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)

@@ -1,12 +1,15 @@
 """Checks of what a user passes in, one function for each kind of value."""
 
+import contextlib
 import difflib
 import functools
 import inspect
 import math
 import numbers
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import TypeVar
 
 import torch
@@ -15,6 +18,20 @@ from torch.nn.parameter import is_lazy
 from . import shards, storage
 
 Init = TypeVar("Init", bound=Callable[..., None])
+
+# where code lies that is not the user's: ours, torch's, what enters and leaves ``with`` blocks
+_LIBRARIES = (
+    *(os.path.dirname(path) + os.sep for path in (__file__, torch.__file__)),
+    contextlib.__file__,
+)
+
+
+def warn(message):
+    """Warn at the line of the user's that has led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"emanest: {message}", stacklevel=level)
 
 
 def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):
@@ -110,12 +127,26 @@ def learning_rate(name, value):
     return number
 
 
+def items(value):
+    """The items of a sequence of any kind (a list, an array) as a tuple; None if it is none."""
+    # the numbers of a tensor may be on a device
+    others = isinstance(value, (str, bytes, Mapping, Set, torch.Tensor))
+    if others or not hasattr(value, "__len__"):
+        return None
+    try:
+        return tuple(value)
+    except TypeError:
+        # an array without dimensions has a length that raises
+        return None
+
+
 def betas(name, value):
-    """Return Adam's two coefficients as floats in [0, 1)."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    """Return Adam's two coefficients as floats in [0, 1); any sequence holds them."""
+    given = items(value)
+    if given is None or len(given) != 2:
         raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
     checked = []
-    for i, beta in enumerate(value):
+    for i, beta in enumerate(given):
         try:
             checked.append(real(f"{name}[{i}]", beta, 0, 1, "[)"))
         except ValueError as error:

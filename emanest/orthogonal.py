@@ -1,10 +1,13 @@
 """The base optimizers that step along an orthogonalised momentum: Muon and NorMuon."""
 
+import functools
+
 from . import shards
 from .bases import Base
 from .rules import MOMENTA, ROWS
-from .search import OPTIONS, EvenRows, Search, check_split
-from .spread import SpreadEvenRows, SpreadSearch
+from .search import OPTIONS, EvenRows, Search
+from .shapes import check_matrices
+from .spread import SpreadEvenRows, SpreadSearch, divided
 
 
 def _check_matrix(name, p, group):
@@ -28,16 +31,7 @@ def _check_matrix(name, p, group):
             f"{name} is a DTensor on a mesh of {mesh.ndim} dimensions: a matrix is put together "
             "over 1-D meshes only (fully_shard(model) of FSDP2)"
         )
-    check_split(name, p, group["split"])
-
-
-def _search(whole, spread):
-    """What makes the search for a bucket, by where its matrices lie."""
-
-    def make(group, bucket, indices):
-        return (whole if bucket.mesh is None else spread)(group, bucket, indices)
-
-    return make
+    check_matrices(name, p, group["stack"], group["split"])
 
 
 def _rule(group):
@@ -63,7 +57,7 @@ MUON = Base(
     OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    search=_search(Search, SpreadSearch),
+    search=functools.partial(divided, Search, SpreadSearch),
     state=MOMENTA["ema"].state,
     check=_check_matrix,
 )
@@ -72,7 +66,7 @@ NORMUON = Base(
     _normuon_numbers,
     {**OPTIONS, "eps": 1e-10, "beta2": 0.95},
     uncounted=1.0,
-    search=_search(EvenRows, SpreadEvenRows),
+    search=functools.partial(divided, EvenRows, SpreadEvenRows),
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=_check_matrix,
 )

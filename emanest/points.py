@@ -4,13 +4,13 @@ y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x.
 """
 
 import contextlib
-import warnings
 
 import torch
 
 from . import ops
 from .lookahead import method_of
-from .rules import POSITIONS
+from .options import warn
+from .rules import LOOKAHEAD_STATE, POSITIONS
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -19,6 +19,7 @@ _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 @_eager
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
+    _leave(optimizer)
     stateful = list(_stateful(optimizer))
     _restart(optimizer, (each[1:] for each in stateful))
     moves = [
@@ -39,6 +40,7 @@ def to_x(optimizer):
 @_eager
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
+    _leave(optimizer)
     moves, anchors, kept = [], [], []
     # all edits are looked up before the first write, which may touch shared version counters
     for group, method, bucket, indices in _stateful(optimizer):
@@ -61,9 +63,8 @@ def to_y(optimizer):
             _anchor(*anchor)
         for bucket, indices in kept:
             _restore(bucket, indices)
-        for _, _, bucket, indices in _stateful(optimizer):
-            for i in indices:
-                bucket.take_back(i)
+        for entries in _entries(optimizer, optimizer.param_groups):
+            entries.pop(optimizer._key("y"), None)
         _enter(optimizer, train_mode=True)
 
 
@@ -145,6 +146,21 @@ def _stateful(optimizer):
                 yield group, method, bucket, indices
 
 
+def _entries(optimizer, groups):
+    """The state of each parameter that has some."""
+    return [optimizer.state[p] for g in groups for p in g["params"] if p in optimizer.state]
+
+
+def _leave(optimizer):
+    """Forget what methods kept that were switched off: parameters are where they are."""
+    keys = {optimizer._key(name) for name in LOOKAHEAD_STATE}
+    for group in optimizer.param_groups:
+        if method_of(group) is None and any(
+            not keys.isdisjoint(entries) for entries in _entries(optimizer, [group])
+        ):
+            optimizer.housed(group)
+
+
 def _enter(optimizer, train_mode):
     for group in optimizer.param_groups:
         group["train_mode"] = train_mode
@@ -214,4 +230,4 @@ def _warn_once(optimizer, kind, message):
     told = vars(optimizer).setdefault("_told", set())
     if kind not in told:
         told.add(kind)
-        warnings.warn(f"emanest: {message}", stacklevel=3)
+        warn(message)

@@ -19,12 +19,18 @@ the search, and a row rule may follow it:
     momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
     row        (mean square, state, numbers) -> (factor, state)
 
-A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and
-``.sqrt()``, so the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``,
-and on plain numbers where it takes no square root. State comes and goes as a tuple. This module
-imports nothing; the tables at its end name each rule's state and numbers, in the order in which the
-rule unpacks them.
+A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and ``root``, so
+the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``, and on plain
+numbers where it takes no square root. State comes and goes as a tuple. This module imports nothing;
+the tables at its end name each rule's state and numbers, in the order in which the rule unpacks
+them.
 """
+
+
+def root(a):
+    """The square root of an array; back ends put their own in its place, which rounds correctly."""
+    return a.sqrt()
+
 
 # ---- base rules ---------------------------------------------------------------------------------
 
@@ -63,7 +69,7 @@ def adamw(y, g, state, numbers):
     exp_avg = exp_avg + weight1 * (g - exp_avg)
     # in this order g * g does not overflow before its weight
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
-    u = -step_size * exp_avg / (exp_avg_sq.sqrt() * scale + eps) - decay * y
+    u = -step_size * exp_avg / (root(exp_avg_sq) * scale + eps) - decay * y
     return u, (exp_avg, exp_avg_sq)
 
 
@@ -77,7 +83,7 @@ def amsgrad(y, g, state, numbers):
     # a selection, not b + (a > b) * (a - b), which would round
     grown = exp_avg_sq > max_exp_avg_sq
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq
-    u = -step_size * exp_avg / (max_exp_avg_sq.sqrt() * scale + eps) - decay * y
+    u = -step_size * exp_avg / (root(max_exp_avg_sq) * scale + eps) - decay * y
     return u, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
@@ -105,7 +111,7 @@ def normuon(mean_square, state, numbers):
     weight, eps = numbers
     delta = mean_square - second_momentum_buffer
     second_momentum_buffer = second_momentum_buffer + weight * delta
-    return 1.0 / (second_momentum_buffer.sqrt() + eps), (second_momentum_buffer,)
+    return 1.0 / (root(second_momentum_buffer) + eps), (second_momentum_buffer,)
 
 
 # ---- lookahead rules ----------------------------------------------------------------------------
@@ -286,5 +292,10 @@ POINTS = {
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
 
-# state with one value for each row (all that shares the first index), of shape (rows, 1)
+# state of the lookahead rules, whichever of them a group uses; the first of each says where x is
+LOOKAHEAD_STATE = frozenset(name for rule in LOOKAHEADS.values() for name in rule.state)
+POINT_STATE = frozenset(rule.state[0] for rule in LOOKAHEADS.values() if rule.state)
+
+# state with one value for each row (all that shares the first index), of shape (rows, 1); for each
+# row of each matrix of a stack, (matrices, rows, 1)
 ROWWISE = frozenset({"second_momentum_buffer"})

@@ -5,7 +5,7 @@ import math
 import torch
 
 from . import shards, storage
-from .bucket import shape_like
+from .bucket import forget_others, shape_like
 from .groups import (
     CLOCK,
     check_fit,
@@ -14,7 +14,7 @@ from .groups import (
     memory_entries,
     state_names,
 )
-from .lookahead import method_of
+from .lookahead import group_entries, method_of
 from .options import flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
@@ -23,6 +23,10 @@ CALLABLE = "callable: not saved"
 VERSION, NEWEST = "lookahead_version", 1
 # options that groups of only one kind of torch's optimizers have
 TELLTALES = {"dampening": "SGD", "betas": "Adam", "ns_steps": "Muon"}
+# modules that torch puts around others (DDP, compile, FSDP1, checkpointing): parts of names alone
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# parameters that a message lists
+LISTED = 5
 
 
 def is_callable(saved):
@@ -32,7 +36,10 @@ def is_callable(saved):
 
 
 def merged(optimizer, index, live, saved):
-    """The saved group, completed from the live one."""
+    """The saved group, completed from the live one by what is ours or an option's.
+
+    What else it lacks stays away, as in torch: a scheduler's ``initial_lr``, a user's own entries.
+    """
     params = live["params"]
     version = saved.get(VERSION, NEWEST)
     if version not in range(1, NEWEST + 1):
@@ -41,26 +48,19 @@ def merged(optimizer, index, live, saved):
             f"reads formats up to {NEWEST}: it was written by a newer one, update this"
         )
     saved = {k: v for k, v in saved.items() if k != VERSION}
-    names = saved.get("param_names")
-    if names and len(names) != len(params):
-        raise ValueError(
-            f"group {index} of the checkpoint has {len(names)} names for {len(params)} parameters"
-        )
-    if names and live.get("param_names") not in (None, names):
-        raise ValueError(f"parameter names of group {index} differ from the checkpoint's")
+    _check_names(index, live, saved)
     if saved.get("base", live.get("base")) != live.get("base"):
         raise ValueError(
             f"group {index} of the checkpoint was stepped by {saved['base']!r}, this optimizer's "
             f"by {live.get('base')!r}: give it the same bases, or start without the checkpoint"
         )
     _check_writer(optimizer, index, saved, live)
-    if saved.get("lookahead") is None:
+    starts = saved.get("lookahead") is None
+    if starts:
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
-    else:
-        live = {
-            k: v for k, v in live.items() if not is_lookahead_entry(k) or is_callable(saved.get(k))
-        }
+        method = method_of(live)
+        saved = {**group_entries(method), **_noted(method, live), **saved}
     for key, value in saved.items():
         if is_callable(value) and not callable(live.get(key)):
             raise ValueError(
@@ -68,9 +68,14 @@ def merged(optimizer, index, live, saved):
                 "optimizer the same callable before loading"
             )
     saved = {k: live[k] if is_callable(v) else v for k, v in saved.items()}
-    # where a step runs is a matter of this machine
-    here = {"backend": live["backend"]} if "backend" in live else {}
-    group = optimizer._checked({**live, **saved, **here})
+    known = {k for k in optimizer._options(live) if not is_lookahead_entry(k)}
+    same = not starts and saved["lookahead"] == live.get("lookahead")
+    method = method_of({**live, **saved}) if same else None
+    known.update({**method.settings(), **_noted(method, live)} if method else ())
+    kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
+    # where a step runs, and what parameters are called, are matters of this program
+    here = {k: live[k] for k in ("backend", "param_names") if k in live}
+    group = optimizer._checked({**kept, **saved, **here})
     method = check_method(group)
     if optimizer.bases:
         check_fit(index, {**group, "params": params}, optimizer.bases)
@@ -81,6 +86,45 @@ def merged(optimizer, index, live, saved):
         value = group[key]
         real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
     return group
+
+
+def _noted(method, group):
+    """The entries that hold what was noted of the base as it was made; see ``note_base``."""
+    names = [f"lookahead_{name}" for name in (method.note_base(group) if method else ())]
+    return {name: group[name] for name in names if name in group}
+
+
+def bare(name):
+    """A parameter's name without the modules that torch puts around others."""
+    *path, last = str(name).split(".")
+    return ".".join([*(part for part in path if part not in WRAPPERS), last])
+
+
+def _check_names(index, live, saved):
+    """Refuse the state of parameters of other names, or of the same names in another order."""
+    names, here = saved.get("param_names"), live.get("param_names")
+    if not names:
+        return
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"param_names of group {index} of the checkpoint must be a list")
+    if len(names) != len(live["params"]):
+        raise ValueError(
+            f"group {index} of the checkpoint has {len(names)} names for {len(live['params'])} "
+            "parameters"
+        )
+    if here is None:
+        return
+    pairs = [(a, b) for a, b in zip(names, here, strict=False) if bare(a) != bare(b)]
+    if not pairs:
+        return
+    how, fix = " in their order", "give this optimizer the parameters in that order"
+    if sorted(map(bare, names)) != sorted(map(bare, here)):
+        how, fix = "", "if only names have changed, remove 'param_names' from its groups"
+    listed = "; ".join(f"saved {a!r}, here {b!r}" for a, b in pairs[:LISTED])
+    more = f"; and {len(pairs) - LISTED} more" * (len(pairs) > LISTED)
+    raise ValueError(
+        f"parameter names of group {index} differ from the checkpoint's{how}: {listed}{more}; {fix}"
+    )
 
 
 def _check_writer(optimizer, index, saved, live):
@@ -112,14 +156,20 @@ def _check_storage(name, value):
         shards.check_storage(name, storage.waited(value))
 
 
-def checked_entries(optimizer, where, group, p, entries):
-    """A parameter's saved state without empty entries, and the lookahead state that it lacks."""
+def checked_entries(optimizer, where, group, p, entries, starts):
+    """A parameter's saved state without empty entries, and the lookahead state that it lacks.
+
+    Where the lookahead ``starts``, what is left of an earlier one goes.
+    """
     entries = {k: v for k, v in entries.items() if v is not None}
+    if starts:
+        forget_others(entries, optimizer._key, ())
     method = method_of(group)
     own = {optimizer._key(name) for name in (method.state if method else ())}
     needed = state_names(optimizer.bases, group)
     names = {optimizer._key(name) for name in needed}
-    shapes = {optimizer._key(name): shape_like(name, p).shape for name in (*needed, "y")}
+    likes = {name: shape_like(name, p, group.get("stack")) for name in (*needed, "y")}
+    shapes = {optimizer._key(name): like.shape for name, like in likes.items()}
     entries.setdefault(optimizer._key("lookahead"), 0.0)
     uncounted = optimizer._uncounted(group)
     if uncounted is not None:

@@ -12,7 +12,6 @@ searches for matrices that are spread over processes.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -23,6 +22,7 @@ from .coefficients import polynomials
 from .newton_schulz import iterate, normalized, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
+from .shapes import Shape, check_matrices, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
@@ -41,28 +41,10 @@ OPTIONS = {
     "ns_steps": 5,
     "adjust_lr_fn": None,
     "split": 1,
+    "stack": None,
     "ns_form": None,
     "ns_dtype": None,
 }
-
-
-def check_split(name, p, split):
-    """Raise ValueError unless a parameter is so many matrices below each other."""
-    if p.shape[0] % split:
-        shape = tuple(p.shape)
-        raise ValueError(f"split={split} does not divide the {shape[0]} rows of {name}, {shape}")
-
-
-class Stack(NamedTuple):
-    """Matrices of one shape, to be orthogonalised together.
-
-    A parameter is one matrix, (shape[0], everything else), or ``split`` of them below each other.
-    """
-
-    rows: int
-    columns: int
-    members: list[int]  # parameters
-    matrices: slice  # theirs, among all matrices of the bucket
 
 
 class Search:
@@ -82,13 +64,11 @@ class Search:
         self.bucket, self.indices = bucket, indices
         # but for lr, which may be a tensor on a device, and was looked at already
         self.group = check_group({name: group[name] for name in self.options if name != "lr"})
-        self.backend, self.split = group.get("backend"), self.group["split"]
-        for p in bucket.owners(indices):
-            check_split("a parameter", p, self.split)
+        self.backend = group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
         self.memo = bucket.memo(indices)
-        self.stacks, self.scales = self._layout()
+        self.shapes, self.scales = self._layout()
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each, and the numbers that are left.
@@ -101,35 +81,38 @@ class Search:
         directions, numbers = self.directions(gs, numbers, skip)
         return directions, self.scales, numbers
 
+    def tensors(self):
+        """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
+        return self.bucket.members(self.indices)
+
     def _layout(self):
-        """The stacks, and for each parameter a vector with its scale."""
-        key = "stacks", self.split, self.group["adjust_lr_fn"]
+        """The shapes, and for each parameter a vector with its scale."""
+        stack, split, scale = (self.group[name] for name in ("stack", "split", "adjust_lr_fn"))
+        key = "shapes", stack, split, scale
         if key not in self.memo:
-            scale, together = SCALES[self.group["adjust_lr_fn"] or "original"], {}
-            for i, p in enumerate(self.bucket.owners(self.indices)):
-                shape = p.shape[0] // self.split, math.prod(p.shape[1:])
-                together.setdefault(shape, []).append(i)
-            stacks, first, scales = [], 0, [1.0] * len(self.indices)
-            for (rows, columns), members in together.items():
-                last = first + len(members) * self.split
-                stacks.append(Stack(rows, columns, members, slice(first, last)))
+            scale, together = SCALES[scale or "original"], {}
+            for i, p in enumerate(self.tensors()):
+                check_matrices("a parameter", p, stack, split)
+                first = 1 if is_stack(p, stack) else 0
+                rows, *others = p.shape[first:]
+                alike = rows // split, math.prod(others), tuple(p.shape[:first])
+                together.setdefault(alike, []).append(i)
+            shapes, first, scales = [], 0, [1.0] * len(self.indices)
+            for (rows, columns, stacked), members in together.items():
+                shape = Shape(rows, columns, stacked, split, members, slice(0))
+                last = first + len(members) * shape.per_member
+                shapes.append(shape._replace(matrices=slice(first, last)))
                 first = last
                 for i in members:
                     # an empty matrix has no scale, but must not be an error
                     scales[i] = scale(max(rows, 1), max(columns, 1))
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
-            self.memo[key] = stacks, list(vector.split(1))
+            self.memo[key] = shapes, list(vector.split(1))
         return self.memo[key]
 
     def matrices(self, tensors):
-        """The matrices of tensors that are shaped like the parameters, by stack."""
-        return self.cut([tensors[i] for stack in self.stacks for i in stack.members])
-
-    def cut(self, tensors):
-        """The matrices of tensors, each of which is ``split`` of them below each other."""
-        if self.split == 1:
-            return tensors
-        return [m for t in tensors for m in t.unflatten(0, (self.split, -1)).unbind()]
+        """The matrices of tensors that are shaped like the parameters, or like rows of them."""
+        return [m for s in self.shapes for m in s.cut([tensors[i] for i in s.members])]
 
     @property
     def update_dtype(self):
@@ -139,29 +122,41 @@ class Search:
     def average(self, us, gs, state, numbers, skip):
         """Run the momentum pass over tensors; the squares of the updates' norms."""
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
-        common = self.bucket.dtype, skip, self.memo, self.backend
-        ops.momentum_("ema", us, gs, state, squares, numbers, *common)
+        # a process may hold none of the matrices of a stack
+        if us:
+            common = self.bucket.dtype, skip, self.memo, self.backend
+            ops.momentum_("ema", us, gs, state, squares, numbers, *common)
         return squares
 
     def momentum(self, gs, numbers, skip):
-        """Run the momentum pass; for each stack the updates, and the norms of all of them."""
+        """Run the momentum pass; for each shape the updates, and the norms of all of them."""
         updates = [
-            empty((len(s.members) * self.split, s.rows, s.columns), dtype, self.bucket.device)
+            empty((len(s.members) * s.per_member, s.rows, s.columns), dtype, self.bucket.device)
             for dtype in [self.update_dtype]
-            for s in self.stacks
+            for s in self.shapes
         ]
         gs = self.matrices(gs)
-        us = [u for stack in updates for u in stack.unbind()]
+        us = [u for each in updates for u in each.unbind()]
         us = [u.view(g.shape) for u, g in zip(us, gs, strict=True)]
         state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
         return updates, self.average(us, gs, state, numbers, skip).sqrt_()
 
     def orthogonal(self, u, norms):
-        """Matrices near the orthogonal factors of a batch, contiguous; may overwrite ``u``."""
+        """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``."""
         rows, margin = polynomials(self.group["ns_coefficients"], self.group["ns_steps"])
         to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
-        x = normalized(u, norms, self.group["eps"], margin, to)
-        return iterate(x, rows, self.group["ns_form"], self.backend)
+
+        def iterated(u, norms, to):
+            x = normalized(u, norms, self.group["eps"], margin, to)
+            return iterate(x, rows, self.group["ns_form"], self.backend)
+
+        count = at_once(math.prod(u.shape[1:]))
+        if len(u) <= count:
+            return iterated(u, norms, to)
+        # one parameter of many matrices
+        for some in zip(u.split(count), norms.split(count), to.split(count), strict=True):
+            some[-1].copy_(iterated(*some))
+        return to.contiguous()
 
     def directions(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update, and the numbers that are left.
@@ -169,23 +164,24 @@ class Search:
         The momentum moves on.
         """
         updates, norms = self.momentum(gs, numbers[:HEAD], skip)
-        found = [torch.empty(0)] * len(gs)
-        for stack in self.stacks:
+        found = [torch.empty(0, device=self.bucket.device)] * len(gs)
+        for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
-            whole = updates.pop(0)
-            count = self.at_once(stack) * self.split
-            pairs = zip(whole.split(count), norms[stack.matrices].split(count), strict=True)
-            members = iter(stack.members)
-            for u, norm in pairs:
-                o = self.orthogonal(u, norm)
-                for each in o.unflatten(0, (-1, self.split)).unbind():
-                    i = next(members)
+            whole, norm = updates.pop(0), norms[shape.matrices]
+            size = shape.per_member * shape.rows * shape.columns
+            step = at_once(size)
+            for k in range(0, len(shape.members), step):
+                some = shape.members[k : k + step]
+                its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
+                o = self.orthogonal(whole[its], norm[its])
+                for i, each in zip(some, o.view(len(some), size).unbind(), strict=True):
                     found[i] = each.view(gs[i].shape)
         return found, numbers[HEAD:]
 
-    def at_once(self, stack):
-        """How many parameters of a stack are iterated together."""
-        return max(1, BATCH // max(1, self.split * stack.rows * stack.columns))
+
+def at_once(size):
+    """How many things of so many elements are iterated together."""
+    return max(1, BATCH // max(1, size))
 
 
 class EvenRows(Search):
@@ -193,17 +189,35 @@ class EvenRows(Search):
 
     options = (*OPTIONS, "beta2")
 
+    def _layout(self):
+        """As ``Search``; the state must be that of the matrices."""
+        found, stack, before = super()._layout(), bool(self.group["stack"]), self.bucket.stack
+        if stack != before and any(p.dim() > 2 for p in self.tensors()):
+            raise ValueError(
+                f"stack={stack} came after state with a value for each row of each matrix: set it "
+                f"to {before} again, or make a new optimizer"
+            )
+        return found
+
     def __call__(self, gs, numbers, skip):
         """As ``Search``, with scales for rows."""
         directions, numbers = self.directions(gs, numbers, skip)
         columns = self.bucket.columns(ROWS["normuon"].state, self.indices)
         columns = [self.matrices(column) for column in columns]
-        scales = [scale.expand(self.split) for scale in self.scales]
-        factors = [torch.empty(len(d), **self.like) for d in directions]
-        os = self.matrices([d.flatten(1) for d in directions])
-        each = self.matrices(scales), self.matrices(factors)
-        self.even(columns, os, *each, numbers[:ROW_HEAD], skip)
+        scales, factors, parts = [], list(self.scales), []
+        for shape in self.shapes:
+            for i in shape.members:
+                factors[i], its = self.factors(shape)
+                parts += its
+                scales += [self.scales[i]] * shape.per_member
+        os = [o.flatten(1) for o in self.matrices(directions)]
+        self.even(columns, os, scales, parts, numbers[:ROW_HEAD], skip)
         return directions, factors, numbers[ROW_HEAD:]
+
+    def factors(self, shape):
+        """Memory for a factor for each row of a parameter, and the parts of its matrices."""
+        whole = torch.empty(shape.per_member * shape.rows, **self.like)
+        return whole, whole.view(shape.per_member, shape.rows).unbind()
 
     @property
     def like(self):
@@ -212,5 +226,7 @@ class EvenRows(Search):
 
     def even(self, columns, os, scales, factors, numbers, skip):
         """Find for each row of some matrices a factor, which includes its scale."""
+        if not os:
+            return
         common = self.bucket.dtype, skip, self.memo, self.backend
         ops.rows_("normuon", os, columns, scales, factors, numbers, *common)

@@ -15,9 +15,14 @@ _CONVOLUTIONS = (
 )
 # a convolution that reads so many channels reads the input: colours, and perhaps a mask
 _COLOURS = 4
+# smaller sides belong to kernels, adapters, a number for each head
+_EXPERT_SIDE = 16
 # words in the name of a parameter that no layer of torch's owns
 _EMBEDDING_WORD = re.compile(r"emb.*|.*emb(ed(ding)?s?)?|pos|position.*|tokens?|wte|wpe|cls")
+_BIAS_WORD = re.compile(r".*bias(es)?")
 _HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|heads\.\d+|classifier|unembed|output_projection)$")
+# where classes are from that torch makes of a module's own: with parametrizations, by fully_shard
+_MADE_BY_TORCH = "torch.nn.utils.parametrize", "torch.distributed."
 # under which ``nn.utils.parametrize`` keeps what a parameter is made of
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
 
@@ -25,8 +30,9 @@ _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
 def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
     """Split a model's parameters into groups for one optimizer: ``Muon(split_params(model))``.
 
-    Hidden matrices and convolution kernels go to Muon (or NorMuon: whatever the optimizer's own
-    base is); embeddings, output layers, tied weights, vectors and scalars to AdamW, in a group with
+    Hidden matrices, convolution kernels and experts go to Muon (or NorMuon: whatever the
+    optimizer's own base is), in groups with ``"stack": False``, experts with ``"stack": True``;
+    embeddings, output layers, tied weights, vectors and scalars to AdamW, in a group with
     ``"base": "adamw"``. A table says what goes where, and why:
 
         frozen          requires no gradient: left out
@@ -36,14 +42,17 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         embedding       of ``nn.Embedding`` or ``nn.EmbeddingBag``; of another class that is called
                         an embedding; or a parameter of no layer of torch's with a word like emb,
                         pos, token, wte, wpe or cls in its own name
+        bias            a parameter with a word like bias in its own name
         output layer    an ``nn.Linear`` called lm_head, head, heads.N, classifier, unembed or
                         output_projection; or, if it is in no block, one that is as wide as an
                         embedding is long, or the model's last. A block is a member of an
                         ``nn.ModuleList``, or a module of a class that occurs more than once
         input layer     a convolution over at most 4 channels
         depthwise       a convolution whose filters have one channel
-        stack           three or more dimensions, but no convolution (experts, say)
         kernel          any other convolution: Muon
+        experts         three dimensions, of no layer of torch's: two or more matrices whose smaller
+                        side is at least 16: Muon, each by itself
+        tensor          any other with three or more dimensions
         fused matrices  ``in_proj_weight`` of ``nn.MultiheadAttention``: Muon, with ``split=3``
         matrix          any other: Muon
 
@@ -56,7 +65,9 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
             ``{"split": 3}`` or ``{"base": "adamw", "lr": 3e-3}``. Expressions are searched in the
             names of ``model.named_parameters()``, all of them for a tied parameter; the first that
             is found counts. Where a parameter goes changes only if its rule is ``"muon"`` or
-            ``"adamw"``, or has a ``"base"``. Frozen ones stay out.
+            ``"adamw"``, or has a ``"base"``. One of three dimensions that the table leaves to AdamW
+            is sent to Muon by ``{"base": "muon", "stack": True}``, or ``False`` for one kernel.
+            Frozen ones stay out.
         muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}``; those of a rule
             come first. AdamW has its own defaults, not Muon's arguments.
         verbose: print the table.
@@ -85,7 +96,10 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
                 found.add(text)
                 break
         kind = to["base"]
-        entries = {**common[kind], **{k: v for k, v in to.items() if (k, v) != ("base", MUON)}}
+        # of three dimensions only the table, or a rule, knows what they are
+        flat = {"stack": False} if kind == MUON and p.dim() != 3 else {}
+        own = {k: v for k, v in to.items() if (k, v) != ("base", MUON)}
+        entries = {**flat, **common[kind], **own}
         key = kind != MUON, tuple(sorted((k, _comparable(v)) for k, v in entries.items()))
         groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
         rows.append((name, p, kind, reason))
@@ -154,13 +168,23 @@ class _Facts:
     def embedding(self):
         if isinstance(self.module, (nn.Embedding, nn.EmbeddingBag)):
             return True
-        kind = type(self.module)
-        if kind.__module__.startswith("torch.nn.") and not isinstance(self.module, _CONTAINERS):
-            return False
+        named = "embedding" in type(self.module).__name__.lower()
+        return not self._of_torch() and (named or self._called(_EMBEDDING_WORD))
+
+    def bias(self):
+        return self._called(_BIAS_WORD)
+
+    def _of_torch(self):
+        """Whether a layer of torch's owns it, which lists and dicts are not."""
+        modules = (kind.__module__ for kind in type(self.module).__mro__)
+        own = next(name for name in modules if not name.startswith(_MADE_BY_TORCH))
+        return own.startswith("torch.nn.") and not isinstance(self.module, _CONTAINERS)
+
+    def _called(self, word):
+        """Whether its own name has such a word."""
         # a list numbers its parameters: the name is its own
         name = self.owner.rpartition(".")[2] if self.last.isdigit() else self.last
-        words = re.split(r"[_\d]+", name.lower())
-        return "embedding" in kind.__name__.lower() or any(map(_EMBEDDING_WORD.fullmatch, words))
+        return any(map(word.fullmatch, re.split(r"[_\d]+", name.lower())))
 
     def output(self):
         return isinstance(self.module, nn.Linear) and (
@@ -176,6 +200,10 @@ class _Facts:
     def depthwise(self):
         return self.convolution() and self.module.groups > 1 and self.p.shape[1] == 1
 
+    def experts(self):
+        three = self.p.dim() == 3 and not self._of_torch()
+        return three and len(self.p) > 1 and min(self.p.shape[1:]) >= _EXPERT_SIDE
+
     def fused(self):
         return isinstance(self.module, nn.MultiheadAttention) and self.last == "in_proj_weight"
 
@@ -188,11 +216,13 @@ _TABLE = (
     ("vector", _Facts.thin, _TO_ADAMW),
     ("complex", lambda f: f.p.is_complex(), _TO_ADAMW),
     ("embedding", _Facts.embedding, _TO_ADAMW),
+    ("bias", _Facts.bias, _TO_ADAMW),
     ("output layer", _Facts.output, _TO_ADAMW),
     ("input layer", _Facts.input, _TO_ADAMW),
     ("depthwise", _Facts.depthwise, _TO_ADAMW),
-    ("kernel", _Facts.convolution, _TO_MUON),
-    ("stack", lambda f: f.p.dim() > 2, _TO_ADAMW),
+    ("kernel", _Facts.convolution, {**_TO_MUON, "stack": False}),
+    ("experts", _Facts.experts, {**_TO_MUON, "stack": True}),
+    ("tensor", lambda f: f.p.dim() > 2, _TO_ADAMW),
     ("fused matrices", _Facts.fused, {**_TO_MUON, "split": 3}),
     ("matrix", lambda f: True, _TO_MUON),
 )

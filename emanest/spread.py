@@ -1,22 +1,39 @@
 """The searches of ``search.py`` for matrices that are spread over processes (``DTensor``).
 
 Momentum is averaged where it lies. Each update is then put together in one process, iterated there
-and cut up again, so that every matrix is iterated once, whatever the number of processes.
+and cut up again, so that every matrix is iterated once, whatever the number of processes. A stack
+of matrices that is cut into whole ones needs none of that: each process iterates its own.
 """
+
+import itertools
+from typing import NamedTuple
 
 import torch
 
 from .exchange import Exchange, Spread
 from .rules import MOMENTA, ROWS
-from .search import HEAD, ROW_HEAD, EvenRows, Search
+from .search import HEAD, ROW_HEAD, EvenRows, Search, at_once
+from .shapes import is_stack
 
 
-def spread_of(p, dims=None):
-    """How a parameter, or state of its first ``dims`` dimensions, is spread over a 1-D mesh."""
-    (placement,) = p.placements
-    shape = tuple(p.shape) if dims is None else (*p.shape[:dims], 1)
-    cut = placement.is_shard() and placement.dim < len(shape[:dims])
-    return Spread(shape, placement.dim if cut else None)
+class Unit(NamedTuple):
+    """What is put together in one process: a parameter, or of a stack one index."""
+
+    member: int
+    at: tuple[int, ...]
+
+    def of(self, tensors):
+        """Its part of one of the parameters' tensors; shares memory with it."""
+        return tensors[self.member][self.at]
+
+    def spread(self, params, dims=None):
+        """How it, or state of its first ``dims`` dimensions, is spread over a 1-D mesh."""
+        p, first = params[self.member], len(self.at)
+        (placement,) = p.placements
+        shape = tuple(p.shape[first:])
+        shape = shape if dims is None else (*shape[:dims], 1)
+        cut = placement.is_shard() and placement.dim - first < len(shape[:dims])
+        return Spread(shape, placement.dim - first if cut else None)
 
 
 class SpreadSearch(Search):
@@ -24,8 +41,8 @@ class SpreadSearch(Search):
 
     The same steps as ``Search`` but for the norm, which is that of the whole update and not of sums
     that came out of the momentum pass: the results can differ in the last bit. Memory during a
-    step: two values for each entry that lies here, and what ``Search`` needs for the matrices that
-    this process iterates.
+    step: two values for each entry that lies here, of a stack three, and what ``Search`` needs for
+    the matrices that this process iterates.
     """
 
     def __call__(self, gs, numbers, skip):
@@ -34,43 +51,52 @@ class SpreadSearch(Search):
         state = self.bucket.columns(MOMENTA["ema"].state, self.indices)
         self.average(us, gs, state, numbers[:HEAD], skip)
         found, scales, start = list(us), list(self.scales), 0
-        for stack in self.stacks:
-            size = self.at_once(stack) * self.bucket.mesh.size()
-            for k in range(0, len(stack.members), size):
-                members = stack.members[k : k + size]
-                self._together(members, start, us, found, scales, numbers[HEAD:], skip)
-                start += len(members)
+        for shape in self.shapes:
+            indices = [*itertools.product(*map(range, shape.stack))]
+            units = [Unit(i, index) for i in shape.members for index in indices]
+            one, parts, factors = shape._replace(stack=()), {}, {}
+            size = at_once(one.per_member * one.rows * one.columns) * self.bucket.mesh.size()
+            for k in range(0, len(units), size):
+                some = units[k : k + size]
+                self._together(one, some, start, us, parts, factors, numbers[HEAD:], skip)
+                start += len(some)
+            for i, each in parts.items():
+                found[i] = torch.stack(each) if shape.stack else each[0]
+            for i, each in factors.items():
+                scales[i] = torch.cat(each)
         return found, scales, self.left(numbers)
+
+    def tensors(self):
+        """What matrices are made of: the parameters as wholes."""
+        return self.bucket.owners(self.indices)
 
     def left(self, numbers):
         """The numbers of the pass."""
         return numbers[HEAD:]
 
-    def _together(self, members, start, us, found, scales, numbers, skip):
-        """Find directions of some parameters of one shape, and factors of them."""
-        mesh, params = self.bucket.mesh, self.bucket.owners(self.indices)
-        owners = [(start + k) % mesh.size() for k in range(len(members))]
+    def _together(self, shape, units, start, us, parts, factors, numbers, skip):
+        """Find directions of some units of one shape, and factors of them, by parameter."""
+        mesh, params = self.bucket.mesh, self.tensors()
+        owners = [(start + k) % mesh.size() for k in range(len(units))]
         exchange = Exchange(mesh.get_group(), owners)
-        spreads = [spread_of(params[i]) for i in members]
-        wholes = exchange.gather(spreads, [us[i] for i in members])
-        mine = [members[k] for k in exchange.mine]
-        os = self._iterated(wholes)
-        self.finish(exchange, members, mine, os, scales, numbers, skip)
+        spreads = [unit.spread(params) for unit in units]
+        wholes = exchange.gather(spreads, [unit.of(us) for unit in units])
+        os = self._iterated(shape, wholes)
+        self.finish(exchange, shape, units, os, factors, numbers, skip)
         like = torch.empty(0, dtype=self.dtype, device=us[0].device)
-        parts = exchange.scatter(spreads, os, like)
-        for i, part in zip(members, parts, strict=True):
-            found[i] = part
+        new = exchange.scatter(spreads, os, like)
+        for unit, part in zip(units, new, strict=True):
+            parts.setdefault(unit.member, []).append(part)
 
-    def _iterated(self, wholes):
+    def _iterated(self, shape, wholes):
         if not wholes:
             return []
-        u = torch.stack([m.flatten(1) for m in self.cut(wholes)])
+        u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
         norms = torch.linalg.vector_norm(u, dim=(1, 2), dtype=torch.float64)
         o = self.orthogonal(u, norms)
-        shape = len(wholes), *wholes[0].shape
-        return list(o.view(shape).unbind())
+        return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
-    def finish(self, exchange, members, mine, os, scales, numbers, skip):
+    def finish(self, exchange, shape, units, os, factors, numbers, skip):
         """What remains to be done with whole directions."""
 
 
@@ -81,22 +107,71 @@ class SpreadEvenRows(SpreadSearch, EvenRows):
         """The numbers of the pass."""
         return numbers[HEAD + ROW_HEAD :]
 
-    def finish(self, exchange, members, mine, os, scales, numbers, skip):
+    def finish(self, exchange, shape, units, os, factors, numbers, skip):
         """Find a factor for each row, in place of one for each parameter."""
-        params = self.bucket.owners(self.indices)
-        spreads = [spread_of(params[i], dims=1) for i in members]
+        params = self.tensors()
+        spreads = [unit.spread(params, dims=1) for unit in units]
         columns = self.bucket.columns(ROWS["normuon"].state, self.indices)
-        held = [[column[i] for i in members] for column in columns]
+        held = [[unit.of(column) for unit in units] for column in columns]
         wholes = [exchange.gather(spreads, parts) for parts in held]
-        factors = [torch.empty(len(o), 1, **self.like) for o in os]
-        if os:
-            wide, each = [o.flatten(1) for o in os], [scales[i].expand(self.split) for i in mine]
-            flat = self.cut([f.view(-1) for f in factors])
-            whole_columns = [self.cut(column) for column in wholes]
-            self.even(whole_columns, self.cut(wide), self.cut(each), flat, numbers[:ROW_HEAD], skip)
+        news, pieces, scales = [], [], []
+        for k in exchange.mine:
+            new, its = self.factors(shape)
+            news.append(new.view(-1, 1))
+            pieces += its
+            scales += [self.scales[units[k].member]] * shape.per_member
+        wide = [o.flatten(1) for o in shape.cut(os)]
+        whole_columns = [shape.cut(column) for column in wholes]
+        self.even(whole_columns, wide, scales, pieces, numbers[:ROW_HEAD], skip)
         like = torch.empty(0, **self.like)
         for parts, column in zip(held, wholes, strict=True):
             for part, new in zip(parts, exchange.scatter(spreads, column, like), strict=True):
                 part.copy_(new)
-        for i, factor in zip(members, exchange.scatter(spreads, factors, like), strict=True):
-            scales[i] = factor.view(-1)
+        for unit, new in zip(units, exchange.scatter(spreads, news, like), strict=True):
+            factors.setdefault(unit.member, []).append(new.view(-1))
+
+
+class Divided:
+    """Searches for some parameters of a bucket each, called as one.
+
+    Args:
+        searches: (positions among all gradients, a search for these).
+    """
+
+    def __init__(self, searches):
+        self.searches = searches
+
+    def __call__(self, gs, numbers, skip):
+        """As ``Search``."""
+        found, scales, left = list(gs), list(gs), numbers
+        for positions, search in self.searches:
+            *new, left = search([gs[k] for k in positions], numbers, skip)
+            for k, direction, scale in zip(positions, *new, strict=True):
+                found[k], scales[k] = direction, scale
+        return found, scales, left
+
+
+def divided(whole, spread, group, bucket, indices):
+    """A search for parameters of a bucket: local where matrices lie here as wholes.
+
+    Args:
+        whole, spread: classes of ``Search``.
+        group, bucket, indices: as these take them.
+    """
+    if bucket.mesh is None:
+        return whole(group, bucket, indices)
+    kinds = {whole: [], spread: []}
+    for k, i in enumerate(indices):
+        kinds[whole if _whole_here(bucket.params[i], group["stack"]) else spread].append(k)
+    searches = [
+        (positions, kind(group, bucket, [indices[k] for k in positions]))
+        for kind, positions in kinds.items()
+        if positions
+    ]
+    return searches[0][1] if len(searches) == 1 else Divided(searches)
+
+
+def _whole_here(p, stack):
+    """Whether a stack is cut between its matrices."""
+    (placement,) = p.placements
+    return is_stack(p, stack) and placement.is_shard() and placement.dim == 0

@@ -44,7 +44,8 @@ class Survey:
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
             self.buckets = Buckets(optimizer.state, self.buckets.key)
-        return self.buckets.find(params, newcomers, state_names(optimizer.bases, group))
+        names = state_names(optimizer.bases, group)
+        return self.buckets.find(params, newcomers, names, group)
 
     def _holds(self, optimizer):
         return (
@@ -73,4 +74,5 @@ def _lists(optimizer):
 
 
 def _names(optimizer):
-    return [state_names(optimizer.bases, group) for group in optimizer.param_groups]
+    # with their number: a parameter that moves to the next group is still in its place among all
+    return [(len(g["params"]), state_names(optimizer.bases, g)) for g in optimizer.param_groups]

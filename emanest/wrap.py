@@ -1,14 +1,13 @@
 """A lookahead around any torch optimizer."""
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 
 from . import checkpoint, ops
 from .gradients import dense
 from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
-from .inner import States, check_inner, check_rate, guard, is_ours, load_all, step_all
+from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import learning_rate, suggesting, warn_of_typos
@@ -25,6 +24,9 @@ class Wrap(Optimizer):
     on either, and one ``state_dict()`` holds everything. Weight decay of an inner optimizer acts at
     y, with every method. Memory: the method's state plus one snapshot of the parameters, which is
     not saved (between steps it is the parameter itself).
+
+    Step hooks of the wrapper and of the inner optimizers run once per step, those that are global
+    with the wrapper as their optimizer.
 
     If one of several inner optimizers raises in its step, those before it have taken theirs, and
     the lookahead takes these for edits of the parameters.
@@ -58,10 +60,10 @@ class Wrap(Optimizer):
                 "some parameters belong to more than one of the optimizers, or to one of them "
                 "twice: they would be updated twice"
             )
-        entries = {**group_entries(lookahead), "lookahead_t": 0, "train_mode": True}
+        entries = {**group_entries(lookahead), **CLOCK}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            complete = completed_entries(group, entries)
+            complete = _completed(each, group, entries)
             _check_options(i, group, complete, each)
             check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
@@ -80,30 +82,42 @@ class Wrap(Optimizer):
         return {"defaults": self.defaults, "optimizers": self.optimizers}
 
     def __setstate__(self, state):
-        """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers."""
-        loaded = {k: state.pop(k) for k in ("state", "param_groups") if k in state}
-        torch.optim.Optimizer.__setstate__(self, state)
-        self._state = States(self.optimizers)
-        if loaded:
-            load_all(self.optimizers, **loaded)
-        self._begin()
-        checkpoint.adopt(self)
+        """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers.
+
+        What ``state`` lacks stays as it is. After an error nothing has changed.
+        """
+        loaded = {k: v for k, v in state.items() if k in checkpoint.HOUSED}
+        own = {k: v for k, v in state.items() if k not in loaded}
+        inner = own.get("optimizers") or self.optimizers
+        with checkpoint.all_or_nothing([self, *inner]):
+            torch.optim.Optimizer.__setstate__(self, own)
+            if not (loaded or "optimizers" in own):
+                return
+            self._state = States(inner)
+            if loaded.keys() == checkpoint.HOUSED:
+                load_all(inner, **loaded)
+            elif "param_groups" in loaded:
+                give_groups(inner, loaded["param_groups"])
+            elif loaded:
+                self.state = loaded["state"]  # pyright: ignore[reportIncompatibleVariableOverride]
+            self._begin()
+            checkpoint.adopt(self)
         if not loaded:
             self.buckets.record_all()
-        for inner in self.optimizers:
-            guard(inner, self)
+        for each in inner:
+            guard(each, self)
 
     @property
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' groups themselves; a group added to one of them joins here."""
         first, *others = self.optimizers
-        groups = first.param_groups
+        for inner in self.optimizers:
+            for group in inner.param_groups:
+                if "lookahead_t" not in group:
+                    group.update(self._completed(inner, group))
         if others:
-            groups = [group for inner in self.optimizers for group in inner.param_groups]
-        for group in groups:
-            if "lookahead_t" not in group:
-                group.update(self._completed(group))
-        return groups
+            return [group for inner in self.optimizers for group in inner.param_groups]
+        return first.param_groups
 
     @property
     def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -112,6 +126,8 @@ class Wrap(Optimizer):
 
     @state.setter
     def state(self, mapping):  # pyright: ignore[reportIncompatibleVariableOverride]
+        # it may be our own, which shows those that are emptied here
+        mapping = dict(mapping)
         for inner in self.optimizers:
             inner.state = defaultdict(dict)
         self._state = States(self.optimizers)
@@ -148,7 +164,7 @@ class Wrap(Optimizer):
             raise TypeError(f"param_group must be a dict, got {type(param_group).__name__}")
         (inner,) = self.optimizers
         index = len(inner.param_groups)
-        group = self._completed(param_group)
+        group = self._completed(inner, param_group)
         _check_options(index, param_group, {**inner.defaults, **group}, inner)
         try:
             inner.add_param_group(group)
@@ -157,33 +173,10 @@ class Wrap(Optimizer):
             del inner.param_groups[index:]
             raise
 
-    def _completed(self, group):
+    def _completed(self, inner, group):
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
         shared = shared_clock(self.optimizers[0].param_groups)
-        return {**completed_entries(group, entries), **shared}
-
-    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As ``Optimizer.step``; hooks of the wrapper and of the inner optimizers run once each."""
-        args: Any = (self,) if closure is None else (self, closure)
-        kwargs: Any = {}
-        with torch.autograd.profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
-            for hook in list(self._optimizer_step_pre_hooks.values()):
-                given = hook(self, args, kwargs)
-                if given is not None:
-                    if not (isinstance(given, tuple) and len(given) == 2):
-                        raise RuntimeError(
-                            "a step pre-hook must return None or a tuple of (new_args, new_kwargs),"
-                            f" but got {given!r}"
-                        )
-                    args, kwargs = given
-            loss = Optimizer.step(*args, **kwargs)
-            self._optimizer_step_code()
-            for hook in list(self._optimizer_step_post_hooks.values()):
-                hook(self, args, kwargs)
-        return loss
-
-    # torch would wrap this method too, and run global hooks once more than there are steps
-    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
+        return {**_completed(inner, group, entries), **shared}
 
     def _skipped(self):
         for inner in self.optimizers:
@@ -194,6 +187,9 @@ class Wrap(Optimizer):
         # the other options of an inner optimizer are its own affair
         learning_rate("lr", group["lr"])
         return group
+
+    def _options(self, group):
+        return next(o.defaults for o in self.optimizers if any(g is group for g in o.param_groups))
 
     def _newcomers(self, group):
         # the inner optimizer initialises a parameter's state at its first gradient, not before
@@ -264,8 +260,14 @@ class Wrap(Optimizer):
             self.stepping = False
 
 
+def _completed(inner, group, entries):
+    """A group with our entries; the options that it leaves to its optimizer stay out."""
+    complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
+    return {k: v for k, v in complete.items() if k in group or is_ours(k)}
+
+
 def _check_options(index, given, group, inner):
     """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
     check_rate(index, group, inner)
     method = check_method(group)
-    warn_of_typos(f"group {index}", given, {*group_entries(method), *CLOCK})
+    warn_of_typos(f"group {index}", given, {*group_entries(method, group), *CLOCK})

@@ -48,21 +48,13 @@ def root(a):
 
 
 class _Translation(ast.NodeTransformer):
-    """``a / b`` to ``divide(a, b)`` and ``a.sqrt()`` to ``root(a)``."""
+    """``a / b`` to ``divide(a, b)``."""
 
     def visit_BinOp(self, node):
         self.generic_visit(node)
-        return _call("divide", node.left, node.right) if isinstance(node.op, ast.Div) else node
-
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "sqrt":
-            return _call("root", node.func.value)
-        return node
-
-
-def _call(name, *arguments):
-    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+        if not isinstance(node.op, ast.Div):
+            return node
+        return ast.Call(ast.Name("divide", ast.Load()), [node.left, node.right], [])
 
 
 @functools.cache

@@ -115,10 +115,12 @@ def firsts(sizes, block):
 
 
 def _chunks(sizes, block, device, keep):
-    counts = torch.tensor([-(-size // block) for size in sizes])
+    # here, whatever a user's default device is
+    counts = torch.tensor([-(-size // block) for size in sizes], device="cpu")
     row = torch.repeat_interleave(counts)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    pairs = torch.stack((row, torch.arange(len(row)) - first), 1).to(torch.int32)
+    block_of = torch.arange(len(row), device="cpu") - first
+    pairs = torch.stack((row, block_of), 1).to(torch.int32)
     found = torch.empty_like(pairs, device=device)
     upload(pairs, found, keep)
     return found

@@ -126,6 +126,7 @@ CORRUPT = [
     (57, "t a string", put(*GROUP, "lookahead_t", to="soon"), TypeError, "lookahead_t"),
     (57, "t negative", put(*GROUP, "lookahead_t", to=-1), ValueError, "lookahead_t"),
     (57, "mode a number", put(*GROUP, "train_mode", to=3), TypeError, "train_mode"),
+    (56, "no names", put(*GROUP, "param_names", to=3), TypeError, "param_names of group 0 of the"),
     (56, "too few names", names(1), ValueError, "group 1 of the checkpoint has 1 names for 2"),
     (
         57,

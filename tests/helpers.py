@@ -1,5 +1,8 @@
 """Small deterministic training runs, and bit for bit comparison of all that they leave behind."""
 
+import collections
+import collections.abc
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,42 @@ METHODS = {
     "gpa": GPA(0.9, 0.7),
     "schedule free": ScheduleFree(0.9),
     "nala": NALA(3, 1e-2, -0.4),
+}
+
+
+class Items(collections.abc.Sequence):
+    """A list as configuration libraries have it, which is neither a list nor a tuple."""
+
+    def __init__(self, items):
+        self._items = list(items)
+
+    def __getitem__(self, i):
+        return self._items[i]
+
+    def __len__(self):
+        return len(self._items)
+
+
+class Indexed:
+    """What has a length and items, and says no more about itself."""
+
+    def __init__(self, items):
+        self._items = list(items)
+
+    def __getitem__(self, i):
+        return self._items[i]
+
+    def __len__(self):
+        return len(self._items)
+
+
+SEQUENCES = {
+    "list": list,
+    "array": np.array,
+    "array of float32": lambda items: np.array(items, dtype=np.float32),
+    "of a configuration": Items,
+    "indexed": Indexed,
+    "deque": collections.deque,
 }
 
 # methods whose y is ahead of x along a direction; the others keep positions
@@ -195,14 +234,6 @@ def ulp(tensor):
     """The distance from each value to the next larger one of its dtype."""
     _, exponent = torch.frexp(tensor)
     return torch.ldexp(torch.ones_like(tensor), exponent - 1) * torch.finfo(tensor.dtype).eps
-
-
-@pytest.fixture
-def exact_sqrt(monkeypatch):
-    """Square roots of NumPy: torch's own on a CPU (MKL's) are off by a bit for one of 150."""
-    monkeypatch.setattr(
-        torch.Tensor, "sqrt", lambda t: torch.from_numpy(np.array(np.sqrt(t.numpy())))
-    )
 
 
 @pytest.fixture

@@ -234,7 +234,9 @@ def test_the_method_is_restored_with_its_settings(method, base):
     first = make(grouped(**override), METHODS[method])
     run(first, range(5))
     second = make(grouped(), None)
-    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="brings another lookahead than") as told:
+        second.load_state_dict(first.state_dict())
+    assert len(told) == 1
     with torch.no_grad():
         for p, q in zip(params_of(second), params_of(first), strict=True):
             p.copy_(q)
@@ -267,4 +269,6 @@ def test_lr_reaches_the_step_after_a_load(base, early, on):
     ):
         run(optimizer, range(5, 9), each=lambda all_of=all_of: [s.step() for s in all_of])
         assert {group["lr"] for group in optimizer.param_groups} == {LR / 16}
-    assert differing(content(first), content(second)) == []
+    # as in torch, the load took away what the checkpoint lacks; schedulers know it themselves
+    gone = {f"/param_groups/{i}/initial_lr" for i in range(len(first.param_groups)) if early}
+    assert set(differing(content(first), content(second))) == gone

@@ -1,9 +1,11 @@
 """The coefficient sets: where they leave singular values, and what is accepted in their place."""
 
+import numpy
 import pytest
 import torch
 
 from emanest.coefficients import COEFFICIENTS, check_coefficients, polynomials
+from helpers import SEQUENCES
 
 # name, steps -> range of the final singular value for s from 1e-3, 1e-2, 0.1 to 1 (ALGORITHMS 4.1)
 RANGES = {
@@ -80,6 +82,13 @@ def test_every_set_has_a_source():
         ((), TypeError, r"coefficients must be one of .*got \(\)"),
         (3.4, TypeError, "coefficients must be one of .*got 3.4"),
         (None, TypeError, "coefficients must be one of .*got None"),
+        ({1.0: 2.0, 3.0: 4.0, 5.0: 6.0}, TypeError, "coefficients must be one of .*got {1.0: 2.0"),
+        ({1.0, 2.0, 3.0}, TypeError, "coefficients must be one of .*got {1.0"),
+        (numpy.float64(3.0), TypeError, "coefficients must be one of .*got np.float64"),
+        (numpy.array(3.0), TypeError, "coefficients must be one of .*got array.3"),
+        (numpy.ones((2, 2)), ValueError, r"coefficients\[0\] must have three numbers"),
+        (numpy.ones((2, 3, 3)), TypeError, r"coefficients\[0\]\[0\] must be a number, got array"),
+        (torch.ones(3), TypeError, "coefficients must be one of .*got tensor"),
     ],
 )
 def test_anything_else_is_an_error(value, error, message):
@@ -90,3 +99,12 @@ def test_anything_else_is_an_error(value, error, message):
 def test_checked_coefficients_are_plain():
     assert check_coefficients("c", [[1, 2, 3]]) == ((1.0, 2.0, 3.0),)
     assert check_coefficients("c", check_coefficients("c", (1, 2, 3))) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES.values(), ids=SEQUENCES)
+def test_they_may_be_a_sequence_of_any_kind(kind):
+    assert check_coefficients("c", kind([3, -3, 1])) == (3.0, -3.0, 1.0)
+    rows = [[3.0, -3.0, 1.0], [2.0, -1.5, 0.5]]
+    expected = tuple(map(tuple, rows))
+    assert check_coefficients("c", kind(list(map(kind, rows)))) == expected
+    assert polynomials(kind(list(map(kind, rows))), 2) == (list(expected), 1.0)

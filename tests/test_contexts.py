@@ -1,12 +1,16 @@
 """Where a step, a load or an evaluation happens does not matter: inference mode, default device."""
 
+import ast
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 import helpers
-from helpers import METHODS, content, differing, params_of, run
+from emanest import backends, doctor
+from helpers import METHODS, bits, content, differing, params_of, run
 
 BASES = {
     "adamw": helpers.adamw,
@@ -40,6 +44,37 @@ def test_training_goes_on_from_inference_mode(base, dtype, loaded):
     for optimizer in (first, second):
         run(optimizer, range(3, 5))
     assert differing(content(first), content(second)) == []
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_a_back_end_knows_no_default_device(backend):
+    """Nor a default dtype; all of its functions, as ``emanest.doctor`` calls them."""
+    module = backends.pick("cpu", backend)
+    expected = doctor._run(module, "cpu")
+    with torch.device("meta"):
+        found = doctor._run(module, "cpu")
+    assert [bits(t) for t in found] == [bits(t) for t in expected]
+
+
+FACTORIES = {f.__name__ for f in _device_constructors()}
+# what a user computes with beside them is on the default device, too
+USERS = {"analysis.py"}
+SOURCES = sorted(
+    path
+    for folder in ("emanest", "kernels")
+    for path in (Path(__file__).parents[1] / folder).rglob("*.py")
+    if path.name not in USERS
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_tensor_is_made_on_a_named_device(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for call in calls:
+        called, keywords = ast.unparse(call.func), {k.arg for k in call.keywords}
+        if called.startswith("torch.") and called.removeprefix("torch.") in FACTORIES:
+            # or it comes with others, as **options
+            assert keywords & {"device", None}, f"{path.name}:{call.lineno} {ast.unparse(call)}"
 
 
 @few_bases

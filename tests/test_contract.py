@@ -140,6 +140,7 @@ WORDS = {
     ),
     "only support 2D parameters": (ValueError, "split_params"),
     "only support `original` and `match_rms_adamw`": (ValueError, "adjust_lr_fn must be one of"),
+    "unsupported adjust_lr_fn": (ValueError, "adjust_lr_fn must be one of"),
     "does not support complex parameters": (ValueError, "only real matrices"),
 }
 # torch only warns of it, and then updates twice

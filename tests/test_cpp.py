@@ -6,8 +6,7 @@ import torch
 import emanest
 from emanest import EMANesterov, cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
-from helpers import bits, flat, parameters, run, ulp, values
-from helpers import exact_sqrt as exact_sqrt
+from helpers import bits, flat, parameters, run, values
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -38,31 +37,25 @@ def same(found, expected):
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("look", LOOKAHEADS)
 @each_dtype
-@pytest.mark.usefixtures("exact_sqrt")
 def test_a_step_equals_the_eager_one(base, look, dtype):
     assert same(*(stepped(b, base, look, dtype) for b in (cpp, eager)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_torchs_sqrt_makes_a_difference_of_one_unit(dtype):
-    """In the last place of a parameter that is larger than its update."""
-    (before,) = parameters(dtype, [(2**16,)])
+@each_dtype
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_runs_over_long_tensors_have_the_eager_bits(dtype, amsgrad):
+    """One of 150 square roots of torch's own would be a neighbour of the right one."""
     runs = []
-    for name in ("cpp", "eager"):
-        params = parameters(dtype, [(2**16,)])
-        optimizer = emanest.AdamW(params, lr=0.01, lookahead=EMANesterov(), backend=name)
-        run(optimizer, range(1))
-        runs += values(optimizer)
-    found, expected = runs
-    unit = ulp(torch.maximum(expected.abs(), before.detach().abs()))
-    larger = before.abs() > 0.04
-    assert larger.sum() > 60_000
-    assert ((found - expected).abs() <= unit)[larger].all()
+    for backend in ("cpp", "eager"):
+        params = parameters(dtype, [(2**15,), (96, 50)])
+        optimizer = emanest.AdamW(params, amsgrad=amsgrad, lookahead=EMANesterov(), backend=backend)
+        run(optimizer, range(3))
+        runs.append(values(optimizer))
+    assert same(*runs)
 
 
 @each_dtype
 @pytest.mark.parametrize("grad_dtype", [*TOLERANCES, torch.float8_e5m2], ids=str)
-@pytest.mark.usefixtures("exact_sqrt")
 def test_a_gradient_of_any_format_gives_the_eager_step(dtype, grad_dtype):
     assert same(*(stepped(b, *PAIR, dtype, grad_dtype) for b in (cpp, eager)))
 
@@ -99,7 +92,6 @@ def long(seed, dtype, positive=False, twist=False):
 
 
 @each_dtype
-@pytest.mark.usefixtures("exact_sqrt")
 def test_long_tensors_and_views_equal_the_eager_step(dtype):
     assert same(*(stepped(b, *PAIR, dtype, make=long) for b in (cpp, eager)))
 
@@ -225,7 +217,6 @@ def test_unknown_rules_are_errors():
         cpp.move_("frobnicate", [torch.ones(3)], [[torch.ones(3)]], (1.0,), torch.float32)
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 def test_runs_of_an_optimizer_equal_those_of_the_eager_back_end(dtype):
     """Layouts that need copies included: gradients and parameters in other memory orders."""

@@ -1,6 +1,7 @@
 """Hooks of torch.optim, on every optimizer: which, how often, in what order, with what."""
 
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from emanest import EMANesterov
-from helpers import METHODS, content, differing, values
+from emanest import NALA, EMANesterov, Wrap
+from helpers import METHODS, content, differing, parameters, params_of, set_gradients, values
 from optimizer_database import Problem, each_entry, train
 
 LOOKAHEAD = METHODS["ema"]
@@ -40,7 +41,7 @@ def recorded():
 
 @each_entry
 def test_step_hooks_run_once_around_a_step_in_torchs_order(entry):
-    """The global ones of a Wrap are those of the optimizers inside, which take the step."""
+    """Those of the optimizers inside a Wrap, too; the global ones are the Wrap's alone."""
     optimizer = made(entry)
     inner = getattr(optimizer, "optimizers", [])
     with recorded() as (seen, handles):
@@ -63,13 +64,88 @@ def test_step_hooks_run_once_around_a_step_in_torchs_order(entry):
                 each.register_step_post_hook(hook("post", each)),
             ]
         optimizer.step()
-        around = [(name, o) for o in inner for name in ("global pre", "pre", "post", "global post")]
-        expected = [("pre", optimizer), *around, ("post", optimizer)]
-        if not inner:
-            expected = [("global pre", optimizer), *expected, ("global post", optimizer)]
+        around = [(name, o) for o in inner for name in ("pre", "post")]
+        before = [("global pre", optimizer), ("pre", optimizer)]
+        expected = [*before, *around, ("post", optimizer), ("global post", optimizer)]
         assert seen == expected
     optimizer.step()
     assert seen == expected
+
+
+class Doubled(torch.optim.SGD):
+    """Torch runs global hooks twice for it, once an SGD has been made."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def _scheduled(inner):
+    torch.optim.lr_scheduler.StepLR(inner, 10)
+    return inner
+
+
+def _without_gradients(optimizer):
+    optimizer.zero_grad()
+
+
+def _overflown(optimizer):
+    optimizer.found_inf = torch.ones(())
+
+
+WRAPPED = {
+    "one": lambda a, b: torch.optim.SGD([a, b]),
+    "two": lambda a, b: [torch.optim.SGD([a]), torch.optim.AdamW([b], foreach=True)],
+    "a subclass": lambda a, b: [torch.optim.SGD([a]), Doubled([b])],
+    "scheduled": lambda a, b: _scheduled(torch.optim.SGD([a, b])),
+}
+STEPPED = {
+    "as ever": lambda optimizer: None,
+    "no gradients": _without_gradients,
+    "an overflow": _overflown,
+    "not by the inner": lambda optimizer: optimizer.step(),
+}
+
+
+@pytest.mark.parametrize("prepare", STEPPED.values(), ids=STEPPED)
+@pytest.mark.parametrize("inner", WRAPPED.values(), ids=WRAPPED)
+def test_global_hooks_run_once_per_step_of_a_wrap(inner, prepare):
+    """Also where its optimizers do not step; with their optimizer where there is no Wrap."""
+    # its second step is a raw one of the method
+    optimizer = Wrap(inner(*parameters(shapes=[(3,), (2,)])), NALA(1, 1e-2, -0.4))
+    set_gradients(params_of(optimizer), 0)
+    prepare(optimizer)
+    other = torch.optim.SGD(parameters())
+    with recorded() as (seen, handles):
+        handles += [
+            register_optimizer_step_pre_hook(lambda who, *_: seen.append(("pre", who))),
+            register_optimizer_step_post_hook(lambda who, *_: seen.append(("post", who))),
+        ]
+        for each in (optimizer, other):
+            each.step()
+        assert seen == [(name, who) for who in (optimizer, other) for name in ("pre", "post")]
+        # the optimizers inside take steps again once they are on their own
+        optimizers = optimizer.optimizers
+        del seen[:], optimizer
+        optimizers[0].step()
+        assert seen == [("pre", optimizers[0]), ("post", optimizers[0])]
+
+
+def test_a_step_of_a_wrap_takes_no_hooks_from_other_threads():
+    """A hook of the inner optimizer, in the middle of its step, waits for another optimizer's."""
+    inner, other = torch.optim.SGD(parameters()), torch.optim.SGD(parameters())
+    optimizer = Wrap(inner, LOOKAHEAD)
+    set_gradients(params_of(optimizer), 0)
+
+    def step_other(*_):
+        thread = threading.Thread(target=other.step)
+        thread.start()
+        thread.join()
+
+    inner.register_step_post_hook(step_other)
+    with recorded() as (seen, handles):
+        handles.append(register_optimizer_step_pre_hook(lambda who, *_: seen.append(who)))
+        optimizer.step()
+    assert seen == [optimizer, other]
 
 
 @each_entry

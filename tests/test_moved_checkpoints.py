@@ -11,7 +11,6 @@ from emanest import backends
 from helpers import (
     content,
     differing,
-    exact_sqrt,  # noqa: F401
     run,
     values,
 )
@@ -28,7 +27,6 @@ def made(entry, lookahead, params, backend):
     return optimizer
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 @each_move
 @pytest.mark.parametrize("entry", [e for e in DATABASE.values() if not e.wraps], ids=repr)
 @each_lookahead

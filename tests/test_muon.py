@@ -1,6 +1,8 @@
 """Muon and NorMuon against torch's and against the textbook."""
 
 import inspect
+import itertools
+import re
 
 import pytest
 import torch
@@ -46,6 +48,12 @@ OPTIONS = {
     "all": {"lr": 0.3, "momentum": 0.5, "weight_decay": 0.4, "ns_steps": 3, "eps": 1e-3},
     "eps beyond the norm": {"eps": 100.0},
     "coefficients": {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 7},
+    # torch has it from 2.14 on
+    **{
+        name: {"adjust_lr_fn": name}
+        for name in ["spectral_unclamped"]
+        if name in torch.optim.Muon.__doc__
+    },
 }
 FLAT = [s for s in SHAPES if len(s) == 2]
 
@@ -170,4 +178,16 @@ def test_scales_are_those_of_the_table():
         "spectral_norm": [2.0, 0.5],
         "unit_rms": [12**0.5] * 2,
         "none": [1.0, 1.0],
+        "spectral_unclamped": [2.0, 0.5],
     }
+
+
+def test_every_scale_of_torch_is_known_by_its_name():
+    """As many as the torch at hand has: 2.14 has one more."""
+    torchs = _muon._adjust_lr
+    names = re.findall(r'adjust_lr_fn == "(\w+)"', inspect.getsource(torchs))
+    assert {"original", "match_rms_adamw"} <= set(names)
+    for name, shape in itertools.product(names, [(12, 3), (3, 12), (5, 5)]):
+        (p,) = params = [torch.nn.Parameter(torch.ones(shape))]
+        (group,) = Muon(params, adjust_lr_fn=name).param_groups
+        assert SCALES[group["adjust_lr_fn"]](*shape) == torchs(1.0, name, p.shape)

@@ -83,24 +83,34 @@ def test_a_gradient_scaler_changes_nothing(name):
     assert all(bits(a) == bits(b) for a, b in pairs)
 
 
-def test_options_say_where_the_iteration_runs(monkeypatch):
+def test_options_say_how_the_iteration_runs():
     params = matrices(torch.float32)[:2]
     with pytest.raises(ValueError, match="ns_form='gram' loses all digits in bfloat16: take ns_d"):
         Muon(params, ns_form="gram", ns_dtype="bfloat16")
     found = {}
     for form in ("standard", "gram"):
         p = matrices(torch.float32)
-        train(Muon(p, LR, ns_form=form), range(3))
+        train(Muon(p, LR, ns_form=form, ns_dtype="float32"), range(3))
         found[form] = [each.detach() for each in p]
     close(found["gram"], found["standard"], atol=1e-4)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert emanest.newton_schulz.working_dtype(torch.device("cpu"), torch.float32) == torch.bfloat16
-    assert (
-        emanest.newton_schulz.working_dtype(torch.device("cpu"), torch.float32, "gram")
-        == torch.float32
-    )
-    assert emanest.newton_schulz.working_dtype(torch.device("cuda"), torch.float32) == torch.float16
-    assert emanest.newton_schulz.working_dtype(torch.device("cuda"), torch.float64) == torch.float64
+
+
+# (device, form, AMX) -> dtype of the iteration for float32 matrices
+WORKING = {
+    ("cpu", None, True): torch.bfloat16,
+    ("cpu", "gram", True): torch.float32,
+    ("cpu", None, False): torch.float32,
+    ("cuda", None, False): torch.float16,
+}
+
+
+@pytest.mark.parametrize(("device", "form", "amx"), WORKING)
+def test_the_iteration_runs_in_the_fastest_dtype_that_will_do(monkeypatch, device, form, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    working_dtype = emanest.newton_schulz.working_dtype
+    found = working_dtype(torch.device(device), torch.float32, form)
+    assert found == WORKING[device, form, amx]
+    assert working_dtype(torch.device(device), torch.float64, form) == torch.float64
 
 
 # ---- failures ----------------------------------------------------------------------------------

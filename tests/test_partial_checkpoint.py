@@ -1,5 +1,6 @@
 """Checkpoints that hold less than training needs: no y, or a base optimizer's state alone."""
 
+import collections
 import copy
 
 import pytest
@@ -10,7 +11,7 @@ import helpers
 import textbook
 import textbook_bases
 from emanest import Wrap
-from helpers import ALONG, LR, METHODS, params_of, run, ulp, values
+from helpers import ALONG, LR, METHODS, content, differing, params_of, run, same, ulp, values
 
 BASES = {"adamw": helpers.adamw, "wrap": helpers.wrap_adamw}
 
@@ -110,3 +111,107 @@ def test_what_a_checkpoint_lacks_starts_afresh(method, base, source, last):
         expected.step(helpers.gradients(expected.y, t), LR)
         run(second, [t])
         torch.testing.assert_close(values(second), expected.y, rtol=0, atol=1e-12)
+
+
+# ---- __setstate__ -------------------------------------------------------------------------------
+
+SET = {
+    "adamw": helpers.adamw,
+    "sgd": helpers.sgd,
+    "wrap": helpers.wrap_adamw,
+    "wrap two": helpers.wrap_two,
+}
+# what frameworks hand it, and what changes nothing
+PARTIAL = {
+    "nothing": lambda optimizer: {},
+    "state": lambda optimizer: {"state": optimizer.state},
+    "param_groups": lambda optimizer: {"param_groups": optimizer.param_groups},
+    "both": lambda optimizer: {k: getattr(optimizer, k) for k in ("state", "param_groups")},
+    "defaults": lambda optimizer: {"defaults": optimizer.defaults},
+    "state and defaults": lambda optimizer: {
+        k: getattr(optimizer, k) for k in ("state", "defaults")
+    },
+    "an attribute": lambda optimizer: {"note": 3},
+}
+
+
+@pytest.mark.parametrize("partial", PARTIAL)
+@pytest.mark.parametrize("base", SET)
+@pytest.mark.parametrize("method", ["ema", "snoo"])
+def test_set_state_keeps_what_it_is_not_given(base, method, partial):
+    optimizer, twin = (SET[base](helpers.parameters(), METHODS[method]) for _ in range(2))
+    for each in (optimizer, twin):
+        run(each, range(4))
+    given = PARTIAL[partial](optimizer)
+    keys = set(given)
+    optimizer.__setstate__(given)
+    assert given.keys() == keys
+    assert vars(optimizer).get("note") == given.get("note")
+    assert differing(content(optimizer), content(twin)) == []
+    for each in (optimizer, twin):
+        run(each, range(4, 8))
+    assert differing(content(optimizer), content(twin)) == []
+
+
+@pytest.mark.parametrize("base", SET)
+@pytest.mark.parametrize("how", [lambda s: {"state": s}, lambda s: {"state": s, "note": 3}])
+def test_set_state_begins_again_with_a_state_that_is_empty(base, how):
+    """As where ``optimizer.state`` is replaced; the groups, and their clock, go on."""
+    optimizer, twin = (SET[base](helpers.parameters(), METHODS["ema"]) for _ in range(2))
+    for each in (optimizer, twin):
+        run(each, range(4))
+    optimizer.__setstate__(how(collections.defaultdict(dict)))
+    twin.state = collections.defaultdict(dict)
+    assert not optimizer.state
+    for each in (optimizer, twin):
+        run(each, range(4, 7))
+    assert differing(content(optimizer), content(twin)) == []
+
+
+@pytest.mark.parametrize("base", ["adamw", "wrap"])
+def test_set_state_takes_groups_of_torch(base):
+    """They get the lookahead of this optimizer, at its start, and their own options."""
+    optimizer, twin = (SET[base](helpers.parameters(), METHODS["ema"]) for _ in range(2))
+    theirs = torch.optim.AdamW(params_of(optimizer), lr=2 * LR, betas=(0.9, 0.99), weight_decay=0)
+    optimizer.__setstate__({"param_groups": theirs.param_groups})
+    twin.param_groups[0]["lr"] = 2 * LR
+    for each in (optimizer, twin):
+        run(each, range(4))
+    assert same(optimizer, twin)
+
+
+REFUSED = {
+    "a group more": lambda optimizer: {"param_groups": [*optimizer.param_groups] * 2},
+    "no method": lambda optimizer: {
+        "param_groups": [{**g, "lookahead": "junk"} for g in optimizer.param_groups]
+    },
+    "state, and no method": lambda optimizer: {
+        "state": collections.defaultdict(dict),
+        "param_groups": [{**g, "lookahead": "junk"} for g in optimizer.param_groups],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "refused"),
+    [(b, r) for b in SET for r in REFUSED if b == "wrap two" or r != "a group more"],
+)
+def test_set_state_that_fails_changes_nothing(base, refused):
+    optimizer, twin = (SET[base](helpers.parameters(), METHODS["ema"]) for _ in range(2))
+    for each in (optimizer, twin):
+        run(each, range(4))
+    with pytest.raises(ValueError, match=r"4 param_groups for optimizers with \[1, 1\]|got 'junk'"):
+        optimizer.__setstate__(REFUSED[refused](optimizer))
+    assert differing(content(optimizer), content(twin)) == []
+    for each in (optimizer, twin):
+        run(each, range(4, 7))
+    assert differing(content(optimizer), content(twin)) == []
+
+
+@pytest.mark.parametrize("base", SET)
+def test_state_may_be_set_to_itself(base):
+    optimizer = SET[base](helpers.parameters(), METHODS["ema"])
+    run(optimizer, range(2))
+    before = content(optimizer)
+    optimizer.state = optimizer.state
+    assert differing(content(optimizer), before) == []

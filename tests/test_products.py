@@ -25,7 +25,6 @@ each_kind = pytest.mark.parametrize(
     ],
     ids=str,
 )
-each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 # Triton is among them where it interprets
 NAMES = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
@@ -149,24 +148,49 @@ def test_an_addend_that_does_not_count_is_not_read(products):
     )
 
 
+# by size and dtype: where MKL and oneDNN choose otherwise for another number of threads
+THREADED = [
+    *(((2, 301, 813), dtype, layout) for dtype in DTYPES[:2] for layout in LAYOUTS),
+    *(((2, 301, 813), dtype, "contiguous") for dtype in DTYPES[2:]),
+    ((2, 513, 257), torch.bfloat16, "transposed"),
+    ((1, 1024, 64), torch.float32, "contiguous"),
+]
+
+
 @each_call
-@each_layout
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_threads_change_no_bit(name, dtype, layout):
+@pytest.mark.parametrize(("size", "dtype", "layout"), THREADED, ids=str)
+def test_threads_and_company_change_no_bit(name, size, dtype, layout):
     cpu = pytest.importorskip("emanest.cpu_products", exc_type=ImportError)
     # more than one tile, and a rest, either way
-    given, threads = operands((2, 301, 813), dtype, layout), torch.get_num_threads()
+    given, threads = operands(size, dtype, layout), torch.get_num_threads()
+    call, reference, symmetric = CALLS[name]
     found = []
     try:
-        for count in (1, 2, 3):
+        # with more of them than before some threads are new, and torch sets these up as they work
+        for count in (1, 2, 3, 4, 2):
             torch.set_num_threads(count)
-            found.append(CALLS[name][0](cpu, *given))
+            found.append(call(cpu, *given))
+        alone = torch.cat([call(cpu, *(t[i : i + 1] for t in given)) for i in range(size[0])])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    expected = CALLS[name][1](*(t.double() for t in given))
+    for other in (*found[1:], alone):
+        assert torch.equal(found[0], other)
+    expected = reference(*(t.double() for t in given))
     unit = torch.finfo(dtype).eps
-    assert (found[0] - expected).norm() <= 16 * unit * expected.norm()
-    if CALLS[name][2]:
+    assert (found[0].double() - expected).norm() <= 16 * unit * expected.norm()
+    if symmetric:
         assert torch.equal(found[0], found[0].mT)
+
+
+def test_products_leave_the_number_of_threads_alone():
+    """Of torch, and of the BLAS: a product of torch's has the bits that it had before."""
+    cpu = pytest.importorskip("emanest.cpu_products", exc_type=ImportError)
+    (x, a, _), threads = operands((1, 1024, 512), torch.float32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        before = a[0] @ x[0]
+        cpu.mm(a, x)
+        assert torch.get_num_threads() == 2
+        assert torch.equal(a[0] @ x[0], before)
+    finally:
+        torch.set_num_threads(threads)

@@ -15,7 +15,6 @@ import helpers
 import textbook_bases
 from emanest import ScheduleFree, Wrap, backends
 from helpers import METHODS, bits, content, differing
-from helpers import exact_sqrt as exact_sqrt
 from helpers import one_thread as one_thread
 
 LR = 0.05
@@ -250,7 +249,7 @@ def assert_textbook(run, params, step_error):
 
 @many
 @given(run=runs(DTYPES))
-@pytest.mark.usefixtures("exact_sqrt", "one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_back_ends_agree_with_each_other_and_with_the_textbook(run):
     """The back ends bit for bit."""
     found = [take(run, kind) for kind in BACKENDS]

@@ -76,6 +76,7 @@ def test_lookahead_is_a_lerp_on_both_sides_of_one_half(alpha):
 # ---- the text, which Triton compiles and C++ mirrors --------------------------------------------
 
 TEXT = ast.parse(inspect.getsource(rules))
+FUNCTIONS = {n.name: n for n in TEXT.body if isinstance(n, ast.FunctionDef)}
 ALLOWED = (
     *(ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return, ast.Expr),
     *(ast.Name, ast.Load, ast.Store, ast.Constant, ast.Tuple),
@@ -85,14 +86,12 @@ ALLOWED = (
 
 
 def foreign(function):
-    """Lines of a rule that are more than arithmetic, comparison, unpacking and ``.sqrt()``."""
+    """Lines of a rule that are more than arithmetic, comparison, unpacking and ``root``."""
     nodes = list(ast.walk(function))
-    roots = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n).endswith(".sqrt()")]
-    accepted = {id(n) for root in roots for n in (root, root.func)}
+    calls = [n for n in nodes if isinstance(n, ast.Call) and not n.keywords]
     # the one rule that is made of rules
-    if function.name == "step":
-        calls = [n for n in nodes if isinstance(n, ast.Call) and not n.keywords]
-        accepted |= {id(n) for n in calls if getattr(n.func, "id", None) in ("base", "look")}
+    called = ("base", "look") if function.name == "step" else ("root",)
+    accepted = {id(n) for n in calls if getattr(n.func, "id", None) in called}
     # 1 / 2 is 0 in C++: numbers are written as floats; the docstring is the one text
     constants = [n for n in nodes if isinstance(n, ast.Constant) and not isinstance(n.value, float)]
     docstring = function.body[0].value
@@ -102,7 +101,7 @@ def foreign(function):
 
 @pytest.mark.parametrize(
     "function",
-    [pytest.param(n, id=n.name) for n in TEXT.body if isinstance(n, ast.FunctionDef)],
+    [pytest.param(f, id=name) for name, f in FUNCTIONS.items() if name != "root"],
 )
 def test_rules_are_arithmetic(function):
     assert foreign(function) == []
@@ -111,10 +110,10 @@ def test_rules_are_arithmetic(function):
 @pytest.mark.parametrize(
     "line",
     [
-        *("import torch", "y = torch.abs(y)", "y = y.abs()", "y = abs(y)", "y = y.sqrt(2)"),
+        *("import torch", "y = torch.abs(y)", "y = y.abs()", "y = abs(y)", "y = y.sqrt()"),
         *("if y > 0: y = g", "y = g if y > 0 else y", "y = state[0]", "y = y ** 2", "y += g"),
         *("y = y > 0 and g", "y = not y", "y = y % g", "y = y @ g", "y = 'a'", "y = g.grad"),
-        *("y = 2 * y", "for y in g: pass", "y = (lambda: g)()", "y = y.sqrt().abs()"),
+        *("y = 2 * y", "for y in g: pass", "y = (lambda: g)()", "y = root(y).abs()"),
     ],
 )
 def test_anything_else_is_seen(line):
@@ -123,7 +122,7 @@ def test_anything_else_is_seen(line):
 
 def test_rules_import_nothing_and_every_one_is_in_a_table():
     assert not [n for n in ast.walk(TEXT) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    named = {n.name for n in TEXT.body if isinstance(n, ast.FunctionDef)} - {"step"}
+    named = FUNCTIONS.keys() - {"step", "root"}
     tables = [r.function.__name__ for t in TABLES for r in t.values()]
     assert sorted(tables) == sorted(named)
     for table in TABLES:

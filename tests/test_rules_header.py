@@ -1,7 +1,7 @@
 """csrc/rules.h says what rules.py says: both texts are brought into one form and compared.
 
 Of a rule in Python, each line becomes the line that the header must have: numbers written out are
-``1.0_n``, ``x.sqrt()`` is ``std::sqrt(x)``, names that a rule makes are ``auto``. State is returned
+``1.0_n``, ``root(x)`` is ``std::sqrt(x)``, names that a rule makes are ``auto``. State is returned
 in Python and assigned in C++.
 """
 
@@ -34,9 +34,8 @@ class ToCpp(ast.NodeTransformer):
         return ast.Name(f"{node.value}_n")
 
     def visit_Call(self, node):
-        assert isinstance(node.func, ast.Attribute)
-        assert node.func.attr == "sqrt"
-        return ast.Call(ast.Name("std::sqrt"), [self.visit(node.func.value)], [])
+        assert ast.unparse(node.func) == "root"
+        return ast.Call(ast.Name("std::sqrt"), [self.visit(each) for each in node.args], [])
 
 
 def cpp(expression):

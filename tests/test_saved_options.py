@@ -11,9 +11,10 @@ import numpy
 import pytest
 import torch
 
+import emanest
 import helpers
 from emanest import EMANesterov
-from helpers import METHODS, content, differing, run
+from helpers import METHODS, SEQUENCES, content, differing, run
 from test_checkpoint import PLAIN, types_in
 
 BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
@@ -39,6 +40,68 @@ def test_numbers_of_any_kind_are_saved_as_plain_ones(base):
     optimizer.load_state_dict(torch.load(file, weights_only=True))
     assert optimizer.param_groups[0]["lookahead_rest"] == 9
     assert optimizer.param_groups[1]["lookahead_stepsize"] == 0.25
+
+
+BETAS, ROWS = (0.5, 0.75), ((3.0, -3.0, 1.0), (2.0, -1.5, 0.5))
+
+
+def with_sequences(kind):
+    """Numbers in sequences, given to a constructor, to groups, late, and between steps."""
+    first, second, third, fourth = helpers.parameters(shapes=[(3, 4), (4, 2), (2, 2), (3,)])
+    groups = [{"params": [first]}, {"params": [second], "ns_coefficients": kind(ROWS[0])}]
+    optimizer = emanest.Muon(
+        groups,
+        ns_coefficients=kind([kind(row) for row in ROWS]),
+        ns_steps=3,
+        lookahead=METHODS["ema"],
+    )
+    optimizer.add_param_group({"params": [fourth], "base": "adamw", "betas": kind(BETAS)})
+    run(optimizer, range(2))
+    late = {"params": [third], "ns_coefficients": kind(ROWS[1]), "capturable": True}
+    optimizer.add_param_group(late)
+    for betas in ((0.25, 0.5), (0.75, 0.875)):
+        optimizer.param_groups[2]["betas"] = kind(betas)
+        optimizer.param_groups[3]["ns_coefficients"] = kind(ROWS[0])
+        run(optimizer, range(2, 4))
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", SEQUENCES.values(), ids=SEQUENCES)
+def test_options_that_are_sequences_may_be_of_any_kind(kind):
+    """They are kept, saved and compared as tuples of plain numbers."""
+    optimizer, twin = with_sequences(kind), with_sequences(tuple)
+    assert differing(content(optimizer), content(twin)) == []
+    assert optimizer.defaults == twin.defaults
+    optimizer.param_groups[2]["betas"] = kind(BETAS)
+    optimizer.param_groups[0]["ns_coefficients"] = kind(ROWS[0])
+    saved = optimizer.state_dict()
+    assert set(types_in(saved)) <= set(PLAIN)
+    # as read from a file that knows lists only
+    saved["param_groups"][2]["betas"] = kind(saved["param_groups"][2]["betas"])
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[2]["betas"] == BETAS
+    assert optimizer.param_groups[0]["ns_coefficients"] == ROWS[0]
+
+
+@pytest.mark.parametrize("kind", SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences_of_an_inner_optimizer_are_saved_as_plain_ones(kind):
+    inner = torch.optim.RAdam(helpers.parameters(), betas=kind(BETAS))
+    optimizer = emanest.Wrap(inner, METHODS["ema"])
+    run(optimizer, range(2))
+    saved = optimizer.state_dict()
+    assert set(types_in(saved)) <= set(PLAIN)
+    assert saved["param_groups"][0]["betas"] == BETAS
+    assert type(inner.param_groups[0]["betas"]) is type(kind(BETAS))
+
+
+def test_betas_that_were_set_to_junk_are_refused_at_the_step():
+    optimizer = helpers.adamw(helpers.parameters(), METHODS["ema"])
+    run(optimizer, range(2))
+    optimizer.param_groups[0]["betas"] = [0.9, 1.0]
+    before = content(optimizer)
+    with pytest.raises(ValueError, match=r"index 1: 1.0 \(betas\[1\] must be in"):
+        run(optimizer, [2])
+    assert differing(content(optimizer), before) == []
 
 
 class Schedule:

@@ -1,13 +1,15 @@
 """Schedulers of torch on every optimizer with every lookahead: they set numbers, nothing else."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from emanest import ScheduleFree
-from helpers import bits, set_gradients
+import emanest
+from emanest import NAG, EMANesterov, ScheduleFree, Wrap
+from helpers import bits, content, differing, parameters, run, set_gradients
 from optimizer_database import DATABASE, LOOKAHEADS, SCHEDULERS, Problem, each_entry, each_lookahead
 
 LR = 0.001
@@ -33,8 +35,9 @@ each_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 def scheduler_of(name, optimizer, entry, lookahead):
     if name != "one cycle":
         return SCHEDULERS[name](optimizer)
-    # Schedule-Free has no momentum to cycle; two optimizers have two words for it
-    fixed = isinstance(lookahead, ScheduleFree) or entry.name == "Wrap two"
+    # Schedule-Free and NAG on SGD have no momentum to cycle; two optimizers have two words for it
+    brought = NAG if entry.reference is torch.optim.SGD else ()
+    fixed = isinstance(lookahead, (ScheduleFree, brought)) or entry.name == "Wrap two"
     return SCHEDULERS[name](optimizer, cycle_momentum=not fixed)
 
 
@@ -113,3 +116,88 @@ def test_a_schedule_that_ends_at_zero_ends_the_run(entry, name):
     # the first step at a rate of 0 is the third; y was ahead once more
     moved = [a != b for a, b in itertools.pairwise(points)]
     assert moved == [True, name == "ema", *[False] * 4]
+
+
+# ---- a momentum that a scheduler switches on ----------------------------------------------------
+
+BRINGING = {"nag": NAG(0.9), "schedule free": ScheduleFree(0.9)}
+STILL = {
+    "SGD": lambda look: emanest.SGD(parameters(), lr=LR, lookahead=look),
+    "AdamW": lambda look: emanest.AdamW(parameters(), betas=(0.0, 0.9), lookahead=look),
+    "Muon": lambda look: emanest.Muon(
+        parameters(shapes=[(3, 5)]), momentum=0.0, nesterov=False, lookahead=look
+    ),
+    "Wrap": lambda look: Wrap(torch.optim.SGD(parameters(), lr=LR), look),
+    "Wrap AdamW": lambda look: Wrap(torch.optim.AdamW(parameters(), betas=(0.0, 0.9)), look),
+    "Wrap two": lambda look: Wrap([torch.optim.SGD([p], lr=LR) for p in parameters()], look),
+}
+CYCLIC = {
+    "one cycle": lambda o, **options: lr_scheduler.OneCycleLR(o, LR, total_steps=9, **options),
+    "cyclic": lambda o, **options: lr_scheduler.CyclicLR(o, LR, 2 * LR, **options),
+}
+each_cyclic = pytest.mark.parametrize("cyclic", CYCLIC.values(), ids=CYCLIC)
+
+
+@each_cyclic
+@pytest.mark.parametrize("make", STILL.values(), ids=STILL)
+@pytest.mark.parametrize("method", BRINGING.values(), ids=BRINGING)
+def test_two_momenta_are_an_error_where_the_base_was_to_have_none(method, make, cyclic):
+    """It changes nothing, and comes in a copy and after a load, too."""
+    optimizer = make(method)
+    cyclic(optimizer, cycle_momentum=False)
+    run(optimizer, range(2))
+    saved = optimizer.state_dict()
+    cyclic(optimizer)
+    refused = pytest.raises(ValueError, match=r"=0\.9.* cycle_momentum=False")
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        before = content(each)
+        with refused:
+            run(each, [2])
+        assert differing(content(each), before) == []
+    optimizer.load_state_dict(saved)
+    run(optimizer, [2])
+    cyclic(optimizer)
+    with refused:
+        run(optimizer, [3])
+
+
+@each_cyclic
+def test_a_momentum_that_is_cycled_before_a_wrap_is_no_momentum_of_the_base(cyclic):
+    inner = torch.optim.SGD(parameters(), lr=LR)
+    cyclic(inner)
+    with pytest.raises(ValueError, match="NAG brings the momentum of a base that was made without"):
+        Wrap(inner, NAG(0.9))
+    Wrap(inner, EMANesterov())
+
+
+@each_cyclic
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: emanest.SGD(p, lr=LR, momentum=0.9, lookahead=NAG(0.5)),
+        lambda p: emanest.AdamW(p, lookahead=NAG(0.5)),
+        lambda p: Wrap(torch.optim.SGD(p, lr=LR, momentum=0.9), NAG(0.5)),
+        lambda p: emanest.SGD(p, lr=LR, lookahead=EMANesterov()),
+    ],
+    ids=["SGD", "AdamW", "Wrap", "another method"],
+)
+def test_a_momentum_of_the_base_may_be_cycled(make, cyclic):
+    """A group that is added later has one, too."""
+    first, *others = parameters()
+    optimizer = make([first])
+    optimizer.add_param_group({"params": others})
+    scheduler = cyclic(optimizer)
+    for t in range(3):
+        run(optimizer, [t])
+        scheduler.step()
+
+
+def test_a_base_without_momentum_takes_none_from_a_checkpoint():
+    """Nor would the run be that of the checkpoint, which had no second one."""
+    source = torch.optim.SGD(parameters(), lr=LR, momentum=0.9)
+    run(source, range(2))
+    optimizer = emanest.SGD(parameters(), lr=LR, lookahead=NAG(0.9))
+    before = content(optimizer)
+    with pytest.raises(ValueError, match=r"made without one, and now has momentum=0\.9"):
+        optimizer.load_state_dict(source.state_dict())
+    assert differing(content(optimizer), before) == []

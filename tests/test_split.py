@@ -86,7 +86,12 @@ class Kinds(nn.Module):
         self.conv = nn.Conv2d(8, 16, 3)
         self.depth = nn.Conv2d(16, 16, 3, groups=16)
         self.attention = nn.MultiheadAttention(16, 2)
-        self.experts = nn.Parameter(torch.ones(4, 8, 8))
+        self.experts = nn.Parameter(torch.ones(4, 16, 32))
+        self.listed = nn.ParameterList([torch.ones(4, 16, 32)])
+        self.bilinear = nn.Bilinear(16, 16, 16, bias=False)
+        self.conv1d = nn.Conv1d(16, 16, 3, bias=False)
+        self.experts_bias = nn.Parameter(torch.ones(4, 16))
+        self.biases = nn.ParameterList([torch.ones(2, 16, 16)])
         self.row = nn.Parameter(torch.ones(1, 9))
         self.phase = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
         self.cls_token = nn.Parameter(torch.ones(4, 16))
@@ -110,7 +115,12 @@ def test_the_table_gives_each_reason(capsys):
         "attention.in_proj_bias": ("adamw", "vector"),
         "attention.out_proj.weight": ("muon", "matrix"),
         "attention.out_proj.bias": ("adamw", "vector"),
-        "experts": ("adamw", "stack"),
+        "experts": ("muon", "experts"),
+        "listed.0": ("muon", "experts"),
+        "bilinear.weight": ("adamw", "tensor"),
+        "conv1d.weight": ("muon", "kernel"),
+        "experts_bias": ("adamw", "bias"),
+        "biases.0": ("adamw", "bias"),
         "row": ("adamw", "vector"),
         "phase": ("adamw", "complex"),
         "cls_token": ("adamw", "embedding"),
@@ -242,7 +252,7 @@ def test_a_rule_that_names_no_base_leaves_a_parameter_where_it_was():
     found = {
         n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
     }
-    assert found["attention.in_proj_weight"] == {"split": 3, "lr": 0.5}
+    assert found["attention.in_proj_weight"] == {"stack": False, "split": 3, "lr": 0.5}
     assert found["attention.in_proj_bias"] == {"base": "adamw", "lr": 0.5}
     assert found["shared.weight"] == {"base": "adamw", "lr": 0.25}
     groups = split_params(Kinds(), {"in_proj_weight": "adamw", "shared": "muon"}, verbose=False)
@@ -250,7 +260,7 @@ def test_a_rule_that_names_no_base_leaves_a_parameter_where_it_was():
         n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
     }
     assert found["attention.in_proj_weight"] == {"base": "adamw"}
-    assert found["shared.weight"] == {}
+    assert found["shared.weight"] == {"stack": False}
 
 
 def test_a_tied_parameter_is_found_by_any_of_its_names():
@@ -271,8 +281,8 @@ def test_entries_reach_the_groups_of_their_kind():
     groups = split_params(Model(), rules, muon={"lr": 0.3}, adamw={"lr": 0.1}, verbose=False)
     entries = [{k: v for k, v in g.items() if k != "params"} for g in groups]
     assert entries == [
-        {"lr": 0.3},
-        {"lr": 0.3, "split": 2},
+        {"stack": False, "lr": 0.3},
+        {"stack": False, "lr": 0.3, "split": 2},
         {"lr": 0.1, "base": "adamw"},
         {"lr": 7.0, "base": "adamw"},
     ]

@@ -67,6 +67,7 @@ class Muon:
         "original": lambda a, b: max(1.0, a / b) ** 0.5,
         "match_rms_adamw": lambda a, b: 0.2 * max(a, b) ** 0.5,
         "spectral_norm": lambda a, b: (a / b) ** 0.5,
+        "spectral_unclamped": lambda a, b: (a / b) ** 0.5,
         "unit_rms": lambda a, b: max(a, b) ** 0.5,
         "none": lambda a, b: 1.0,
     }

@@ -13,10 +13,10 @@ import emanest
 import helpers
 import test_points
 import test_rules
-from emanest import eager
+import test_stack
+from emanest import doctor, eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
-from helpers import exact_sqrt  # noqa: F401
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
 
@@ -185,7 +185,6 @@ def test_a_large_tensor_is_stepped_as_eager_does(dtype):
         torch.testing.assert_close(a, b, rtol=2 * rtol, atol=2 * atol)
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 @pytest.mark.parametrize(("base", "look"), SELECTION)
 def test_a_step_has_the_bits_of_the_eager_one(base, look):
     """Every operation is rounded, and to nearest."""
@@ -327,7 +326,6 @@ def test_a_tensor_without_an_address_has_no_row(column):
             run(arguments, memo=each)
 
 
-@pytest.mark.usefixtures("exact_sqrt")
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
     memo = {}
     for sizes in (SIZES, [5, 5], SIZES):
@@ -390,3 +388,35 @@ def test_evaluations_change_no_run(method, dtype, monkeypatch):
     test_points.test_a_run_with_evaluations_equals_a_run_without(
         "triton", DATABASE["AdamW"], dtype, 1, method, monkeypatch
     )
+
+
+def test_an_expert_is_stepped_as_a_parameter_of_its_own():
+    """NorMuon does all that Muon does; products take the interpreter long."""
+    options, made = {"split": 2, "ns_steps": 1}, lambda t: t.mT.contiguous().mT
+    test_stack.step_each_alone("NorMuon", "triton", options, [(2, 4, 6)], made, steps=2)
+
+
+def test_the_default_device_does_not_matter():
+    """Tables are made on the host whatever it is; the first time and from then on."""
+
+    def life(place):
+        params = helpers.parameters()
+        options = {"nonfinite": "skip", "backend": "triton"}
+        optimizer = helpers.adamw(params, helpers.METHODS["ema"], **options)
+        for t in range(3):
+            helpers.set_gradients(params, t)
+            with torch.device(place):
+                optimizer.step()
+                with optimizer.at_iterate():
+                    optimizer.metrics()
+        return helpers.content(optimizer)
+
+    assert helpers.differing(life("meta"), life("cpu")) == []
+
+
+def test_the_back_end_knows_no_default_device():
+    """All of its functions, as ``emanest.doctor`` calls them."""
+    expected = doctor._run(step, "cpu")
+    with torch.device("meta"):
+        found = doctor._run(step, "cpu")
+    assert [helpers.bits(t) for t in found] == [helpers.bits(t) for t in expected]

@@ -6,11 +6,19 @@ import warnings
 from ..find import at_iterate, find_all
 
 try:
-    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
+    from lightning.pytorch import Callback, callbacks  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError(
         "emanest.integrations.lightning needs lightning: pip install 'emanest[lightning]'"
     ) from error
+
+
+# they write an average into the model as a fit ends; Lightning 2.6 brought the second
+_AVERAGING = tuple(
+    getattr(callbacks, name)
+    for name in ("StochasticWeightAveraging", "WeightAveraging")
+    if hasattr(callbacks, name)
+)
 
 
 class EvalAtIterate(Callback):
@@ -25,6 +33,9 @@ class EvalAtIterate(Callback):
     state beside it holds y, and a run resumes from it bit for bit. When a fit ends, by an exception
     too, the model is at x, where ``trainer.validate``, ``test`` and ``predict`` then find it.
 
+    Callbacks that average weights average y, which they find after each batch. They must come after
+    this one, which would otherwise write x over what they leave in the model; it warns of that.
+
     Raises:
         TypeError: before the first batch, if ``configure_optimizers`` returned no optimizer of this
             library.
@@ -32,6 +43,9 @@ class EvalAtIterate(Callback):
 
     def setup(self, trainer, pl_module, stage):
         """Have checkpoints written at x: no hook comes before all of them."""
+        if stage == "fit":
+            all_of_them = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            _warn_of_averages(all_of_them[: all_of_them.index(self)])
         if not isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = _SaveAtIterate(trainer)
 
@@ -76,6 +90,16 @@ class _SaveAtIterate:
             return self.save(*args, **kwargs)
         with at_iterate(self.trainer.optimizers):
             return self.save(*args, **kwargs)
+
+
+def _warn_of_averages(before):
+    names = sorted({type(each).__name__ for each in before if isinstance(each, _AVERAGING)})
+    if names:
+        warnings.warn(
+            f"emanest: {' and '.join(names)} may write the average of a fit into the model before "
+            "EvalAtIterate writes x over it: make EvalAtIterate the first callback",
+            stacklevel=2,
+        )
 
 
 def _eval(trainer):

@@ -37,8 +37,12 @@ METHODS = {
 }
 
 
-def group_entries(method):
+def group_entries(method, base=None):
     """The entries that a method (or None) puts into a parameter group.
+
+    Args:
+        method: the method, or None.
+        base: the options of the base as it was made, where the group has one already.
 
     Raises:
         TypeError: neither a method nor None.
@@ -48,8 +52,9 @@ def group_entries(method):
     if not isinstance(method, Method):
         names = ", ".join(m.__name__ for m in METHODS.values())
         raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
-    memory = {f"lookahead_{name}": value for name, value in method.memory.items()}
-    return {"lookahead": method.name, **method.settings(), **memory}
+    kept = {**method.memory, **({} if base is None else method.note_base(base))}
+    kept = {f"lookahead_{name}": value for name, value in kept.items()}
+    return {"lookahead": method.name, **method.settings(), **kept}
 
 
 def method_of(group):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .. import schedules
 from ..options import real
-from .method import Method, Plan
+from .method import Method, Plan, momentum_of
 
 
 def _between(c, mu, decay=0.0, options=None):
@@ -94,12 +94,12 @@ class ScheduleFree(Method):
 
     def check_base(self, group):
         """The base must not have a momentum of its own."""
-        beta1, momentum = group.get("betas", (0.0,))[0], group.get("momentum", 0.0)
-        if beta1 != 0 or momentum != 0:
+        momentum = momentum_of(group)
+        if momentum:
             where = f" in a group with base {group['base']!r}" if "base" in group else ""
             raise ValueError(
                 "ScheduleFree replaces the base's momentum: pass betas=(0, beta2) or momentum=0, "
-                f"got {f'betas[0]={beta1}' if beta1 != 0 else f'momentum={momentum}'}{where}"
+                f"got {momentum}{where}; OneCycleLR and CyclicLR need cycle_momentum=False"
             )
 
     def remember(self, t, lr, initial_lr, memory):

@@ -26,6 +26,14 @@ class Plan(NamedTuple):
     base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
 
 
+def momentum_of(group):
+    """The option that gives the base a momentum, as ``momentum=0.9``; empty without one."""
+    beta1, momentum = group.get("betas", (0.0,))[0], group.get("momentum", 0.0)
+    if beta1 != 0:
+        return f"betas[0]={beta1}"
+    return f"momentum={momentum}" if momentum != 0 else ""
+
+
 @dataclass(frozen=True)
 class Method:
     """A lookahead method.
@@ -57,6 +65,10 @@ class Method:
     def _set(self, **checked):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def note_base(self, group):
+        """What ``check_base`` has to know of the base as it was made: entries of the group."""
+        return {}
 
     def check_base(self, group):
         """Raise ValueError for options of the base that the method cannot work with."""

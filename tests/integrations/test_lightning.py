@@ -4,7 +4,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import nn
 
 import emanest
@@ -214,3 +220,42 @@ def test_fabrics_wrapper_evaluates_at_x(name):
     with emanest.at_iterate(optimizer):
         assert runs.weights(net.state_dict()) == runs.weights(x)
     assert differing(content(inner), before) == []
+
+
+# ---- callbacks that average ---------------------------------------------------------------------
+
+
+class Averaging(WeightAveraging):
+    """A user's."""
+
+
+AVERAGING = {
+    "WeightAveraging": WeightAveraging,
+    "EMAWeightAveraging": lambda: EMAWeightAveraging(decay=0.5),
+    "StochasticWeightAveraging": lambda: StochasticWeightAveraging(1e-2, 1),
+    "Averaging": Averaging,
+}
+
+
+@pytest.mark.parametrize("limit", [0, 1], ids=["not validated", "validated"])
+@pytest.mark.parametrize("averaging", AVERAGING)
+def test_what_averages_after_the_callback_leaves_its_average(averaging, limit, tmp_path):
+    module, average = Module("adamw", "ema"), AVERAGING[averaging]()
+    # a warning is an error here
+    fit(module, tmp_path, [EvalAtIterate, average], limit_val_batches=limit)
+    averaged = getattr(average._average_model, "module", average._average_model)
+    assert runs.weights(module.net.state_dict()) == runs.weights(averaged.net.state_dict())
+
+
+@pytest.mark.parametrize("averaging", AVERAGING)
+def test_what_averages_before_the_callback_is_warned_of(averaging, tmp_path):
+    """Once per fit; x would be written over its average."""
+    module, average = Module("adamw", "ema"), AVERAGING[averaging]()
+    run = trainer(tmp_path, [average, EvalAtIterate], limit_val_batches=0)
+    match = f"{averaging} may write the average .* make EvalAtIterate the first callback"
+    with pytest.warns(UserWarning, match=match) as caught:
+        run.fit(module, runs.loader(BATCHES), runs.loader(1))
+    assert len([each for each in caught if "emanest" in str(each.message)]) == 1
+    averaged = getattr(average._average_model, "module", average._average_model)
+    assert runs.weights(module.net.state_dict()) != runs.weights(averaged.net.state_dict())
+    run.test(module, runs.loader(1), verbose=False)

@@ -1,0 +1,58 @@
+"""Which matrices a parameter is: one, several below each other, or a stack of them."""
+
+import math
+from typing import NamedTuple
+
+
+def is_stack(p, stack):
+    """Whether a parameter is a stack of matrices, by its group's option ``stack``."""
+    return bool(stack) and p.dim() > 2
+
+
+def check_matrices(name, p, stack, split):
+    """Raise ValueError unless it is clear, and possible, which matrices a parameter is.
+
+    Args:
+        name: what the message calls it.
+        p: the parameter, of two or more dimensions.
+        stack, split: options of its group.
+    """
+    shape = tuple(p.shape)
+    if p.dim() == 3 and stack is None:
+        flat = shape[0], math.prod(shape[1:])
+        raise ValueError(
+            f"{name} has shape {shape}, which does not tell what it is: set stack=True in its "
+            f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
+            f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
+        )
+    rows = shape[1 if is_stack(p, stack) else 0]
+    if rows % split:
+        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
+
+
+class Shape(NamedTuple):
+    """Matrices of one shape, to be orthogonalised together.
+
+    A parameter is one matrix, (shape[0], everything else), or ``split`` of them below each other. A
+    stack is so many parameters, one for each first index.
+    """
+
+    rows: int
+    columns: int
+    stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
+    split: int
+    members: list[int]  # parameters
+    matrices: slice  # theirs, among all matrices of the bucket
+
+    @property
+    def per_member(self):
+        """How many matrices a parameter is."""
+        return math.prod(self.stack) * self.split
+
+    def cut(self, tensors):
+        """The matrices of tensors, each of which has those of a parameter, or rows of them."""
+        if self.stack:
+            tensors = [each for t in tensors for each in t.unbind()]
+        if self.split > 1:
+            tensors = [m for t in tensors for m in t.unflatten(0, (self.split, -1)).unbind()]
+        return tensors

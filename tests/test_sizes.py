@@ -1,0 +1,138 @@
+"""What the C++ code has room for follows its tables: a rule larger than all others fits at once."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from emanest import eager
+from emanest.rules import LOOKAHEADS, Rule
+
+CSRC = Path(__file__).parents[1] / "csrc"
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+# an index outside of an array is an illegal instruction
+FLAGS = ["-std=c++17", "-O0", "-ffp-contract=off", "-D_GLIBCXX_ASSERTIONS", "-fsanitize=bounds"]
+FLAGS += ["-fsanitize-undefined-trap-on-error", "-Wall", "-Werror"]
+
+
+def wide(w, u, state, numbers):
+    a, b, c = state
+    p, q, r, s = numbers
+    a = a + p * u
+    b = b + q * a
+    c = c + r * b
+    return w + s * c, (a, b, c)
+
+
+# with AMSGrad six states and eleven numbers, more than any pair of the library has
+IN_CPP = """
+struct wide {
+  EMANEST_RULE("wide", 3, 4);
+  template <class T>
+  EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
+    auto& [a, b, c] = state;
+    const auto& [p, q, r, s] = numbers;
+    a = a + p * u;
+    b = b + q * a;
+    c = c + r * b;
+    return w + s * c;
+  }
+};
+
+}  // namespace lookaheads
+"""
+NUMBERS = [1.0, 0.5, 0.25, 0.125, 0.0625, 1.5, 0.75, 0.5, 0.25, 2.0, 3.0]
+
+# the CPU's loop, then the kernels of a GPU, each from the same values; all that is left is printed
+PROGRAM = """
+#include <cstdio>
+#include <cstdlib>
+
+#include "calls.h"
+
+using namespace emanest;
+
+struct Launch {
+  bool capturing() const { return false; }
+  template <class Kernel>
+  void operator()(const Kernel& kernel, int64_t blocks) const {
+    static_assert(sizeof(Kernel) <= 4096);
+    for (int64_t block = 0; block < blocks; block++) {
+      for (int thread = 0; thread < device::kThreads; thread++) kernel(block, thread);
+    }
+  }
+};
+
+template <class Step>
+void print(Step step) {
+  std::vector<std::vector<float>> values(8);
+  for (int k = 0; k < 8; k++) {
+    for (int i = 0; i < 50; i++) values[k].push_back(float((i + 1) * (k + 1)) / 64);
+  }
+  Tensors row{values[0].data(), values[1].data(), {}, 50, Dtype::float32};
+  for (int k = 0; k < 6; k++) row.state[k] = values[2 + k].data();
+  step(Bucket{{row}, Dtype::float32, false});
+  for (const auto& each : values) {
+    for (float value : each) std::printf("%.9g ", value);
+  }
+}
+
+int main() {
+  const std::vector<double> numbers{NUMBERS};
+  const Base base = bases::amsgrad{};
+  const Lookahead look = lookaheads::wide{};
+  print([&](const Bucket& bucket) { cpu::step(base, look, bucket, numbers.data()); });
+  print([&](const Bucket& bucket) {
+    device::Tables tables;
+    const auto allocate = [](size_t size) { return device::Memory(std::malloc(size), std::free); };
+    const device::Call call{tables, allocate, numbers.data(), nullptr, nullptr};
+    device::step(base, look, bucket, call, Launch{});
+  });
+}
+"""
+PARALLEL = """
+#pragma once
+#include <cstdint>
+namespace at {
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t, F f) { if (begin < end) f(begin, end); }
+}
+"""
+
+
+def cut(text, table, rows):
+    """A table of csrc/rules.h with other rows; fewer pairs are compiled sooner."""
+    text, count = re.subn(
+        rf"using {table} = [^;]*;", f"using {table} = std::variant<{rows}>;", text
+    )
+    assert count == 1
+    return text
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_a_lookahead_larger_than_all_others_is_stepped_right(tmp_path, monkeypatch):
+    shutil.copytree(CSRC, tmp_path, dirs_exist_ok=True)
+    header = tmp_path / "rules.h"
+    text = header.read_text().replace("\n}  // namespace lookaheads\n", IN_CPP)
+    assert "struct wide" in text
+    text = cut(cut(text, "Base", "bases::amsgrad"), "Lookahead", "lookaheads::wide")
+    header.write_text(text)
+    (tmp_path / "ATen").mkdir()
+    (tmp_path / "ATen" / "Parallel.h").write_text(PARALLEL)
+    (tmp_path / "main.cpp").write_text(PROGRAM.replace("NUMBERS", ", ".join(map(str, NUMBERS))))
+    command = [COMPILER, *FLAGS, "-I.", "main.cpp", "step_cpu.cpp", "-o", "program"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
+    found = torch.tensor(list(map(float, done.stdout.split()))).view(2, 8, 50)
+
+    y, g, *state = (torch.arange(1, 51.0) * k / 64 for k in range(1, 9))
+    monkeypatch.setitem(LOOKAHEADS, "wide", Rule(wide, ("a", "b", "c"), ("p", "q", "r", "s")))
+    columns = [[each] for each in state]
+    eager.step_(*("amsgrad", "wide", [y], [g], columns[:3], columns[3:]), NUMBERS, torch.float32)
+    expected = torch.stack([y, g, *state])
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected)
