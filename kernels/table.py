@@ -128,10 +128,10 @@ def _chunks(sizes, block, device, keep):
 
 def _check(tensors, device):
     for t in tensors:
-        # most are plain, and cost no call; an empty one has no address either
-        if type(t) is not torch.Tensor or t.data_ptr() == 0:
-            storage.check("a tensor of this call", t)
         if t.device != device:
             raise RuntimeError(
                 f"a parameter's gradient or state is on {t.device}, the parameter on {device}"
             )
+        # most are plain, and cost no call; an empty one has no address either
+        if type(t) is not torch.Tensor or t.data_ptr() == 0:
+            storage.check("a tensor of this call", t)
