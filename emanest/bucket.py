@@ -130,6 +130,18 @@ class Bucket:
         for p, *shown in zip(self.params, *self.shown.values(), strict=True):
             yield self.state[p], dict(zip(keys, shown, strict=True))
 
+    def part_with(self, indices):
+        """Make the state of parameters that leave tensors of their own in ``optimizer.state``.
+
+        Views would keep the buffers of all.
+        """
+        for i in indices:
+            entries = self.state.get(self.params[i], {})
+            for name, shown in self.shown.items():
+                key = self.key(name)
+                if entries.get(key) is shown[i]:
+                    entries[key] = shown[i].clone()
+
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
         for name, shown in self.shown.items():

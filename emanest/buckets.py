@@ -23,6 +23,7 @@ class Buckets:
         self.state, self.key = state, key
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
+        self._left = {}  # parameter -> what is known of it, of buckets that were taken apart
         self._warned_of_move = False
 
     def find(self, params, newcomers, names):
@@ -55,6 +56,29 @@ class Buckets:
                     bucket.adopt()
         return chosen
 
+    def keep(self, params):
+        """Let go of all parameters but these; to be called when groups may have changed.
+
+        What is left of them in ``optimizer.state``, as in torch, is theirs alone from then on. Those
+        that shared a bucket with them are housed anew.
+
+        Args:
+            params: all parameters of all groups, as keys.
+        """
+        leaving = {}
+        for p in self._homes.keys() - params.keys():
+            bucket, i = self._homes[p]
+            leaving.setdefault(bucket, []).append(i)
+        with torch.inference_mode(False):
+            for bucket, indices in leaving.items():
+                bucket.part_with(indices)
+                self._take_apart(bucket)
+        self._left = {p: known for p, known in self._left.items() if p in params}
+
+    def left(self, params):
+        """Those parameters whose bucket was taken apart and that are not housed yet."""
+        return [p for p in params if p in self._left] if self._left else []
+
     def unedited(self, new=()):
         """Bucket -> indices of the parameters that are as we left them, in ``new`` buckets too.
 
@@ -79,7 +103,9 @@ class Buckets:
         for bucket in buckets:
             if not bucket.published:
                 bucket.publish()
-                self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
+                for i, p in enumerate(bucket.params):
+                    self._homes[p] = bucket, i
+                    self._left.pop(p, None)
                 self._published[bucket] = None
 
     def _housed(self, params):
@@ -88,9 +114,32 @@ class Buckets:
             _check_memory(p)
         together = {}
         for p in newcomers:
-            together.setdefault((p.device, p.dtype, shards.mesh_of(p)), []).append(p)
+            kind = p.device, p.dtype, shards.mesh_of(p), self._progress(p)
+            together.setdefault(kind, []).append(p)
         buckets = [Bucket(same, self.state, self.key) for same in together.values()]
-        return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+        homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+        for p, (bucket, i) in homes.items():
+            if p in self._left and not bucket.emptied(i):
+                bucket.writes.take_over(i, self._left[p])
+        return homes
+
+    def _progress(self, p):
+        """None for a parameter that begins; others do not share a bucket with it.
+
+        On a device one number of steps serves all parameters of a bucket.
+        """
+        entries = self.state.get(p, ())
+        if self.key("lookahead") not in entries:
+            return None
+        step = entries.get(self.key("step"))
+        on_device = isinstance(step, torch.Tensor) and step.device.type != "cpu"
+        return step.item() if on_device else True
+
+    def _take_apart(self, bucket):
+        for i, p in enumerate(bucket.params):
+            del self._homes[p]
+            self._left[p] = bucket.writes.known(i)
+        del self._published[bucket]
 
     def _leave_misfits(self, params):
         """Take apart the buckets of parameters that moved, or whose state the user removed.
@@ -105,9 +154,7 @@ class Buckets:
                 continue
             fits = bucket.fits(i)
             if not fits or bucket.emptied(i):
-                for other in bucket.params:
-                    del self._homes[other]
-                del self._published[bucket]
+                self._take_apart(bucket)
                 if not fits and not self._warned_of_move:
                     self._warned_of_move = True
                     warnings.warn(

@@ -27,7 +27,8 @@ class Survey:
         None if there is no gradient at all. New buckets are all there, not yet published.
         """
         if not self._holds(optimizer):
-            self._watch = None
+            # before the next look: what was found may hold parameters that have left
+            self._watch = self._found = None
             self._found = self._look(optimizer)
         return self._found
 
@@ -55,16 +56,17 @@ class Survey:
         )
 
     def _look(self, optimizer):
-        found = with_gradients(optimizer)
+        found, groups = with_gradients(optimizer), optimizer.param_groups
+        everything = dict.fromkeys(p for group in groups for p in group["params"])
+        self.buckets.keep(everything)
         if not any(found):
             return None
-        chosen = [
-            self.find(optimizer, group, params, optimizer._newcomers(group))
-            for group, params in zip(optimizer.param_groups, found, strict=True)
-        ]
+        chosen = []
+        for group, params in zip(groups, found, strict=True):
+            newcomers = [*optimizer._newcomers(group), *self.buckets.left(group["params"])]
+            chosen.append(self.find(optimizer, group, params, dict.fromkeys(newcomers)))
         if not all(bucket.published for buckets in chosen for bucket in buckets):
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            check_overlap(shards.locals_of(params))
+            check_overlap(shards.locals_of(list(everything)))
         return chosen
 
 

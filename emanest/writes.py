@@ -1,11 +1,22 @@
 """Who wrote to parameters: we, or someone else since."""
 
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from .watch import versions
 
 # no version counter has this value
 _EDITED = -1
+
+
+class Known(NamedTuple):
+    """What is known of one parameter, for those who go on with it."""
+
+    tensor: torch.Tensor
+    version: int | None
+    snapshot: torch.Tensor | None
+    snapshot_version: int | None
 
 
 class Writes:
@@ -69,6 +80,21 @@ class Writes:
         self._tensors[i] = tensor
         self._versions[i] = self.snapshots[i] = None
 
+    def known(self, i):
+        """What is known of a parameter."""
+        each = self._tensors[i], self._versions[i], self.snapshots[i], self._snapshot_versions[i]
+        return Known(*each)
+
+    def take_over(self, i, known):
+        """Go on from what others knew of a parameter, if it is still the same tensor."""
+        tensor, snapshot = self._tensors[i], known.snapshot
+        if tensor is not known.tensor:
+            return
+        self._versions[i] = known.version
+        # its dtype or its device may have changed in place
+        if snapshot is not None and _alike(snapshot, tensor):
+            self.snapshots[i], self._snapshot_versions[i] = snapshot, known.snapshot_version
+
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
         for i, version in zip(indices, self._now(indices), strict=True):
@@ -81,3 +107,7 @@ class Writes:
         """Record that the snapshots equal the parameters."""
         for i, version in zip(indices, self._now(indices), strict=True):
             self._snapshot_versions[i] = version
+
+
+def _alike(a, b):
+    return a.dtype == b.dtype and a.device == b.device
