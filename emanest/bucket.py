@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from . import shards
-from .layout import dense_strides
+from .layout import dense_strides, same_bits
 from .rules import POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
 from .scalars import Scalars
@@ -223,6 +223,21 @@ class Bucket:
     def take_back(self, i):
         """Forget the y that was kept."""
         self.state[self.params[i]].pop(self.key("y"), None)
+
+    def differing(self, xs):
+        """Those parameters whose bits are not the ones they should be, in any process.
+
+        Args:
+            xs: index -> what lies here of it; None: not known, which differs.
+        """
+        here = [
+            x is None or not same_bits(self.tensors[i], x.to(self.tensors[i].dtype))
+            for i, x in xs.items()
+        ]
+        if self.mesh is not None and xs:
+            flags = torch.tensor(here, dtype=torch.float32, device=self.device)
+            here = shards.agree(flags, self.mesh).tolist()
+        return [i for i, differs in zip(xs, here, strict=True) if differs]
 
     def emptied(self, i):
         """Whether someone removed a parameter's state, to start afresh."""

@@ -1,6 +1,7 @@
 """Between x and y: what ``eval``, ``train`` and edits from outside do to the parameters.
 
-y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x.
+y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x. From it and the state x
+can be found again, which tells whether a parameter that was written holds other bits than before.
 """
 
 import contextlib
@@ -25,14 +26,15 @@ def to_x(optimizer):
         (method.points[0], group, method, bucket, same, b)
         for group, method, bucket, indices in stateful
         for b, same in bucket.scalars.ahead(indices).items()
-        if b != 0
+        if b != 0 or _keeps_x(method)
     ]
     with _all_or_nothing(optimizer, moves) as kept:
         for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):
             for i, y in zip(same, ys, strict=True):
                 bucket.set_aside(i, y)
-        for move in moves:
-            _move(*move)
+        for *move, b in moves:
+            if b != 0:
+                _move(*move, b)
         _enter(optimizer, train_mode=False)
 
 
@@ -42,11 +44,11 @@ def to_y(optimizer):
     moves, anchors, kept = [], [], []
     # all edits are looked up before the first write, which may touch shared version counters
     for group, method, bucket, indices in _stateful(optimizer):
-        edited = set(bucket.writes.edited(indices))
+        edited = set(_edited_at_x(group, method, bucket, indices))
         for b, same in bucket.scalars.ahead(indices).items():
-            ahead = [i for i in same if i not in edited] if b != 0 else []
-            lost = [i for i in ahead if bucket.aside(i) is None]
-            kept.append((bucket, [i for i in ahead if bucket.aside(i) is not None]))
+            unedited = [i for i in same if i not in edited]
+            lost = [i for i in unedited if b != 0 and bucket.aside(i) is None]
+            kept.append((bucket, [i for i in unedited if bucket.aside(i) is not None]))
             _warn_of_lost(optimizer, method, lost)
             found = [i for i in same if i in edited]
             for written, anchored in ((found, _positions(method)), (lost, _unknown_y(method))):
@@ -65,6 +67,39 @@ def to_y(optimizer):
             for i in indices:
                 bucket.take_back(i)
         _enter(optimizer, train_mode=True)
+
+
+def _edited_at_x(group, method, bucket, indices):
+    """Those parameters that were written since ``eval`` and do not hold the x of then."""
+    written = bucket.writes.edited(indices)
+    found = {
+        i: _x_of_then(group, method, bucket, i, b)
+        for b, same in bucket.scalars.ahead(written).items()
+        for i in same
+    }
+    return bucket.differing(found)
+
+
+def _x_of_then(group, method, bucket, i, b):
+    """What a parameter held after ``eval``; None where that cannot be told."""
+    y = bucket.aside(i)
+    if b == 0:
+        return y if y is not None or not method.rests else bucket.views[method.state[0]][i]
+    return None if y is None else x_of(y, group, method, bucket, i, b)
+
+
+def x_of(y, group, method, bucket, i, b):
+    """The x that belongs to a parameter's y, a tensor of the same dtype."""
+    x = _clone(y)
+    ops.move_(
+        method.points[0],
+        bucket.reals([x]),
+        bucket.columns(method.state[:1], [i]),
+        (b,),
+        bucket.dtype,
+        backend=group.get("backend"),
+    )
+    return x
 
 
 @contextlib.contextmanager
@@ -182,6 +217,11 @@ def _warn_of_lost(optimizer, method, lost):
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
             "resume bit for bit",
         )
+
+
+def _keeps_x(method):
+    """Whether a parameter at rest is kept, too: it has positions and is at none of them."""
+    return bool(_positions(method)) and not method.rests
 
 
 def _positions(method):

@@ -50,7 +50,7 @@ IMPORTS = {
     "saved": {"bucket", "groups", "lookahead", "options"},
     "checkpoint": {"checks", "gradients", "groups", "lookahead", "saved"},
     "points": {"lookahead", "ops", "rules"},
-    "metrics": {"lookahead", "ops", "shards"},
+    "metrics": {"lookahead", "points", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
         *(
