@@ -25,6 +25,7 @@ class Buckets:
         self._published = {}  # the buckets in it, as keys
         self._left = {}  # parameter -> what is known of it, of buckets that were taken apart
         self._warned_of_move = False
+        self.owned = False  # whether all that is written to parameters counts as ours
 
     def find(self, params, newcomers, names):
         """The buckets of some parameters of one group.
@@ -98,6 +99,12 @@ class Buckets:
         for bucket, indices in unedited.items():
             bucket.writes.record(indices)
 
+    def own(self, everything):
+        """Take whatever is written to unedited parameters for ours, or no longer."""
+        self.owned = everything
+        for bucket in self._published:
+            bucket.writes.own(everything)
+
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""
         for bucket in buckets:
@@ -121,6 +128,8 @@ class Buckets:
         for p, (bucket, i) in homes.items():
             if p in self._left and not bucket.emptied(i):
                 bucket.writes.take_over(i, self._left[p])
+        for bucket in buckets:
+            bucket.writes.own(self.owned)
         return homes
 
     def _progress(self, p):

@@ -66,7 +66,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self):
         """Set up what no pickle and no checkpoint holds."""
+        owned = "_survey" in vars(self) and self.buckets.owned
         self._survey = Survey(self.state, self._key)
+        self.buckets.own(owned)
         # a load goes on counting
         self._skips: Skips = vars(self).get("_skips") or Skips()
 
@@ -131,10 +133,10 @@ class Optimizer(torch.optim.Optimizer):
             self._step()
         return loss
 
-    def _check_mode(self):
+    def _check_mode(self, name="step()"):
         if self.state and not self._training:
             raise RuntimeError(
-                "step() in eval mode: the parameters hold x, and gradients belong to y; call "
+                f"{name} in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
             )
 
@@ -289,6 +291,37 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             if was_training:
                 self.train()
+
+    @contextlib.contextmanager
+    def part_of_step(self):
+        """What is written to parameters in a ``with`` block belongs to the step.
+
+            opt.step()
+            with torch.no_grad(), opt.part_of_step():
+                for p in model.parameters():
+                    p.clamp_(-1, 1)
+
+        For constraints that are put on the weights after every step, and for steps that walk the
+        weights somewhere and back (SAM, around all of it, ``step()`` included or not). Without it a
+        method that keeps positions takes such a write for an edit: it restarts from the new values
+        at every step, and its lookahead does next to nothing.
+
+        Written are the parameters, y; the positions stay as they are. So slow weights (Lookahead,
+        LongHorizon, SNOO, NALA) and z (GPA, Schedule-Free) are not projected: they go on with steps
+        that begin at projected points, and x, which is found from them, may lie outside of the
+        constraint; project what ``eval()`` shows before it is used elsewhere. x of GPA and
+        Schedule-Free moves with y, by 1 / mu_y of the write. EMA-Nesterov and NAG take every write
+        so, with or without this: x and y move together.
+
+        Writes before and after the block are edits, as ever; what is written in it counts where it
+        raises, too. Blocks may be inside one another. Writes through ``.data`` need no block.
+
+        Raises:
+            RuntimeError: in eval mode, once there is state: the parameters hold x.
+        """
+        self._check_mode("part_of_step()")
+        with points.part_of_step(self):
+            yield self
 
     def resync(self):
         """Tell that parameters were written through ``.data``, which leaves no trace.

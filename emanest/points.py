@@ -71,7 +71,7 @@ def to_y(optimizer):
 
 def _edited_at_x(group, method, bucket, indices):
     """Those parameters that were written since ``eval`` and do not hold the x of then."""
-    written = bucket.writes.edited(indices)
+    written = bucket.writes.written(indices)
     found = {
         i: _x_of_then(group, method, bucket, i, b)
         for b, same in bucket.scalars.ahead(written).items()
@@ -160,8 +160,42 @@ def _restart(optimizer, stateful):
             optimizer,
             ("edited", name),
             f"{count} parameters were written since the last step; {name} restarts from their new "
-            "values",
+            "values. What belongs to every step (clamping, SAM) is to be written inside `with "
+            "opt.part_of_step():`, which keeps its state",
         )
+
+
+@contextlib.contextmanager
+def part_of_step(optimizer):
+    """What is written to parameters in a ``with`` block is no edit; see the optimizer's method."""
+    before = optimizer.buckets.owned
+    optimizer.buckets.own(True)
+    try:
+        yield
+    finally:
+        if not optimizer._training:
+            # their bits will tell whether they were written since ``eval``
+            mark_edited(optimizer)
+        optimizer.buckets.own(before)
+
+
+def follow_all_edits(optimizer):
+    """Have methods that keep positions restart now from parameters that were edited."""
+    stateful = [each[1:] for each in _stateful(optimizer)]
+    _restart(optimizer, stateful)
+    for _, bucket, indices in stateful:
+        bucket.writes.record(indices)
+
+
+@contextlib.contextmanager
+def unseen_by(optimizers):
+    """What one optimizer writes to parameters in a ``with`` block is no edit for others."""
+    known = [(each.buckets, each.buckets.unedited()) for each in optimizers]
+    try:
+        yield
+    finally:
+        for buckets, unedited in known:
+            buckets.record(unedited)
 
 
 @_eager

@@ -44,7 +44,9 @@ class Survey:
         """The buckets of some parameters of a group; see ``Buckets.find``."""
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
+            owned = self.buckets.owned
             self.buckets = Buckets(optimizer.state, self.buckets.key)
+            self.buckets.own(owned)
         return self.buckets.find(params, newcomers, state_names(optimizer.bases, group))
 
     def _holds(self, optimizer):

@@ -6,8 +6,8 @@ import torch
 
 from .watch import versions
 
-# no version counter has this value
-_EDITED = -1
+# no version counter has these values
+_EDITED, _OURS = -1, -2
 
 
 class Known(NamedTuple):
@@ -35,6 +35,8 @@ class Writes:
         # y before a step that another optimizer takes, and the counters they belong to
         self.snapshots: Any = [None] * len(params)
         self._snapshot_versions: Any = [None] * len(params)
+        # whether all that is written counts as ours
+        self._ours = False
 
     def _now(self, indices):
         everything = len(indices) == len(self._params)
@@ -45,9 +47,18 @@ class Writes:
         wholes = versions([self._params[i] for i in indices])
         return [ours + theirs for ours, theirs in zip(found, wholes, strict=True)]
 
+    def own(self, everything):
+        """From now on take whatever is written to unedited parameters for ours, or no longer."""
+        if everything:
+            self._ours = True
+            self.record(self.unedited(range(len(self._params))))
+        elif self._ours:
+            self._ours = False
+            self.record([i for i, version in enumerate(self._versions) if version == _OURS])
+
     def record(self, indices):
         """Remember the parameters as we left them."""
-        now = self._now(indices)
+        now = [_OURS] * len(indices) if self._ours else self._now(indices)
         if len(indices) == len(self._params):
             self._versions = now
         else:
@@ -56,6 +67,10 @@ class Writes:
 
     def edited(self, indices):
         """Those parameters that something else wrote since the last ``record``."""
+        return [i for i in self.written(indices) if self._versions[i] != _OURS]
+
+    def written(self, indices):
+        """The same, and those of which this is not known because all counts as ours."""
         now = self._now(indices)
         if len(indices) == len(self._params) and now == self._versions:
             return []
@@ -68,7 +83,7 @@ class Writes:
         if len(indices) == len(self._params) and now == self._versions:
             return indices
         pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self._versions[i] == version]
+        return [i for i, version in pairs if self._versions[i] in (_OURS, version)]
 
     def forget(self, indices):
         """Make parameters count as edited."""
@@ -91,6 +106,8 @@ class Writes:
         if tensor is not known.tensor:
             return
         self._versions[i] = known.version
+        if known.version == _OURS:
+            self.record([i])
         # its dtype or its device may have changed in place
         if snapshot is not None and _alike(snapshot, tensor):
             self.snapshots[i], self._snapshot_versions[i] = snapshot, known.snapshot_version

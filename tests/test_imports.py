@@ -73,7 +73,7 @@ IMPORTS = {
         *("options", "rules"),
     },
     "probe": {"lookahead", "ops", "optimizer", "options"},
-    "find": {"optimizer"},
+    "find": {"optimizer", "points"},
     "iterate": {"find"},
     "integrations": {"find"},  # never imported by the others
     "__init__": {
