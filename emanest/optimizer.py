@@ -314,7 +314,7 @@ class Optimizer(torch.optim.Optimizer):
         so, with or without this: x and y move together.
 
         Writes before and after the block are edits, as ever; what is written in it counts where it
-        raises, too. Blocks may be inside one another. Writes through ``.data`` need no block.
+        raises, too. Blocks may be inside one another.
 
         Raises:
             RuntimeError: in eval mode, once there is state: the parameters hold x.

@@ -83,9 +83,11 @@ def _edited_at_x(group, method, bucket, indices):
 def _x_of_then(group, method, bucket, i, b):
     """What a parameter held after ``eval``; None where that cannot be told."""
     y = bucket.aside(i)
-    if b == 0:
-        return y if y is not None or not method.rests else bucket.views[method.state[0]][i]
-    return None if y is None else x_of(y, group, method, bucket, i, b)
+    if y is not None:
+        return y if b == 0 else x_of(y, group, method, bucket, i, b)
+    # found by a back end, which rounds NaN as the step did
+    at_rest = b == 0 and method.rests
+    return x_of(bucket.tensors[i], group, method, bucket, i, b) if at_rest else None
 
 
 def x_of(y, group, method, bucket, i, b):
