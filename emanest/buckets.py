@@ -27,13 +27,14 @@ class Buckets:
         self._warned_of_move = False
         self.owned = False  # whether all that is written to parameters counts as ours
 
-    def find(self, params, newcomers, names):
+    def find(self, params, newcomers, names, alike=False):
         """The buckets of some parameters of one group.
 
         Args:
             params: the parameters asked for.
             newcomers: those to house, ``params`` among them, if they are not yet.
             names: state that each of them needs.
+            alike: whether only those share a bucket that were stepped equally often.
 
         Returns:
             bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
@@ -46,7 +47,7 @@ class Buckets:
         # an evaluation under inference mode may come before the next step, which writes state
         with torch.inference_mode(False):
             if any(p not in homes for p in newcomers):
-                new = self._housed(newcomers)
+                new = self._housed(newcomers, alike)
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
             for p in params:
                 bucket, i = homes[p]
@@ -115,13 +116,13 @@ class Buckets:
                     self._left.pop(p, None)
                 self._published[bucket] = None
 
-    def _housed(self, params):
+    def _housed(self, params, alike):
         newcomers = [p for p in params if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
         together = {}
         for p in newcomers:
-            kind = p.device, p.dtype, shards.mesh_of(p), self._progress(p)
+            kind = p.device, p.dtype, shards.mesh_of(p), self._progress(p, alike)
             together.setdefault(kind, []).append(p)
         buckets = [Bucket(same, self.state, self.key) for same in together.values()]
         homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
@@ -132,17 +133,11 @@ class Buckets:
             bucket.writes.own(self.owned)
         return homes
 
-    def _progress(self, p):
-        """None for a parameter that begins; others do not share a bucket with it.
-
-        On a device one number of steps serves all parameters of a bucket.
-        """
-        entries = self.state.get(p, ())
-        if self.key("lookahead") not in entries:
-            return None
-        step = entries.get(self.key("step"))
-        on_device = isinstance(step, torch.Tensor) and step.device.type != "cpu"
-        return step.item() if on_device else True
+    def _progress(self, p, alike):
+        """What parameters of a bucket have in common: that they begin, or have begun."""
+        entries = self.state.get(p, {})
+        begun = self.key("lookahead") in entries
+        return float(entries.get(self.key("step"), 0)) if begun and alike else begun
 
     def _take_apart(self, bucket):
         for i, p in enumerate(bucket.params):

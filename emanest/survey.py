@@ -47,7 +47,8 @@ class Survey:
             owned = self.buckets.owned
             self.buckets = Buckets(optimizer.state, self.buckets.key)
             self.buckets.own(owned)
-        return self.buckets.find(params, newcomers, state_names(optimizer.bases, group))
+        names = state_names(optimizer.bases, group)
+        return self.buckets.find(params, newcomers, names, group.get("capturable", False))
 
     def _holds(self, optimizer):
         return (

@@ -1,5 +1,6 @@
 """``part_of_step``: projections and perturbations of the weights that belong to every step."""
 
+import collections
 import contextlib
 import copy
 
@@ -179,19 +180,31 @@ def test_what_is_written_counts_where_the_block_raises(method):
     assert differing(content(optimizer), content(plain)) == []
 
 
+def load(optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def replace(optimizer):
+    params = optimizer.param_groups[0]["params"]
+    optimizer.state.pop(params[1])
+    params[1] = nn.Parameter(params[1].detach().clone())
+
+
+def start_afresh(optimizer):
+    optimizer.state = collections.defaultdict(dict)
+
+
 @each_position
-def test_it_holds_through_a_load_and_a_replaced_parameter(method):
+@pytest.mark.parametrize("meanwhile", [load, replace, start_afresh])
+def test_it_holds_through_what_happens_meanwhile(method, meanwhile):
     optimizer, plain = make("adamw", method), make("adamw", method)
     for each in (optimizer, plain):
         run(each, range(3))
         with each.part_of_step() if each is optimizer else contextlib.nullcontext():
-            each.load_state_dict(copy.deepcopy(each.state_dict()))
             for t in range(3, 9):
-                params = each.param_groups[0]["params"]
                 if t == 5:
-                    each.state.pop(params[1])
-                    params[1] = nn.Parameter(params[1].detach().clone())
-                if each is optimizer:
+                    meanwhile(each)
+                if each is optimizer and t != 5:
                     there_and_back(each)
                 run(each, [t])
     assert differing(content(optimizer), content(plain)) == []

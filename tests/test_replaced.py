@@ -1,5 +1,6 @@
 """Parameters that are replaced in their group, or whose group is popped: they go, others stay."""
 
+import contextlib
 import gc
 import weakref
 
@@ -205,11 +206,55 @@ def test_parameters_that_can_be_stepped_together_are_housed_together():
 
 
 def test_replacing_goes_with_capturable():
-    """Those of a bucket have to be stepped equally often there."""
+    """All of a bucket have to be stepped equally often there."""
     optimizer = AdamW(matrices(), lookahead=METHODS["ema"], capturable=True)
     other = AdamW(matrices(), lookahead=METHODS["ema"])
     for each in (optimizer, other):
         run(each, range(3))
+        replace(each, 0, 0)
         replace(each, 0, 1)
-        run(each, range(3, 6))
+        run(each, range(3, 5))
+        # one of those that began together, and one of the others
+        replace(each, 0, 0)
+        replace(each, 0, 2)
+        run(each, range(5, 7))
     assert helpers.same(optimizer, other)
+
+
+def test_a_frozen_neighbour_keeps_no_buffer():
+    """It has no gradient and will have none: nothing else asks for it."""
+    optimizer = adamw(matrices(), METHODS["ema"])
+    run(optimizer, range(3))
+    first, second, *_ = params_of(optimizer)
+    second.requires_grad_(False)
+    second.grad = None
+    buffer = weakref.ref(optimizer.state[second]["exp_avg"]._base)
+    before = bits(optimizer.state[second]["exp_avg"])
+    replace(optimizer, 0, 0)
+    others = [p for p in params_of(optimizer) if p is not second]
+    helpers.set_gradients(others, 3)
+    optimizer.step()
+    assert buffer() is None
+    assert bits(optimizer.state[second]["exp_avg"]) == before
+
+
+@pytest.mark.filterwarnings("ignore:emanest. SNOO restarts from their new values")
+@pytest.mark.parametrize("inside", [False, True], ids=["edited", "after part_of_step"])
+def test_a_step_that_fails_forgets_no_edit(inside):
+    """It has noticed that a parameter left; those that stay are edited before the next one."""
+    optimizer, plain = (adamw(matrices(), METHODS["snoo"]) for _ in range(2))
+    for each in (optimizer, plain):
+        run(each, range(4))
+        replace(each, 0, 0)
+    with optimizer.part_of_step() if inside else contextlib.nullcontext():
+        new = optimizer.param_groups[0]["params"][0]
+        optimizer.param_groups[0]["params"].append(new.detach()[:2])
+        optimizer.param_groups[0]["params"][-1].requires_grad_()
+        with pytest.raises(ValueError, match="share memory"):
+            run(optimizer, [4])
+        optimizer.param_groups[0]["params"].pop()
+    for each in (optimizer, plain):
+        with torch.no_grad():
+            params_of(each)[1].mul_(0.5)
+        run(each, range(4, 8))
+    assert differing(content(optimizer), content(plain)) == []
