@@ -105,6 +105,8 @@ class Buckets:
         self.owned = everything
         for bucket in self._published:
             bucket.writes.own(everything)
+        if not everything:
+            self._left = {p: known.settled(p) for p, known in self._left.items()}
 
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""

@@ -18,6 +18,14 @@ class Known(NamedTuple):
     snapshot: torch.Tensor | None
     snapshot_version: int | None
 
+    def settled(self, p):
+        """The same, now that what is written to the parameter does not count as ours any more."""
+        if self.version != _OURS:
+            return self
+        # a write to a DTensor counts there, one to its part counts at the part
+        here = self.tensor._version
+        return self._replace(version=here if self.tensor is p else here + p._version)
+
 
 class Writes:
     """Version counters of some parameters when we last read or wrote them, and snapshots.
@@ -106,8 +114,6 @@ class Writes:
         if tensor is not known.tensor:
             return
         self._versions[i] = known.version
-        if known.version == _OURS:
-            self.record([i])
         # its dtype or its device may have changed in place
         if snapshot is not None and _alike(snapshot, tensor):
             self.snapshots[i], self._snapshot_versions[i] = snapshot, known.snapshot_version
