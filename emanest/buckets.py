@@ -65,17 +65,18 @@ class Buckets:
         that shared a bucket with them are housed anew.
 
         Args:
-            params: all parameters of all groups, as keys.
+            params: the set of all parameters of all groups.
         """
         leaving = {}
-        for p in self._homes.keys() - params.keys():
+        for p in self._homes.keys() - params:
             bucket, i = self._homes[p]
             leaving.setdefault(bucket, []).append(i)
         with torch.inference_mode(False):
             for bucket, indices in leaving.items():
                 bucket.part_with(indices)
                 self._take_apart(bucket)
-        self._left = {p: known for p, known in self._left.items() if p in params}
+        for p in self._left.keys() - params:
+            del self._left[p]
 
     def left(self, params):
         """Those parameters whose bucket was taken apart and that are not housed yet."""
@@ -119,7 +120,7 @@ class Buckets:
                 self._published[bucket] = None
 
     def _housed(self, params, alike):
-        newcomers = [p for p in params if p not in self._homes]
+        newcomers = [p for p in dict.fromkeys(params) if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
         together = {}

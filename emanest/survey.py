@@ -60,16 +60,16 @@ class Survey:
 
     def _look(self, optimizer):
         found, groups = with_gradients(optimizer), optimizer.param_groups
-        everything = dict.fromkeys(p for group in groups for p in group["params"])
-        self.buckets.keep(everything)
+        everything = [p for group in groups for p in group["params"]]
+        self.buckets.keep(set(everything))
         if not any(found):
             return None
         chosen = []
         for group, params in zip(groups, found, strict=True):
-            newcomers = [*optimizer._newcomers(group), *self.buckets.left(group["params"])]
-            chosen.append(self.find(optimizer, group, params, dict.fromkeys(newcomers)))
+            newcomers = optimizer._newcomers(group) + self.buckets.left(group["params"])
+            chosen.append(self.find(optimizer, group, params, newcomers))
         if not all(bucket.published for buckets in chosen for bucket in buckets):
-            check_overlap(shards.locals_of(list(everything)))
+            check_overlap(shards.locals_of(everything))
         return chosen
 
 
