@@ -61,8 +61,8 @@ class Buckets:
     def keep(self, params):
         """Let go of all parameters but these; to be called when groups may have changed.
 
-        What is left of them in ``optimizer.state``, as in torch, is theirs alone from then on. Those
-        that shared a bucket with them are housed anew.
+        What is left of them in ``optimizer.state``, as in torch, is theirs alone from then on.
+        Those that shared a bucket with them are housed anew.
 
         Args:
             params: the set of all parameters of all groups.

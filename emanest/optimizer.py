@@ -27,7 +27,11 @@ class Optimizer(torch.optim.Optimizer):
     the iterate x into them, ``train()`` brings y back bit for bit; evaluate and save in between.
 
     Two optimizers over the same parameters take each other's steps for edits: before another one
-    takes over, call ``eval()`` on the first and let it go.
+    takes over, call ``eval()`` on the first and let it go. To evaluate both, use
+    ``emanest.at_iterate([a, b])``.
+
+    Parameters may be replaced in their group and groups be popped: from the next step on nothing is
+    kept of them but what is left in ``state``, as in torch, and the others go on, bit for bit.
 
     A subclass names its base optimizers in ``bases``; a parameter group picks one of them with its
     ``base`` entry, by default the first.
@@ -267,7 +271,9 @@ class Optimizer(torch.optim.Optimizer):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
 
         y is kept aside (one value of the parameter's dtype for every parameter that is ahead) and
-        is part of ``state_dict()`` until ``train()``.
+        is part of ``state_dict()`` until ``train()``. So is what LongHorizon, GPA and Schedule-Free
+        hold where y is x (between the syncs of the first, and with ``mu_y`` or ``momentum`` 1): to
+        tell whether it has been written when ``train()`` comes.
         """
         if self._training:
             points.to_x(self)
@@ -276,7 +282,8 @@ class Optimizer(torch.optim.Optimizer):
         """Bring y back, bit for bit; nothing if already there.
 
         A parameter that was written since ``eval()`` (by ``model.load_state_dict``, say) is taken
-        as the new x.
+        as the new x; not if its bits are those that it had, as when averages of the weights were
+        put in and taken out again. To tell, one copy of such a parameter is made for a moment.
         """
         if not self._training:
             points.to_y(self)

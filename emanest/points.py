@@ -1,7 +1,7 @@
 """Between x and y: what ``eval``, ``train`` and edits from outside do to the parameters.
 
-y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x. From it and the state x
-can be found again, which tells whether a parameter that was written holds other bits than before.
+y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x. From it and from state
+x can be found again, which tells whether a parameter that was written holds other bits than before.
 """
 
 import contextlib
