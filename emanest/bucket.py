@@ -228,16 +228,17 @@ class Bucket:
         """Those parameters whose bits are not the ones they should be, in any process.
 
         Args:
-            xs: index -> what lies here of it; None: not known, which differs.
+            xs: pairs of an index and what should lie here; None: not known, which differs. Only
+                one of them is needed at a time.
         """
-        here = [
-            x is None or not same_bits(self.tensors[i], x.to(self.tensors[i].dtype))
-            for i, x in xs.items()
-        ]
-        if self.mesh is not None and xs:
-            flags = torch.tensor(here, dtype=torch.float32, device=self.device)
-            here = shards.agree(flags, self.mesh).tolist()
-        return [i for i, differs in zip(xs, here, strict=True) if differs]
+        here = {
+            i: x is None or not same_bits(self.tensors[i], x.to(self.tensors[i].dtype))
+            for i, x in xs
+        }
+        if self.mesh is not None and here:
+            flags = torch.tensor([*here.values()], dtype=torch.float32, device=self.device)
+            here = dict(zip(here, shards.agree(flags, self.mesh).tolist(), strict=True))
+        return [i for i, differs in here.items() if differs]
 
     def emptied(self, i):
         """Whether someone removed a parameter's state, to start afresh."""

@@ -27,7 +27,8 @@ class States(MutableMapping):
         return holder or self._stepped_by(p)
 
     def _stepped_by(self, p):
-        if self._reference(p)() is not p:
+        found = self._owners.get(id(p))
+        if found is None or found[0]() is not p:
             # no parameters in it: one that has left its group would be kept
             self._owners = {
                 id(q): (weakref.ref(q), o)
@@ -35,11 +36,9 @@ class States(MutableMapping):
                 for group in o.param_groups
                 for q in group["params"]
             }
+            found = self._owners.get(id(p))
         # an entry may belong to no parameter
-        return self._owners[id(p)][1] if self._reference(p)() is p else self._optimizers[0]
-
-    def _reference(self, p):
-        return self._owners.get(id(p), (lambda: None,))[0]
+        return found[1] if found else self._optimizers[0]
 
     def __getitem__(self, p):
         return self._owner(p).state[p]

@@ -32,9 +32,9 @@ def to_x(optimizer):
         for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):
             for i, y in zip(same, ys, strict=True):
                 bucket.set_aside(i, y)
-        for *move, b in moves:
-            if b != 0:
-                _move(*move, b)
+        for move in moves:
+            if move[-1] != 0:
+                _move(*move)
         _enter(optimizer, train_mode=False)
 
 
@@ -72,12 +72,11 @@ def to_y(optimizer):
 def _edited_at_x(group, method, bucket, indices):
     """Those parameters that were written since ``eval`` and do not hold the x of then."""
     written = bucket.writes.written(indices)
-    found = {
-        i: _x_of_then(group, method, bucket, i, b)
+    return bucket.differing(
+        (i, _x_of_then(group, method, bucket, i, b))
         for b, same in bucket.scalars.ahead(written).items()
         for i in same
-    }
-    return bucket.differing(found)
+    )
 
 
 def _x_of_then(group, method, bucket, i, b):

@@ -1,13 +1,14 @@
 """Weights written in eval mode with the bits that were there: no edit, whoever wrote them."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import helpers
-from emanest import GPA, ScheduleFree, Wrap
+from emanest import GPA, ScheduleFree, Wrap, points
 from helpers import ALONG, METHODS, adamw, content, differing, params_of, run, same, values
 
 # with these x and y are one, but neither is z
@@ -120,3 +121,25 @@ def test_what_is_kept_to_compare_with_is_freed(method):
         with optimizer.at_iterate():
             swap(optimizer)
         assert {p: list(entries) for p, entries in optimizer.state.items()} == before
+
+
+def test_one_copy_is_made_at_a_time(monkeypatch):
+    """Of what may be a whole model that was loaded."""
+    alive, most = [], []
+    x_of = points.x_of
+
+    def watched(*args):
+        x = x_of(*args)
+        alive.append(weakref.ref(x))
+        most.append(sum(each() is not None for each in alive))
+        return x
+
+    optimizer = adamw(helpers.parameters(shapes=[(4,)] * 6), METHODS["ema"])
+    run(optimizer, range(3))
+    optimizer.eval()
+    swap(optimizer)
+    monkeypatch.setattr(points, "x_of", watched)
+    optimizer.train()
+    assert len(most) == 6
+    # the last one and its successor
+    assert max(most) <= 2
