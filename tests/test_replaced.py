@@ -13,7 +13,7 @@ from bad_input import EVERY, make, matrices
 from emanest import AdamW
 from helpers import METHODS, adamw, bits, content, differing, params_of, run
 
-BASES = {"adamw": adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
+BASES = {"adamw": adamw, "wrap": helpers.wrap_adamw}
 
 each_method = pytest.mark.parametrize("method", METHODS)
 each_optimizer = pytest.mark.parametrize("name", [*EVERY, "Wrap of two"])
