@@ -54,7 +54,7 @@ IMPORTS = {
     "saved": {"bucket", "groups", "lookahead", "options"},
     "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "saved"},
     "points": {"lookahead", "ops", "options", "rules"},
-    "metrics": {"lookahead", "ops", "shards"},
+    "metrics": {"lookahead", "points", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
         *(
@@ -77,7 +77,7 @@ IMPORTS = {
         *("options", "rules"),
     },
     "probe": {"lookahead", "ops", "optimizer", "options"},
-    "find": {"optimizer"},
+    "find": {"optimizer", "points"},
     "iterate": {"find"},
     "integrations": {"find"},  # never imported by the others
     "__init__": {
