@@ -29,6 +29,7 @@ SOURCES = [
         "momentum_cpu",
         "products",
         "step_cpu",
+        "storage",
         "target",
         "watch",
     ]

@@ -2,10 +2,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
 #include "info.h"
 #include "products.h"
+#include "storage.h"
 #include "target.h"
 #include "watch.h"
 
@@ -87,15 +89,15 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
   return run(ys, py::list(), state, {ys}, in_double, target, numbers, work);
 }
 
-// squares: address, on the device, of a float64 for each tensor
-bool momentum_(const std::string& name, Column us, Column gs, Columns state, intptr_t squares,
+// squares: on the device, a float64 for each tensor
+bool momentum_(const std::string& name, Column us, Column gs, Columns state, const py::object& squares,
                bool in_double, const Target& target) {
   const auto rule = find<Momentum>(name);
   const auto [states, numbers] = sizes(rule);
   check_count("columns of state", state.size(), states);
   auto written = state;
   written.push_back(us);
-  auto* to = reinterpret_cast<double*>(squares);
+  auto* to = static_cast<double*>(address(THPVariable_Unpack(squares.ptr())));
   const auto work = [&](const Bucket& bucket, auto on) {
     target.on_gpu() ? cuda::momentum(rule, bucket, to, target.call(on), target.place(on))
                     : cpu::momentum(rule, bucket, target.numbers(), to);
@@ -117,16 +119,15 @@ bool rows_(const std::string& name, Column matrices, Columns state, Column scale
   });
 }
 
-// found: address, on the device, of a float that is 0 and receives 1 if a gradient holds NaN or an
-// infinity. False: some must be copied first.
-bool nonfinite(Column gs, intptr_t found, const Target& target) {
+// found: on the device, a float that is 0 and receives 1 if a gradient holds NaN or an infinity. False: some must be copied first.
+bool nonfinite(Column gs, const py::object& found, const Target& target) {
   const at::Device device = device_of(gs);
   target.check(device, 0);
   const auto bucket = gather(gs);
   if (!bucket) return false;
+  auto* to = static_cast<float*>(address(THPVariable_Unpack(found.ptr())));
   py::gil_scoped_release release;
   const c10::DeviceGuard guard(device);
-  auto* to = reinterpret_cast<float*>(found);
   if (target.on_gpu()) {
     cuda::nonfinite(*bucket, to, target.call(device), target.place(device));
   } else {
@@ -139,6 +140,7 @@ bool nonfinite(Column gs, intptr_t found, const Target& target) {
 }  // namespace emanest
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  emanest::bind_storage(m);
   emanest::bind_target(m);
   emanest::bind_watch(m);
   emanest::bind_info(m);

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <sstream>
 
+#include "storage.h"
+
 namespace emanest {
 namespace {
 
@@ -41,6 +43,8 @@ bool aligned(const at::Tensor& a, const at::Tensor& b) {
 }
 
 void check_device(const at::Tensor& t, at::Device expected) {
+  // of such a class the device, too, may be a question to Python, whose lock a thread does not have
+  if (is_subclass(t)) throw NotInStorage(t);
   if (t.device() == expected) return;
   throw std::runtime_error("tensors of one call are on " + expected.str() + " and on " +
                            t.device().str());
@@ -86,29 +90,29 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
   Bucket bucket{std::vector<Tensors>(ys.size()), *first, in_double};
   const auto fill = [&](size_t i) {
     const at::Tensor& y = tensor(ys, i);
-    check_device(y, device);
-    if (dtype_of(y) != first || !aligned(y, y)) return false;
     Tensors& row = bucket.tensors[i];
-    row = {y.data_ptr(), nullptr, {}, y.numel(), Dtype::float32};
+    check_device(y, device);
+    row = {address(y), nullptr, {}, y.numel(), Dtype::float32};
+    if (dtype_of(y) != first || !aligned(y, y)) return false;
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
       check_scales(s, device, wide, y.sizes());
-      row.scales = s.data_ptr();
+      row.scales = address(s);
       row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
     }
     if (!alone) {
       const at::Tensor& g = tensor(beside, i);
       check_device(g, device);
+      row.beside = address(g);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || !aligned(y, g)) return false;
-      row.beside = g.data_ptr();
       row.beside_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);
       check_device(s, device);
+      row.state[k] = address(s);
       if (s.scalar_type() != wide || !aligned(y, s)) return false;
-      row.state[k] = s.data_ptr();
     }
     return true;
   };
@@ -135,8 +139,8 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
     if (!dtype || !matrix.is_contiguous() || matrix.is_neg()) return std::nullopt;
     const int64_t rows = matrix.size(0);
     check_scales(tensor(scales, i), matrix.device(), wide, {});
-    Tensors row{matrix.data_ptr(), nullptr, {}, rows, Dtype::float32};
-    row.scales = tensor(scales, i).data_ptr();
+    Tensors row{address(matrix), nullptr, {}, rows, Dtype::float32};
+    row.scales = address(tensor(scales, i));
     row.run = matrix.size(1);
     for (size_t k = 0; k < columns.size(); k++) {
       const at::Tensor& s = tensor(columns[k], i);
@@ -146,7 +150,7 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
                                     " rows, got " + std::to_string(s.numel()));
       }
       if (s.scalar_type() != wide || !s.is_contiguous() || s.is_neg()) return std::nullopt;
-      row.state[k] = s.data_ptr();
+      row.state[k] = address(s);
     }
     if (i > 0 && *dtype != bucket.y_dtype) return std::nullopt;
     bucket.y_dtype = *dtype;
@@ -163,7 +167,7 @@ std::optional<Bucket> gather(Column gs) {
     check_device(g, device_of(gs));
     const auto dtype = dtype_of(g);
     if (!dtype || !aligned(g, g)) return std::nullopt;
-    bucket.tensors.push_back({nullptr, g.data_ptr(), {}, g.numel(), *dtype});
+    bucket.tensors.push_back({nullptr, address(g), {}, g.numel(), *dtype});
   }
   return bucket;
 }

@@ -16,6 +16,8 @@
 #include <atomic>
 #include <vector>
 
+#include "storage.h"
+
 // MKL's, where torch has it: how many threads products of the calling thread may use (0: the global
 // number); returns what it was
 extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
@@ -111,6 +113,12 @@ void multiply(at::Tensor& out, const at::Tensor& c, const at::Tensor& a, const a
   }
 }
 
+// Threads of a pool must not meet a tensor that calls Python.
+template <class... T>
+void check(const T&... tensors) {
+  (address(tensors), ...);
+}
+
 // Copies what is below the diagonal of an (n, n) matrix above it, as far as a tile goes.
 template <class Item>
 void mirror(Item* matrix, int64_t n, const Tile& tile) {
@@ -140,6 +148,7 @@ void mirror(const at::Tensor& out, const Tile& tile) {
 // out <- beta c + alpha a b, symmetric; a is (batch, n, k), b (batch, k, n)
 at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
                      double alpha) {
+  check(out, c, a, b);
   const int64_t n = a.size(1), k = a.size(2);
   for_each(triangle(a.size(0), n), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
@@ -154,6 +163,7 @@ at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a, c
 // out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m)
 at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
                    double alpha) {
+  check(out, c, a, b);
   const int64_t n = a.size(1), k = a.size(2), m = b.size(2);
   for_each(rectangle(a.size(0), n, m), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);

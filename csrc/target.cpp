@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
+#include "storage.h"
 
 namespace py = pybind11;
 
@@ -28,8 +29,8 @@ void check_vector(const char* what, const at::Tensor& t, at::Device device, at::
 }
 
 template <class T>
-const T* address(const at::Tensor& t) {
-  return t.defined() ? static_cast<const T*>(t.data_ptr()) : nullptr;
+const T* values(const at::Tensor& t) {
+  return t.defined() ? static_cast<const T*>(address(t)) : nullptr;
 }
 
 }  // namespace
@@ -53,11 +54,11 @@ void Target::check(at::Device device, size_t numbers) const {
 }
 
 bool Target::skipped() const {
-  return !on_gpu() && skip_.defined() && *address<float>(skip_) != 0;
+  return !on_gpu() && skip_.defined() && *values<float>(skip_) != 0;
 }
 
 const double* Target::numbers() const {
-  return vector_.defined() ? address<double>(vector_) : numbers_.data();
+  return vector_.defined() ? values<double>(vector_) : numbers_.data();
 }
 
 device::Call Target::call(at::Device device) const {
@@ -67,7 +68,7 @@ device::Call Target::call(at::Device device) const {
     auto memory = std::make_shared<at::Tensor>(at::empty({int64_t(bytes)}, options));
     return device::Memory(memory, memory->data_ptr());
   };
-  return {*tables_, allocate, numbers_.data(), address<double>(vector_), address<float>(skip_)};
+  return {*tables_, allocate, numbers_.data(), values<double>(vector_), values<float>(skip_)};
 }
 
 cuda::Place Target::place(at::Device device) const {

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "storage.h"
+
 namespace py = pybind11;
 
 namespace emanest {
@@ -20,11 +22,16 @@ std::vector<int64_t> versions(const py::list& tensors) {
   return found;
 }
 
-py::list gradients(const py::list& params) {
+py::list gradients(const py::function& waited, const py::list& params) {
   py::list found(params.size());
   for (size_t i = 0; i < params.size(); i++) {
     const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
-    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), THPVariable_Wrap(p.grad()));
+    const at::Tensor& grad = p.grad();
+    PyObject* given = THPVariable_Wrap(grad);
+    if (grad.defined() && is_subclass(grad)) {
+      given = waited(py::reinterpret_steal<py::object>(given)).release().ptr();
+    }
+    PyList_SET_ITEM(found.ptr(), Py_ssize_t(i), given);
   }
   return found;
 }
@@ -35,17 +42,21 @@ struct Facts {
   at::ScalarType dtype;
   at::Device device;
   std::optional<at::Layout> gradient;
+  bool subclass;  // a DTensor, say: whoever watches looks at what is inside
 
   explicit Facts(const at::Tensor& p)
-      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p)) {}
+      : shape(p.sizes().vec()), dtype(p.scalar_type()), device(p.device()), gradient(layout(p.grad())),
+        subclass(is_subclass(p)) {}
 
   bool hold(const at::Tensor& p) const {
-    return p.sizes() == shape && p.scalar_type() == dtype && p.device() == device &&
-           layout(p) == gradient;
+    const at::Tensor& grad = p.grad();
+    // the class first: that of another may be slow to say the rest
+    return is_subclass(p) == subclass && p.sizes() == shape && p.scalar_type() == dtype &&
+           p.device() == device && layout(grad) == gradient &&
+           (subclass || (in_storage(p) && (gradient != at::kStrided || in_storage(grad))));
   }
 
-  static std::optional<at::Layout> layout(const at::Tensor& p) {
-    const at::Tensor& grad = p.grad();
+  static std::optional<at::Layout> layout(const at::Tensor& grad) {
     return grad.defined() ? std::optional(grad.layout()) : std::nullopt;
   }
 };

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .storage import NotInStorage
+
 
 class Backend(NamedTuple):
     """A module that moves memory; ``emanest.eager`` documents the functions that it has.
@@ -30,8 +32,8 @@ BACKENDS = {
     "eager": Backend("emanest.eager", ()),
 }
 
-# no fault of a back end, and another one would need more memory still
-_NOT_FAILURES = (MemoryError, torch.OutOfMemoryError)
+# no fault of a back end: another one would need more memory still, or read none
+_NOT_FAILURES = (MemoryError, torch.OutOfMemoryError, NotInStorage)
 
 # (device type, name or None for automatic choice) -> the back end in use
 _picked: dict[tuple[str, str | None], ModuleType] = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import shards
+from . import shards, storage
 from .layout import dense_strides, same_bits
 from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
@@ -41,6 +41,7 @@ class Bucket:
         # what is computed on: the parameters, or the parts of them that lie here
         self.tensors = shards.locals_of(params)
         self.mesh = shards.mesh_of(params[0])
+        self.fake = storage.is_fake(self.tensors[0])
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.published = False
@@ -123,10 +124,13 @@ class Bucket:
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
-        if name in SCALARS:
-            return tensor
         p = self.params[i]
-        return shards.placed(tensor, p, _dims(name, p, self.stack))
+        if name not in SCALARS:
+            tensor = shards.placed(tensor, p, _dims(name, p, self.stack))
+        if not (self.fake or storage.in_storage(tensor)):
+            where = f"state {self.key(name)!r} of a parameter of shape {tuple(self.shapes[i])}"
+            storage.refuse(where, tensor)
+        return tensor
 
     def _copy_existing(self, name):
         for i, p in enumerate(self.params):
@@ -175,7 +179,7 @@ class Bucket:
         if name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
-                shown[i].copy_(_tensor(found))
+                shown[i].copy_(self._placed(name, i, _tensor(found)))
             self.state[p][key] = shown[i]
         elif found is None:
             self.state[p][key] = shown[i]
@@ -293,9 +297,16 @@ class Bucket:
         return True
 
     def moved(self):
-        """Whether a ``DTensor`` has another part than before."""
-        pairs = zip(self.params, self.tensors, strict=True)
-        return self.mesh is not None and any(shards.local(p) is not t for p, t in pairs)
+        """Whether a ``DTensor`` has another part than before, or one that is not in its storage."""
+        return self.mesh is not None and not all(map(_in_place, self.params, self.tensors))
+
+
+def _in_place(p, part):
+    """Whether a ``DTensor`` and its gradient have parts in their storage, it the one given."""
+    gradient = None if p.grad is None else shards.local(p.grad)
+    return shards.local(p) is part and all(
+        t is None or storage.in_storage(t) for t in (part, gradient)
+    )
 
 
 def _tensor(value):

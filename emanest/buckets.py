@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import shards
+from . import shards, storage
 from .bucket import Bucket
 from .layout import dense_strides
 
@@ -41,11 +41,12 @@ class Buckets:
 
         Raises:
             RuntimeError: a parameter changed shape, is on the meta device, or is a partial sum.
+            TypeError: its values are not in its storage.
         """
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
         # an evaluation under inference mode may come before the next step, which writes state
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), storage.like(shards.local(next(iter(newcomers), None))):
             if any(p not in homes for p in newcomers):
                 new = self._housed(newcomers, group)
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
@@ -127,7 +128,8 @@ class Buckets:
             _check_memory(p)
         together = {}
         for p in newcomers:
-            kind = p.device, p.dtype, shards.mesh_of(p), self._progress(p, group)
+            fake = storage.is_fake(shards.local(p))
+            kind = p.device, p.dtype, shards.mesh_of(p), fake, self._progress(p, group)
             together.setdefault(kind, []).append(p)
         stack = bool(group.get("stack"))
         buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
@@ -178,20 +180,27 @@ class Buckets:
                     )
 
 
-def _check_memory(p):
-    shape = tuple(p.shape)
-    if shards.local(p).is_meta:
-        raise RuntimeError(
-            f"a parameter of shape {shape} is on the meta device: materialise the model before the "
-            "first step"
+def all_fake(buckets):
+    """Whether the parameters of buckets are fake; raise NotInStorage if only some of them are."""
+    fakes = {bucket.fake for bucket in buckets}
+    if len(fakes) > 1:
+        raise storage.NotInStorage(
+            "some parameters are fake tensors and others are not: fake tensors cannot be stepped"
         )
-    shards.check_placements(p, f"a parameter of shape {shape}")
+    return True in fakes
+
+
+def _check_memory(p):
+    name = f"a parameter of shape {tuple(p.shape)}"
+    if not storage.is_fake(shards.local(p)):
+        shards.check_storage(name, p)
+    shards.check_placements(p, name)
 
 
 def check_overlap(params):
     """Raise ValueError if two parameters share memory: the one would be stepped on the other."""
     # only a dense tensor is known to fill the span of addresses between its ends
-    params = [p for p in params if not is_lazy(p)]
+    params = [p for p in params if not is_lazy(p) and storage.in_storage(p)]
     dense = [p for p in params if p.numel() and dense_strides(p) == p.stride()]
     spans = sorted(
         (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.itemsize, i)

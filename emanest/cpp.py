@@ -64,7 +64,7 @@ def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None
 
     def work(target, us, gs, columns):
         in_double = dtype == torch.float64
-        return _C.momentum_(name, us, gs, columns, squares.data_ptr(), in_double, target)
+        return _C.momentum_(name, us, gs, columns, squares, in_double, target)
 
     target = _target(us, numbers, skip, memo, ("momentum", name))
     _run(work, target, us, gs, state, dtype)
@@ -87,10 +87,10 @@ def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
     target = _target(gs, (), None, memo, ("nonfinite",))
-    if not _C.nonfinite(gs, found.data_ptr(), target):
+    if not _C.nonfinite(gs, found, target):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
-        _C.nonfinite([g.contiguous() for g in natives], found.data_ptr(), target)
+        _C.nonfinite([g.contiguous() for g in natives], found, target)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import backends
+from . import backends, shards
 from .groups import clock_of
 from .lookahead import At, Plan
 from .tape import Program, Tape
@@ -107,7 +107,7 @@ class DevicePlan:
             The numbers, one vector of float64 on the device; overwritten by the next ``run``.
         """
         program = recorded.program
-        values = [_input(inputs[name], self.device) for name in program.inputs]
+        values = [_input(name, inputs[name], self.device) for name in program.inputs]
         size = len(program.numbers) + len(program.after)
         if size not in self._vectors:
             self._vectors[size] = torch.empty(size, dtype=torch.float64, device=self.device)
@@ -133,10 +133,12 @@ def options(group):
     ]
 
 
-def _input(value, device):
+def _input(name, value, device):
     """An input as a back end takes it."""
     if not isinstance(value, torch.Tensor):
         return float(value)
+    if type(value) is not torch.Tensor:
+        value = shards.whole(name, value)
     if value.device != device:
         # one on the CPU is read without waiting
         value = value.item() if value.device.type == "cpu" else value.to(device)

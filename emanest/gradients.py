@@ -2,6 +2,8 @@
 
 import torch
 
+from . import shards, storage
+
 
 def parameter_name(group, index, j):
     """What messages call a parameter."""
@@ -14,6 +16,7 @@ def with_gradients(optimizer):
 
     Raises:
         RuntimeError: a gradient is sparse, or a parameter is an inference tensor.
+        TypeError: the values of one or the other are not in its storage.
     """
     for index, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
@@ -29,9 +32,23 @@ def with_gradients(optimizer):
                 raise RuntimeError(
                     f"{name} was made in inference mode and cannot be updated: clone() it outside"
                 )
+            _check_storage(name, p)
     return [[p for p in g["params"] if p.grad is not None] for g in optimizer.param_groups]
+
+
+def _check_storage(name, p):
+    """Refuse a parameter, or its gradient, that kernels could not find by its address."""
+    # beside a fake one state is made, and nothing is computed; one on the meta device comes later
+    if storage.is_fake(shards.local(p)) or p.is_meta:
+        return
+    shards.check_storage(name, p)
+    if p.grad.layout == torch.strided:
+        gradient = storage.waited(p.grad)
+        # a DTensor is a gradient of a DTensor only
+        check = storage.check if shards.mesh_of(p) is None else shards.check_storage
+        check(f"the gradient of {name}", gradient)
 
 
 def dense(gradient):
     """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
-    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+    return storage.waited(gradient if gradient.layout == torch.strided else gradient.to_dense())

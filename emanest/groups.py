@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import backends, rules
+from . import backends, rules, shards
 from .checks import CHECKS, SEQUENCES, check_group
 from .gradients import parameter_name
 from .lookahead import METHODS, group_entries, method_of
@@ -112,7 +112,9 @@ def check_params_of(index, group):
     # torch only warns of a repeated parameter, and then updates it twice
     group["params"] = list(dict.fromkeys(group["params"]))
     for j, p in enumerate(group["params"]):
-        check_parameter(parameter_name(group, index, j), p)
+        name = parameter_name(group, index, j)
+        shards.check_class(name, p)
+        check_parameter(name, p)
         backends.require(p.device.type, group.get("backend"))
 
 

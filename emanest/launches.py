@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import backends
+from . import backends, shards
 from .bucket import Bucket
 from .device import DevicePlan, record_clock
 from .groups import check_method, clock_entries, host_clock, place_clock
@@ -179,6 +179,8 @@ def _idle(group, method, skip, device):
 def _gradient_scale(optimizer, group):
     grad_scale = getattr(optimizer, "grad_scale", None)
     sign = optimizer._sign(group)
+    if isinstance(grad_scale, torch.Tensor):
+        grad_scale = shards.whole("grad_scale", grad_scale)
     return sign if grad_scale is None else sign / float(grad_scale)
 
 

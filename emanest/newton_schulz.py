@@ -22,6 +22,7 @@ from .coefficients import polynomials
 from .layout import NATIVE
 from .options import real
 from .products import empty
+from .storage import check, waited
 
 # ---- the two forms ------------------------------------------------------------------------------
 
@@ -159,7 +160,8 @@ def orthogonalize(
     Memory: g in float32 (float64), and a few copies of all of g in the dtype of the iteration.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range.
+        TypeError, ValueError: an argument is of the wrong kind (a ``DTensor`` say, or another
+            subclass that is not a tensor in memory) or out of range.
         RuntimeError: the back end does not serve the device.
     """
     if not isinstance(g, torch.Tensor) or g.dtype not in NATIVE or g.dim() < 2:
@@ -168,6 +170,8 @@ def orthogonalize(
             "g must be a floating tensor (float64, float32, bfloat16, float16) of shape "
             f"(..., m, n), got {found}"
         )
+    g = waited(g)
+    check("g", g)
     backends.require(g.device.type, backend)
     rows, margin = polynomials(coefficients, steps)
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)

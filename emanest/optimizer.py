@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from . import checkpoint, launches, ops, points
 from .bases import Base
+from .buckets import all_fake
 from .checks import check_group
 from .groups import (
     CLOCK,
@@ -38,6 +39,12 @@ class Optimizer(torch.optim.Optimizer):
 
     Parameters may be replaced in their group and groups be popped: from the next step on nothing is
     kept of them but what is left in ``state``, as in torch, and the others go on, bit for bit.
+
+    Parameters and gradients are plain tensors, subclasses that own their memory, or ``DTensor`` of
+    such. A gradient that a functional collective is still writing is waited for. Other classes with
+    a ``__torch_dispatch__`` (wrappers, as of float8 and quantised weights) are a TypeError: only
+    the class knows what its memory means. For fake tensors (``FakeTensorMode``) a step makes the
+    state that it makes for others, and computes nothing; what needs values is a TypeError.
 
     A subclass names its base optimizers in ``bases``; a parameter group picks one of them with its
     ``base`` entry, by default the first.
@@ -139,7 +146,8 @@ class Optimizer(torch.optim.Optimizer):
             RuntimeError: in eval mode, once there is state, or after a closure that left it so; a
                 gradient is sparse, or (``nonfinite="raise"``) not finite.
             TypeError, ValueError: an option that was set since, the learning rate say, is not
-                valid. In all these cases nothing has changed.
+                valid; a parameter or a gradient is of a class that cannot be stepped, or has no
+                memory. In all these cases nothing has changed.
         """
         self._check_mode()
         loss = None
@@ -164,6 +172,11 @@ class Optimizer(torch.optim.Optimizer):
         if chosen is None:
             self._skipped()
             return
+        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
+        if all_fake(buckets):
+            # state appears as after any step, and there is nothing to compute
+            self._allocate(buckets)
+            return
         happens, skip = verdict(self, chosen)
         self._skips.add(happens, skip)
         if not happens:
@@ -171,7 +184,6 @@ class Optimizer(torch.optim.Optimizer):
             return
         points.follow_edits(self, chosen)
         planned, clocks = launches.plan(self, chosen, skip)
-        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
         unedited = self.buckets.unedited(buckets)
         self._run(planned)
         self.buckets.record(unedited)
@@ -183,6 +195,9 @@ class Optimizer(torch.optim.Optimizer):
         self._survey.remember(self)
         if not self._training:
             points.to_x(self)
+
+    def _allocate(self, buckets):
+        self.buckets.publish(buckets)
 
     def _run(self, planned):
         self.buckets.publish({launch.bucket: None for launch in planned})

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch.nn.parameter import is_lazy
 
+from . import shards, storage
+
 Init = TypeVar("Init", bound=Callable[..., None])
 
 # where code lies that is not the user's: ours, torch's, what enters and leaves ``with`` blocks
@@ -107,14 +109,16 @@ def learning_rate(name, value):
     """Return the learning rate as a float, or as the 1-element tensor that it is.
 
     Raises:
-        TypeError: neither a number nor a tensor.
+        TypeError: neither a number nor a tensor, or one whose values are not in its storage.
         ValueError: negative, NaN, infinite, or a tensor with several elements.
     """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-        # a value on a device is not read here: that would wait for the device
-        if value.device.type == "cpu":
+        value = storage.waited(value)
+        shards.check_class(name, value)
+        # a value on a device is not read here: that would wait for the device; a fake has none
+        if value.device.type == "cpu" and not storage.is_fake(shards.local(value)):
             learning_rate(name, value.item())
         return value
     number = _number(name, value, "a float or 1-element tensor")

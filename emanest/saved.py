@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from . import shards, storage
 from .bucket import forget_others, shape_like
 from .groups import (
     CLOCK,
@@ -150,6 +151,11 @@ def is_finite(value):
     return bool(here.isfinite().all())
 
 
+def _check_storage(name, value):
+    if isinstance(value, torch.Tensor):
+        shards.check_storage(name, storage.waited(value))
+
+
 def checked_entries(optimizer, where, group, p, entries, starts):
     """A parameter's saved state without empty entries, and the lookahead state that it lacks.
 
@@ -177,6 +183,7 @@ def checked_entries(optimizer, where, group, p, entries, starts):
     for name, low in (("step", 0), ("lookahead", -math.inf)):
         key = optimizer._key(name)
         value = entries[key]
+        _check_storage(f"{key!r} of {where}", value)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
         real(f"{key!r} of {where}", value, low)
@@ -188,4 +195,5 @@ def checked_entries(optimizer, where, group, p, entries, starts):
                 f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
                 f"parameter needs {tuple(shapes[key])}"
             )
+        _check_storage(f"{key!r} of {where}", entries[key])
     return entries, own - entries.keys()

@@ -2,6 +2,8 @@
 
 import torch
 
+from . import storage
+
 NAMES = "step", "lookahead"
 
 
@@ -60,6 +62,7 @@ class Scalars:
 
     def ahead(self, indices):
         """Group parameters by how far they are ahead; reads numbers that are on a device."""
+        storage.check("'lookahead' of the state", self.lookaheads)
         values, groups = self.lookaheads.tolist(), {}
         for i in indices:
             groups.setdefault(values[i], []).append(i)

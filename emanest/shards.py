@@ -7,6 +7,8 @@ whatever gathers, saves and reshards parameters does the same with state.
 
 import torch
 
+from . import storage
+
 
 def mesh_of(tensor):
     """The devices over which a tensor is spread; None for one that lies here as a whole."""
@@ -16,7 +18,7 @@ def mesh_of(tensor):
 def local(tensor):
     """The part of a tensor that lies here: itself, or the shard that it shares memory with."""
     # to_local() wraps a shard into another object each time; the optimizer watches this one
-    return tensor if mesh_of(tensor) is None else tensor._local_tensor
+    return tensor if mesh_of(tensor) is None else storage.waited(tensor._local_tensor)
 
 
 def locals_of(tensors):
@@ -24,6 +26,31 @@ def locals_of(tensors):
     if all(mesh_of(t) is None for t in tensors):
         return tensors
     return [local(t) for t in tensors]
+
+
+def whole(name, tensor):
+    """A tensor that lies here as a whole: itself, or what is gathered of one that is spread.
+
+    Raises:
+        TypeError: its values are not in its storage; ``name`` is what the message calls it.
+    """
+    found = storage.waited(tensor if mesh_of(tensor) is None else tensor.full_tensor())
+    storage.check(name, found)
+    return found
+
+
+def check_class(name, tensor):
+    """``storage.check_class`` of the part that lies here."""
+    storage.check_class(*_named(name, tensor))
+
+
+def check_storage(name, tensor):
+    """``storage.check`` of the part that lies here."""
+    storage.check(*_named(name, tensor))
+
+
+def _named(name, tensor):
+    return name if mesh_of(tensor) is None else f"the local part of {name}", local(tensor)
 
 
 def placements(p, dims):

@@ -5,6 +5,7 @@ import torch
 from . import launches, ops, shards
 from .checks import CHECKS
 from .gradients import parameter_name
+from .watch import gradients
 
 
 def verdict(optimizer, chosen):
@@ -51,7 +52,7 @@ def _flags(optimizer, chosen):
 def _flag(value):
     # GradScaler sets an int where there was no gradient at all
     flag = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
-    return flag.detach().to(torch.float32).reshape(1)
+    return shards.whole("found_inf", flag).detach().to(torch.float32).reshape(1)
 
 
 def _stays(optimizer, chosen, flags):
@@ -62,9 +63,9 @@ def _stays(optimizer, chosen, flags):
 
 
 def _nonfinite(group, bucket, indices):
-    gradients = bucket.beside([p.grad for p in bucket.owners(indices)], indices)
+    gs = bucket.beside(gradients(bucket.owners(indices)), indices)
     memo, backend = bucket.memo(indices), group.get("backend")
-    flag = ops.nonfinite(bucket.reals(gradients), memo, backend)
+    flag = ops.nonfinite(bucket.reals(gs), memo, backend)
     return shards.agree(flag, bucket.mesh)
 
 

@@ -1,11 +1,16 @@
 """Loops over all parameters that every step makes, in C++ where the extension is built."""
 
+import functools
+
+import torch
 from torch.nn.parameter import is_lazy
+
+from .storage import dispatches, in_storage, waited
 
 
 def _gradients(params):
-    """The gradients of parameters, None where there is none."""
-    return [p.grad for p in params]
+    """The gradients of parameters, ``waited`` for; None where there is none."""
+    return [None if p.grad is None else waited(p.grad) for p in params]
 
 
 def _versions(tensors):
@@ -32,13 +37,15 @@ class _Watch:
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
 
-        Gradients, which must be dense, are there for those parameters that had one.
+        Gradients, which must be dense, are there for those parameters that had one. Parameters and
+        gradients are in their storage, but for ``DTensor``, which are to be looked into.
         """
         params = [p for each in lists for p in each]
         return (
             len(params) == len(self._params)
             and all(p is q for p, q in zip(params, self._params, strict=True))
             and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
+            and all(dispatches(p) or _both_in_storage(p) for p in params)
             and len(mappings) == len(self._mappings)
             and all(map(_same_items, mappings, self._mappings))
             and all(_has(row, items) for row, items in self._entries)
@@ -47,7 +54,14 @@ class _Watch:
 
 def _facts(p):
     shape = None if is_lazy(p) else p.shape
-    return shape, p.dtype, p.device, None if p.grad is None else p.grad.layout
+    layout = None if p.grad is None else p.grad.layout
+    return dispatches(p), shape, p.dtype, p.device, layout
+
+
+def _both_in_storage(p):
+    return in_storage(p) and (
+        p.grad is None or p.grad.layout != torch.strided or in_storage(p.grad)
+    )
 
 
 def _same_items(mapping, known):
@@ -66,6 +80,8 @@ def _has(row, items):
 
 
 try:
-    from ._C import Watch, gradients, versions
+    from . import _C
 except ImportError:
     Watch, gradients, versions = _Watch, _gradients, _versions
+else:
+    Watch, gradients, versions = _C.Watch, functools.partial(_C.gradients, waited), _C.versions

@@ -209,6 +209,12 @@ class Wrap(Optimizer):
         # a checkpoint of the inner optimizer alone: the lookahead begins now
         return 0.0
 
+    def _allocate(self, buckets):
+        for bucket in buckets:
+            bucket.writes.take_snapshots(range(len(bucket.params)))
+        self._step_inner(())
+        super()._allocate(buckets)
+
     def _run(self, planned):
         raw = [launch for launch in planned if launch.base is not None]
         followed = [launch for launch in planned if launch.base is None]

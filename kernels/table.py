@@ -10,6 +10,8 @@ from itertools import accumulate, chain
 
 import torch
 
+from .. import storage
+
 
 class Table:
     """The two tensors that a kernel reads.
@@ -37,7 +39,7 @@ class Table:
         pairs = enumerate(zip(entries, self.entries, strict=True))
         changed = [i for i, (new, old) in pairs if new != old]
         for column in columns:
-            _check_devices([column[i] for i in changed], self.device)
+            _check([column[i] for i in changed], self.device)
         # what lies between two of them is written again: a second copy costs more than its bytes
         rows = range(changed[0], changed[-1] + 1)
         values = array("q", chain.from_iterable(entries[rows.start : rows.stop]))
@@ -124,8 +126,11 @@ def _chunks(sizes, block, device, keep):
     return found
 
 
-def _check_devices(tensors, device):
+def _check(tensors, device):
     for t in tensors:
+        # most are plain, and cost no call; an empty one has no address either
+        if type(t) is not torch.Tensor or t.data_ptr() == 0:
+            storage.check("a tensor of this call", t)
         if t.device != device:
             raise RuntimeError(
                 f"a parameter's gradient or state is on {t.device}, the parameter on {device}"

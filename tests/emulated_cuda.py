@@ -12,7 +12,7 @@ from torch.utils.cpp_extension import load
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
-    *(f"csrc/{name}.cpp" for name in ("bindings", "gather", "target")),
+    *(f"csrc/{name}.cpp" for name in ("bindings", "gather", "storage", "target")),
     "tests/emulated_cuda.cpp",
 ]
 # an access that its address does not suit is an illegal instruction, as it is an error on a GPU

@@ -53,7 +53,12 @@ class Ranks:
         if not pipe.poll(2 * PATIENCE.total_seconds()):
             self.close()
             raise AssertionError("a process does not answer")
-        return pipe.recv()
+        try:
+            return pipe.recv()
+        except EOFError:
+            # the others wait for it
+            self.close()
+            raise AssertionError("a process has crashed") from None
 
     def close(self):
         for process, _ in self._workers:

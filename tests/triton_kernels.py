@@ -7,6 +7,7 @@ tables.
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 import helpers
@@ -311,6 +312,18 @@ def test_a_changed_address_is_used():
         arguments[i][1] = arguments[i][1].clone()
     arguments[4][0][2] = arguments[4][0][2].clone()
     assert same(run(arguments, memo=memo), run(again))
+
+
+@pytest.mark.parametrize("column", [2, 3, 4], ids=["parameter", "gradient", "state"])
+def test_a_tensor_without_an_address_has_no_row(column):
+    """Also in place of one that had; empty tensors need none."""
+    arguments, memo = problem([3, 0, 5]), {}
+    run(arguments, memo=memo)
+    tensors = arguments[column] if column < 4 else arguments[column][0]
+    tensors[2] = TwoTensor(*(torch.ones(2, 5)[1] for _ in range(2)))
+    for each in (memo, {}):
+        with pytest.raises(TypeError, match="class TwoTensor"):
+            run(arguments, memo=each)
 
 
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
