@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from . import shards, storage
-from .layout import dense_strides
+from .layout import dense_strides, same_bits
 from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
 from .scalars import NAMES as SCALARS
 from .scalars import Scalars
@@ -153,6 +153,18 @@ class Bucket:
         for p, *shown in zip(self.params, *self.shown.values(), strict=True):
             yield self.state[p], dict(zip(keys, shown, strict=True))
 
+    def part_with(self, indices):
+        """Make the state of parameters that leave tensors of their own in ``optimizer.state``.
+
+        Views would keep the buffers of all.
+        """
+        for i in indices:
+            entries = self.state.get(self.params[i], {})
+            for name, shown in self.shown.items():
+                key = self.key(name)
+                if entries.get(key) is shown[i]:
+                    entries[key] = shown[i].clone()
+
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
         for name, shown in self.shown.items():
@@ -238,6 +250,22 @@ class Bucket:
     def take_back(self, i):
         """Forget the y that was kept."""
         self.state[self.params[i]].pop(self.key("y"), None)
+
+    def differing(self, xs):
+        """Those parameters whose bits are not the ones they should be, in any process.
+
+        Args:
+            xs: pairs of an index and what should lie here; None: not known, which differs. Only
+                one of them is needed at a time.
+        """
+        here = {
+            i: x is None or not same_bits(self.tensors[i], x.to(self.tensors[i].dtype))
+            for i, x in xs
+        }
+        if self.mesh is not None and here:
+            flags = torch.tensor([*here.values()], dtype=torch.float32, device=self.device)
+            here = dict(zip(here, shards.agree(flags, self.mesh).tolist(), strict=True))
+        return [i for i, differs in here.items() if differs]
 
     def emptied(self, i):
         """Whether someone removed a parameter's state, to start afresh."""

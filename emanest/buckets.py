@@ -23,7 +23,9 @@ class Buckets:
         self.state, self.key = state, key
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
+        self._left = {}  # parameter -> what is known of it, of buckets that were taken apart
         self._warned_of_move = False
+        self.owned = False  # whether all that is written to parameters counts as ours
 
     def find(self, params, newcomers, names, group):
         """The buckets of some parameters of one group.
@@ -46,7 +48,7 @@ class Buckets:
         # an evaluation under inference mode may come before the next step, which writes state
         with torch.inference_mode(False), storage.like(shards.local(next(iter(newcomers), None))):
             if any(p not in homes for p in newcomers):
-                new = self._housed(newcomers, bool(group.get("stack")))
+                new = self._housed(newcomers, group)
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
             for p in params:
                 bucket, i = homes[p]
@@ -58,6 +60,30 @@ class Buckets:
                     bucket.adopt()
                 bucket.allocate(names)
         return chosen
+
+    def keep(self, params):
+        """Let go of all parameters but these; to be called when groups may have changed.
+
+        What is left of them in ``optimizer.state``, as in torch, is theirs alone from then on.
+        Those that shared a bucket with them are housed anew.
+
+        Args:
+            params: the set of all parameters of all groups.
+        """
+        leaving = {}
+        for p in self._homes.keys() - params:
+            bucket, i = self._homes[p]
+            leaving.setdefault(bucket, []).append(i)
+        with torch.inference_mode(False):
+            for bucket, indices in leaving.items():
+                bucket.part_with(indices)
+                self._take_apart(bucket)
+        for p in self._left.keys() - params:
+            del self._left[p]
+
+    def left(self, params):
+        """Those parameters whose bucket was taken apart and that are not housed yet."""
+        return [p for p in params if p in self._left] if self._left else []
 
     def unedited(self, new=()):
         """Bucket -> indices of the parameters that are as we left them, in ``new`` buckets too.
@@ -78,24 +104,58 @@ class Buckets:
         for bucket, indices in unedited.items():
             bucket.writes.record(indices)
 
+    def own(self, everything):
+        """Take whatever is written to unedited parameters for ours, or no longer."""
+        self.owned = everything
+        for bucket in self._published:
+            bucket.writes.own(everything)
+        if not everything:
+            self._left = {p: known.settled(p) for p, known in self._left.items()}
+
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""
         for bucket in buckets:
             if not bucket.published:
                 bucket.publish()
-                self._homes.update((p, (bucket, i)) for i, p in enumerate(bucket.params))
+                for i, p in enumerate(bucket.params):
+                    self._homes[p] = bucket, i
+                    self._left.pop(p, None)
                 self._published[bucket] = None
 
-    def _housed(self, params, stack):
-        newcomers = [p for p in params if p not in self._homes]
+    def _housed(self, params, group):
+        newcomers = [p for p in dict.fromkeys(params) if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
         together = {}
         for p in newcomers:
-            kind = p.device, p.dtype, shards.mesh_of(p), storage.is_fake(shards.local(p))
+            fake = storage.is_fake(shards.local(p))
+            kind = p.device, p.dtype, shards.mesh_of(p), fake, self._progress(p, group)
             together.setdefault(kind, []).append(p)
+        stack = bool(group.get("stack"))
         buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
-        return {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+        homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+        for p, (bucket, i) in homes.items():
+            if p in self._left and not bucket.emptied(i):
+                bucket.writes.take_over(i, self._left[p])
+        for bucket in buckets:
+            bucket.writes.own(self.owned)
+        return homes
+
+    def _progress(self, p, group):
+        """What parameters of a bucket have in common: that they begin, or have begun.
+
+        On a device one plan serves a bucket: there they have been stepped equally often, too.
+        """
+        entries = self.state.get(p, {})
+        begun = self.key("lookahead") in entries
+        counted = begun and group.get("capturable", False)
+        return float(entries.get(self.key("step"), 0)) if counted else begun
+
+    def _take_apart(self, bucket):
+        for i, p in enumerate(bucket.params):
+            del self._homes[p]
+            self._left[p] = bucket.writes.known(i)
+        del self._published[bucket]
 
     def _leave_misfits(self, params):
         """Take apart the buckets of parameters that moved, or whose state the user removed.
@@ -110,9 +170,7 @@ class Buckets:
                 continue
             fits = bucket.fits(i)
             if not fits or bucket.emptied(i):
-                for other in bucket.params:
-                    del self._homes[other]
-                del self._published[bucket]
+                self._take_apart(bucket)
                 if not fits and not self._warned_of_move:
                     self._warned_of_move = True
                     warnings.warn(

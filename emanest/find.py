@@ -3,6 +3,7 @@
 import contextlib
 
 from .optimizer import Optimizer
+from .points import follow_all_edits, unseen_by
 
 # under which wrappers, schedulers and trainers keep optimizers
 _ATTRIBUTES = ("optimizer", "_optimizer", "optim", "optimizers", "_optimizers")
@@ -60,7 +61,10 @@ def at_iterate(holder):
 
     Those in train mode come back to it, bit for bit, when the ``with`` block ends or raises. Not
     between a forward pass and its backward pass: the parameters that autograd saved are written.
-    Memory: one value of the parameter's dtype for every parameter that is ahead.
+    Memory: as ``Optimizer.eval``.
+
+    Optimizers may share parameters: what one of them writes here is no edit for the others, and
+    they come back in reverse order. Inside the block a shared parameter is x of the last of them.
 
     Args:
         holder: as in ``find``.
@@ -68,10 +72,40 @@ def at_iterate(holder):
     Raises:
         TypeError: it holds no optimizer of this library.
     """
-    with contextlib.ExitStack() as stack:
-        for optimizer in find_all(holder):
-            stack.enter_context(optimizer.at_iterate())
+    optimizers = find_all(holder)
+    training = [each for each in optimizers if each._training]
+    try:
+        eval_all(optimizers)
         yield holder
+    finally:
+        train_all(training)
+
+
+def eval_all(optimizers):
+    """``eval()`` of optimizers that may share parameters."""
+    training = [each for each in optimizers if each._training]
+    if len(training) > 1:
+        # before the first of them writes, which would hide other writes
+        for each in training:
+            follow_all_edits(each)
+    for each in training:
+        with unseen_by(other for other in training if other is not each):
+            each.eval()
+
+
+def train_all(optimizers):
+    """``train()`` of optimizers that may share parameters, in the order opposite to ``eval_all``.
+
+    An error of one does not keep the others from coming back.
+    """
+    with contextlib.ExitStack() as stack:
+        for each in optimizers:
+            stack.callback(_train, each, optimizers)
+
+
+def _train(optimizer, optimizers):
+    with unseen_by(other for other in optimizers if other is not optimizer):
+        optimizer.train()
 
 
 def _walk(holder, path, seen, found, looked_at):

@@ -25,17 +25,26 @@ class States(MutableMapping):
 
     def __init__(self, optimizers):
         self._optimizers = optimizers
-        self._owners = {}
+        self._owners = {}  # id of a parameter -> a reference to it, its optimizer
 
     def _owner(self, p):
-        if p not in self._owners:
+        """The optimizer that has state of a parameter, or shall have it."""
+        holder = next((o for o in self._optimizers if p in o.state), None)
+        return holder or self._stepped_by(p)
+
+    def _stepped_by(self, p):
+        found = self._owners.get(id(p))
+        if found is None or found[0]() is not p:
+            # no parameters in it: one that has left its group would be kept
             self._owners = {
-                q: o for o in self._optimizers for group in o.param_groups for q in group["params"]
+                id(q): (weakref.ref(q), o)
+                for o in self._optimizers
+                for group in o.param_groups
+                for q in group["params"]
             }
-        if p not in self._owners:
-            # an entry of an inner optimizer that belongs to no parameter
-            return next((o for o in self._optimizers if p in o.state), self._optimizers[0])
-        return self._owners[p]
+            found = self._owners.get(id(p))
+        # an entry may belong to no parameter
+        return found[1] if found else self._optimizers[0]
 
     def __getitem__(self, p):
         return self._owner(p).state[p]
@@ -51,7 +60,7 @@ class States(MutableMapping):
 
     def get(self, p, default=None):
         """A parameter's state; unlike ``[]`` this creates nothing."""
-        return self._owner(p).state.get(p, default)
+        return next((o.state[p] for o in self._optimizers if p in o.state), default)
 
     def __iter__(self):
         return (p for o in self._optimizers for p in o.state)

@@ -9,6 +9,9 @@ import torch
 # formats that kernels read; others are converted to the dtype of the arithmetic
 NATIVE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
+# integers of so many bytes
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def dense_strides(t):
     """The dense strides nearest to a tensor's own: those, if it has no gaps."""
@@ -27,6 +30,16 @@ def aligned(a, b):
     # of a dimension of size 1 the stride does not matter
     pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(m == n for size, m, n in pairs if size != 1)
+
+
+def same_bits(a, b):
+    """Whether two tensors of one shape and dtype agree in every bit, those of NaN included."""
+    return torch.equal(_integers(a), _integers(b))
+
+
+def _integers(t):
+    real = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return real.detach().resolve_neg().view(_INTEGERS[real.itemsize])
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 import torch
 
-from . import ops, shards
+from . import shards
 from .lookahead import method_of
+from .points import x_of
 
 
 class Skips:
@@ -63,15 +64,7 @@ def _squares(group, bucket, i, b):
     method, here = method_of(group), bucket.tensors[i]
     x = y = here.detach()
     if b != 0 and method is not None and group["train_mode"]:
-        x = y.clone()
-        ops.move_(
-            method.points[0],
-            bucket.reals([x]),
-            bucket.columns(method.state[:1], [i]),
-            (b,),
-            bucket.dtype,
-            backend=group.get("backend"),
-        )
+        x = x_of(y, group, method, bucket, i, b)
     elif b != 0 and method is not None:
         aside = bucket.aside(i)
         y = x if aside is None else aside

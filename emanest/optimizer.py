@@ -34,7 +34,11 @@ class Optimizer(torch.optim.Optimizer):
     the iterate x into them, ``train()`` brings y back bit for bit; evaluate and save in between.
 
     Two optimizers over the same parameters take each other's steps for edits: before another one
-    takes over, call ``eval()`` on the first and let it go.
+    takes over, call ``eval()`` on the first and let it go. To evaluate both, use
+    ``emanest.at_iterate([a, b])``.
+
+    Parameters may be replaced in their group and groups be popped: from the next step on nothing is
+    kept of them but what is left in ``state``, as in torch, and the others go on, bit for bit.
 
     Parameters and gradients are plain tensors, subclasses that own their memory, or ``DTensor`` of
     such. A gradient that a functional collective is still writing is waited for. Other classes with
@@ -83,7 +87,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self):
         """Set up what no pickle and no checkpoint holds."""
+        owned = "_survey" in vars(self) and self.buckets.owned
         self._survey = Survey(self.state, self._key)
+        self.buckets.own(owned)
         # a load goes on counting
         self._skips: Skips = vars(self).get("_skips") or Skips()
 
@@ -153,10 +159,10 @@ class Optimizer(torch.optim.Optimizer):
             self._step()
         return loss
 
-    def _check_mode(self):
+    def _check_mode(self, name="step()"):
         if self.state and not self._training:
             raise RuntimeError(
-                "step() in eval mode: the parameters hold x, and gradients belong to y; call "
+                f"{name} in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
             )
 
@@ -294,7 +300,9 @@ class Optimizer(torch.optim.Optimizer):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
 
         y is kept aside (one value of the parameter's dtype for every parameter that is ahead) and
-        is part of ``state_dict()`` until ``train()``.
+        is part of ``state_dict()`` until ``train()``. So is what LongHorizon, GPA and Schedule-Free
+        hold where y is x (between the syncs of the first, and with ``mu_y`` or ``momentum`` 1): to
+        tell whether it has been written when ``train()`` comes.
         """
         if self._training:
             points.to_x(self)
@@ -303,7 +311,8 @@ class Optimizer(torch.optim.Optimizer):
         """Bring y back, bit for bit; nothing if already there.
 
         A parameter that was written since ``eval()`` (by ``model.load_state_dict``, say) is taken
-        as the new x.
+        as the new x; not if its bits are those that it had, as when averages of the weights were
+        put in and taken out again. To tell, one copy of such a parameter is made for a moment.
         """
         if not self._training:
             points.to_y(self)
@@ -318,6 +327,37 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             if was_training:
                 self.train()
+
+    @contextlib.contextmanager
+    def part_of_step(self):
+        """What is written to parameters in a ``with`` block belongs to the step.
+
+            opt.step()
+            with torch.no_grad(), opt.part_of_step():
+                for p in model.parameters():
+                    p.clamp_(-1, 1)
+
+        For constraints that are put on the weights after every step, and for steps that walk the
+        weights somewhere and back (SAM, around all of it, ``step()`` included or not). Without it a
+        method that keeps positions takes such a write for an edit: it restarts from the new values
+        at every step, and its lookahead does next to nothing.
+
+        Written are the parameters, y; the positions stay as they are. So slow weights (Lookahead,
+        LongHorizon, SNOO, NALA) and z (GPA, Schedule-Free) are not projected: they go on with steps
+        that begin at projected points, and x, which is found from them, may lie outside of the
+        constraint; project what ``eval()`` shows before it is used elsewhere. x of GPA and
+        Schedule-Free moves with y, by 1 / mu_y of the write. EMA-Nesterov and NAG take every write
+        so, with or without this: x and y move together.
+
+        Writes before and after the block are edits, as ever; what is written in it counts where it
+        raises, too. Blocks may be inside one another.
+
+        Raises:
+            RuntimeError: in eval mode, once there is state: the parameters hold x.
+        """
+        self._check_mode("part_of_step()")
+        with points.part_of_step(self):
+            yield self
 
     def resync(self):
         """Tell that parameters were written through ``.data``, which leaves no trace.

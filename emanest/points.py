@@ -1,6 +1,7 @@
 """Between x and y: what ``eval``, ``train`` and edits from outside do to the parameters.
 
-y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x.
+y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x. From it and from state
+x can be found again, which tells whether a parameter that was written holds other bits than before.
 """
 
 import contextlib
@@ -26,14 +27,15 @@ def to_x(optimizer):
         (method.points[0], group, method, bucket, same, b)
         for group, method, bucket, indices in stateful
         for b, same in bucket.scalars.ahead(indices).items()
-        if b != 0
+        if b != 0 or _keeps_x(method)
     ]
     with _all_or_nothing(optimizer, moves) as kept:
         for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):
             for i, y in zip(same, ys, strict=True):
                 bucket.set_aside(i, y)
         for move in moves:
-            _move(*move)
+            if move[-1] != 0:
+                _move(*move)
         _enter(optimizer, train_mode=False)
 
 
@@ -44,11 +46,11 @@ def to_y(optimizer):
     moves, anchors, kept = [], [], []
     # all edits are looked up before the first write, which may touch shared version counters
     for group, method, bucket, indices in _stateful(optimizer):
-        edited = set(bucket.writes.edited(indices))
+        edited = set(_edited_at_x(group, method, bucket, indices))
         for b, same in bucket.scalars.ahead(indices).items():
-            ahead = [i for i in same if i not in edited] if b != 0 else []
-            lost = [i for i in ahead if bucket.aside(i) is None]
-            kept.append((bucket, [i for i in ahead if bucket.aside(i) is not None]))
+            unedited = [i for i in same if i not in edited]
+            lost = [i for i in unedited if b != 0 and bucket.aside(i) is None]
+            kept.append((bucket, [i for i in unedited if bucket.aside(i) is not None]))
             _warn_of_lost(optimizer, method, lost)
             found = [i for i in same if i in edited]
             for written, anchored in ((found, _positions(method)), (lost, _unknown_y(method))):
@@ -66,6 +68,40 @@ def to_y(optimizer):
         for entries in _entries(optimizer, optimizer.param_groups):
             entries.pop(optimizer._key("y"), None)
         _enter(optimizer, train_mode=True)
+
+
+def _edited_at_x(group, method, bucket, indices):
+    """Those parameters that were written since ``eval`` and do not hold the x of then."""
+    written = bucket.writes.written(indices)
+    return bucket.differing(
+        (i, _x_of_then(group, method, bucket, i, b))
+        for b, same in bucket.scalars.ahead(written).items()
+        for i in same
+    )
+
+
+def _x_of_then(group, method, bucket, i, b):
+    """What a parameter held after ``eval``; None where that cannot be told."""
+    y = bucket.aside(i)
+    if y is not None:
+        return y if b == 0 else x_of(y, group, method, bucket, i, b)
+    # found by a back end, which rounds NaN as the step did
+    at_rest = b == 0 and method.rests
+    return x_of(bucket.tensors[i], group, method, bucket, i, b) if at_rest else None
+
+
+def x_of(y, group, method, bucket, i, b):
+    """The x that belongs to a parameter's y, a tensor of the same dtype."""
+    x = _clone(y)
+    ops.move_(
+        method.points[0],
+        bucket.reals([x]),
+        bucket.columns(method.state[:1], [i]),
+        (b,),
+        bucket.dtype,
+        backend=group.get("backend"),
+    )
+    return x
 
 
 @contextlib.contextmanager
@@ -126,8 +162,42 @@ def _restart(optimizer, stateful):
             optimizer,
             ("edited", name),
             f"{count} parameters were written since the last step; {name} restarts from their new "
-            "values",
+            "values. What belongs to every step (clamping, SAM) is to be written inside `with "
+            "opt.part_of_step():`, which keeps its state",
         )
+
+
+@contextlib.contextmanager
+def part_of_step(optimizer):
+    """What is written to parameters in a ``with`` block is no edit; see the optimizer's method."""
+    before = optimizer.buckets.owned
+    optimizer.buckets.own(True)
+    try:
+        yield
+    finally:
+        if not optimizer._training:
+            # their bits will tell whether they were written since ``eval``
+            mark_edited(optimizer)
+        optimizer.buckets.own(before)
+
+
+def follow_all_edits(optimizer):
+    """Have methods that keep positions restart now from parameters that were edited."""
+    stateful = [each[1:] for each in _stateful(optimizer)]
+    _restart(optimizer, stateful)
+    for _, bucket, indices in stateful:
+        bucket.writes.record(indices)
+
+
+@contextlib.contextmanager
+def unseen_by(optimizers):
+    """What one optimizer writes to parameters in a ``with`` block is no edit for others."""
+    known = [(each.buckets, each.buckets.unedited()) for each in optimizers]
+    try:
+        yield
+    finally:
+        for buckets, unedited in known:
+            buckets.record(unedited)
 
 
 @_eager
@@ -198,6 +268,11 @@ def _warn_of_lost(optimizer, method, lost):
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
             "resume bit for bit",
         )
+
+
+def _keeps_x(method):
+    """Whether a parameter at rest is kept, too: it has positions and is at none of them."""
+    return bool(_positions(method)) and not method.rests
 
 
 def _positions(method):

@@ -27,7 +27,8 @@ class Survey:
         None if there is no gradient at all. New buckets are all there, not yet published.
         """
         if not self._holds(optimizer):
-            self._watch = None
+            # before the next look: what was found may hold parameters that have left
+            self._watch = self._found = None
             self._found = self._look(optimizer)
         return self._found
 
@@ -43,7 +44,9 @@ class Survey:
         """The buckets of some parameters of a group; see ``Buckets.find``."""
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
+            owned = self.buckets.owned
             self.buckets = Buckets(optimizer.state, self.buckets.key)
+            self.buckets.own(owned)
         names = state_names(optimizer.bases, group)
         return self.buckets.find(params, newcomers, names, group)
 
@@ -56,16 +59,17 @@ class Survey:
         )
 
     def _look(self, optimizer):
-        found = with_gradients(optimizer)
+        found, groups = with_gradients(optimizer), optimizer.param_groups
+        everything = [p for group in groups for p in group["params"]]
+        self.buckets.keep(set(everything))
         if not any(found):
             return None
-        chosen = [
-            self.find(optimizer, group, params, optimizer._newcomers(group))
-            for group, params in zip(optimizer.param_groups, found, strict=True)
-        ]
+        chosen = []
+        for group, params in zip(groups, found, strict=True):
+            newcomers = optimizer._newcomers(group) + self.buckets.left(group["params"])
+            chosen.append(self.find(optimizer, group, params, newcomers))
         if not all(bucket.published for buckets in chosen for bucket in buckets):
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            check_overlap(shards.locals_of(params))
+            check_overlap(shards.locals_of(everything))
         return chosen
 
 

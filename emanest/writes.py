@@ -1,11 +1,30 @@
 """Who wrote to parameters: we, or someone else since."""
 
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from .watch import versions
 
-# no version counter has this value
-_EDITED = -1
+# no version counter has these values
+_EDITED, _OURS = -1, -2
+
+
+class Known(NamedTuple):
+    """What is known of one parameter, for those who go on with it."""
+
+    tensor: torch.Tensor
+    version: int | None
+    snapshot: torch.Tensor | None
+    snapshot_version: int | None
+
+    def settled(self, p):
+        """The same, now that what is written to the parameter does not count as ours any more."""
+        if self.version != _OURS:
+            return self
+        # a write to a DTensor counts there, one to its part counts at the part
+        here = self.tensor._version
+        return self._replace(version=here if self.tensor is p else here + p._version)
 
 
 class Writes:
@@ -24,6 +43,8 @@ class Writes:
         # y before a step that another optimizer takes, and the counters they belong to
         self.snapshots: Any = [None] * len(params)
         self._snapshot_versions: Any = [None] * len(params)
+        # whether all that is written counts as ours
+        self._ours = False
 
     def _now(self, indices):
         everything = len(indices) == len(self._params)
@@ -34,9 +55,18 @@ class Writes:
         wholes = versions([self._params[i] for i in indices])
         return [ours + theirs for ours, theirs in zip(found, wholes, strict=True)]
 
+    def own(self, everything):
+        """From now on take whatever is written to unedited parameters for ours, or no longer."""
+        if everything:
+            self._ours = True
+            self.record(self.unedited(range(len(self._params))))
+        elif self._ours:
+            self._ours = False
+            self.record([i for i, version in enumerate(self._versions) if version == _OURS])
+
     def record(self, indices):
         """Remember the parameters as we left them."""
-        now = self._now(indices)
+        now = [_OURS] * len(indices) if self._ours else self._now(indices)
         if len(indices) == len(self._params):
             self._versions = now
         else:
@@ -45,6 +75,10 @@ class Writes:
 
     def edited(self, indices):
         """Those parameters that something else wrote since the last ``record``."""
+        return [i for i in self.written(indices) if self._versions[i] != _OURS]
+
+    def written(self, indices):
+        """The same, and those of which this is not known because all counts as ours."""
         now = self._now(indices)
         if len(indices) == len(self._params) and now == self._versions:
             return []
@@ -57,7 +91,7 @@ class Writes:
         if len(indices) == len(self._params) and now == self._versions:
             return indices
         pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self._versions[i] == version]
+        return [i for i, version in pairs if self._versions[i] in (_OURS, version)]
 
     def forget(self, indices):
         """Make parameters count as edited."""
@@ -68,6 +102,21 @@ class Writes:
         """Take another tensor in place of one; its values are not known."""
         self._tensors[i] = tensor
         self._versions[i] = self.snapshots[i] = None
+
+    def known(self, i):
+        """What is known of a parameter."""
+        each = self._tensors[i], self._versions[i], self.snapshots[i], self._snapshot_versions[i]
+        return Known(*each)
+
+    def take_over(self, i, known):
+        """Go on from what others knew of a parameter, if it is still the same tensor."""
+        tensor, snapshot = self._tensors[i], known.snapshot
+        if tensor is not known.tensor:
+            return
+        self._versions[i] = known.version
+        # its dtype or its device may have changed in place
+        if snapshot is not None and _alike(snapshot, tensor):
+            self.snapshots[i], self._snapshot_versions[i] = snapshot, known.snapshot_version
 
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
@@ -81,3 +130,7 @@ class Writes:
         """Record that the snapshots equal the parameters."""
         for i, version in zip(indices, self._now(indices), strict=True):
             self._snapshot_versions[i] = version
+
+
+def _alike(a, b):
+    return a.dtype == b.dtype and a.device == b.device

@@ -40,11 +40,19 @@ def fsdp_against_one(make, methods):
 
 
 def edit(module, optimizer):
-    """New weights for x, as after ``load_state_dict(best)``."""
+    """Write x: other values, others in the first row alone, and those that were there."""
     optimizer.eval()
     with torch.no_grad():
-        for p in module.parameters():
+        for i, p in enumerate(module.parameters()):
+            before = p.clone()
             p.mul_(0.5)
+            if i % 3:
+                # which lies in one process
+                first = torch.zeros(p.shape, dtype=torch.bool)
+                first[0] = i % 3 == 1
+                if isinstance(p, DTensor):
+                    first = distribute_tensor(first, p.device_mesh, p.placements)
+                p.copy_(torch.where(first, p, before))
     optimizer.train()
 
 
@@ -52,6 +60,11 @@ def edit(module, optimizer):
 def test_fsdp2_is_one_process_bit_for_bit(make):
     """With the same data everywhere; evaluations and edits included."""
     ranks()(2, fsdp_against_one, make, list(METHODS))
+
+
+def test_processes_agree_on_what_was_edited():
+    """Whose matrices would otherwise be put together without some of them."""
+    ranks()(2, fsdp_against_one, "muon", ["nala", "gpa"])
 
 
 def part_replaced():

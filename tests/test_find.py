@@ -1,6 +1,7 @@
 """find: our optimizer inside the wrappers of others, never silently none."""
 
 import contextlib
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -168,3 +169,39 @@ def test_if_one_cannot_go_to_x_the_others_come_back(monkeypatch):
     with pytest.raises(MemoryError), emanest.at_iterate([first, second]):
         pytest.fail("the block was entered")
     assert differing(content(first), before) == []
+
+
+def turns(first, second):
+    """Steps of one and of the other: in turn, then several of one."""
+    return [first, second] * 3 + [first] * 3 + [second] * 4 + [first]
+
+
+@pytest.mark.filterwarnings("ignore:emanest. .* restarts from their new values")
+@pytest.mark.parametrize("names", [*itertools.product(["ema", "lookahead", "gpa"], repeat=2)])
+@pytest.mark.parametrize("make", [adamw, wrap_adamw])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_optimizers_that_share_parameters_come_back_bit_for_bit(names, make, swapped):
+    """Whichever stepped last, and whichever goes to x first."""
+
+    def build():
+        shared, *own = helpers.parameters(shapes=[(3, 5), (7,), (2,)])
+        return [
+            each([shared, p], METHODS[name])
+            for each, p, name in zip((adamw, make), own, names, strict=True)
+        ]
+
+    evaluated, plain = build(), build()
+    for t, pair in enumerate(zip(turns(*evaluated), turns(*plain), strict=True)):
+        for each in pair:
+            run(each, [t])
+        with emanest.at_iterate(evaluated[::-1] if swapped else evaluated):
+            pass
+        assert helpers.same(evaluated[0], plain[0])
+        assert helpers.same(evaluated[1], plain[1])
+    for t in range(20, 23):
+        for each in (*evaluated, *plain):
+            run(each, [t])
+    assert [differing(content(a), content(b)) for a, b in zip(evaluated, plain, strict=True)] == [
+        [],
+        [],
+    ]

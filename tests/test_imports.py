@@ -57,7 +57,7 @@ IMPORTS = {
     "saved": {"bucket", "groups", "lookahead", "options", "shards", "storage"},
     "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "saved"},
     "points": {"lookahead", "ops", "options", "rules"},
-    "metrics": {"lookahead", "ops", "shards"},
+    "metrics": {"lookahead", "points", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
         *(
@@ -81,7 +81,7 @@ IMPORTS = {
         *("options", "rules"),
     },
     "probe": {"lookahead", "ops", "optimizer", "options"},
-    "find": {"optimizer"},
+    "find": {"optimizer", "points"},
     "iterate": {"find"},
     "integrations": {"find"},  # never imported by the others
     "__init__": {

@@ -18,7 +18,12 @@ from helpers import METHODS, bits, content, differing
 from helpers import one_thread as one_thread
 
 LR = 0.05
-BASES = {**helpers.BASES, "muon": ("Muon", {"weight_decay": 0.1}), "normuon": ("NorMuon", {})}
+MUONS = {
+    f"{name}, stack={stack}": (name, {**options, "stack": stack})
+    for name, options in (("Muon", {"weight_decay": 0.1}), ("NorMuon", {}))
+    for stack in (False, True)
+}
+BASES = {**helpers.BASES, **MUONS}
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
 DTYPES = [
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -219,7 +224,7 @@ def textbook(run):
     found = {}
     for group in run.grouped(params):
         members = [i for i, p in enumerate(params) if any(p is q for q in group["params"])]
-        decay = getattr(emanest, run.name)(params).defaults["weight_decay"]
+        decay = getattr(emanest, run.name)(params, **run.options()).defaults["weight_decay"]
         options = {"weight_decay": decay, **run.options()}
         base = getattr(textbook_bases, run.name)(**options)
         twin = helpers.published(METHODS[run.method], [real(params[i]) for i in members], base)
@@ -235,7 +240,6 @@ def textbook(run):
 few = settings(max_examples=30)
 many = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-MUONS = "muon", "normuon"
 # NALA's own steps follow the plain gradient, of which the textbook of Muon knows nothing
 PUBLISHED = METHODS.keys() - {"nala"}
 
@@ -262,7 +266,7 @@ def test_back_ends_agree_with_each_other_and_with_the_textbook(run):
 
 
 @few
-@given(run=runs([torch.float64], MATRICES, MUONS, PUBLISHED))
+@given(run=runs([torch.float64], MATRICES, tuple(MUONS), PUBLISHED))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_muon_agrees_with_the_textbook(backend, run):
     params, _ = take(run, backend)
@@ -272,7 +276,7 @@ def test_muon_agrees_with_the_textbook(backend, run):
 # in float16 torch's AdamW divides by zero: its eps is none there
 KINDS = {
     "fused": (None, runs(DTYPES)),
-    "muon": (None, runs(DTYPES[:4], MATRICES, MUONS)),
+    "muon": (None, runs(DTYPES[:4], MATRICES, tuple(MUONS))),
     "wrap": ("wrap", runs([dtype for dtype in DTYPES if dtype != torch.float16])),
 }
 

@@ -72,8 +72,10 @@ class Muon:
         "none": lambda a, b: 1.0,
     }
 
-    def __init__(self, momentum=0.95, nesterov=True, weight_decay=0.1, adjust_lr_fn=None):
-        self.momentum, self.nesterov = momentum, nesterov
+    def __init__(
+        self, momentum=0.95, nesterov=True, weight_decay=0.1, adjust_lr_fn=None, stack=False
+    ):
+        self.momentum, self.nesterov, self.stack = momentum, nesterov, stack
         self.weight_decay, self.scale = weight_decay, self.scales[adjust_lr_fn]
         self.buffers = {}
 
@@ -88,6 +90,13 @@ class Muon:
     def update(self, i, p, g, lr, weight_decay=None):
         """Return parameter i after one step from p; ``weight_decay`` replaces the base's own."""
         weight_decay = self.weight_decay if weight_decay is None else weight_decay
+        if self.stack and p.dim() > 2:
+            each = enumerate(zip(p, g, strict=True))
+            return torch.stack([self.updated((i, k), *pg, lr, weight_decay) for k, pg in each])
+        return self.updated(i, p, g, lr, weight_decay)
+
+    def updated(self, i, p, g, lr, weight_decay):
+        """One matrix after one step."""
         o = self.direction(i, g)
         return p - lr * weight_decay * p - lr * self.scale(*o.shape) * o.view(p.shape)
 

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 
-from ..find import at_iterate, find_all
+from ..find import at_iterate, eval_all, find_all, train_all
 
 try:
     from lightning.pytorch import Callback, callbacks  # pyright: ignore[reportMissingImports]
@@ -56,8 +56,7 @@ class EvalAtIterate(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         """Bring back y."""
-        for optimizer in find_all(trainer.optimizers):
-            optimizer.train()
+        train_all(find_all(trainer.optimizers))
 
     def on_validation_start(self, trainer, pl_module):
         """Go to x, until the next training batch."""
@@ -104,5 +103,4 @@ def _warn_of_averages(before):
 
 def _eval(trainer):
     # none are there before the first fit
-    for optimizer in find_all(trainer.optimizers) if trainer.optimizers else []:
-        optimizer.eval()
+    eval_all(find_all(trainer.optimizers) if trainer.optimizers else [])

@@ -2,7 +2,7 @@
 
 import warnings
 
-from ..find import find_all
+from ..find import eval_all, find_all
 
 try:
     from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
@@ -59,5 +59,4 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
 
 
 def _eval(optimizer):
-    for each in find_all(optimizer):
-        each.eval()
+    eval_all(find_all(optimizer))

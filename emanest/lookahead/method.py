@@ -47,6 +47,7 @@ class Method:
     points: ClassVar[tuple[str, str | None]]  # rows of rules.POINTS: x from y; y from x, if known
     memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
     syncs: ClassVar[bool] = False  # acts at some steps only
+    rests: ClassVar[bool] = False  # where it is not ahead, parameters hold their first state
 
     @property
     def capturable(self):

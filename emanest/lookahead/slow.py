@@ -34,6 +34,7 @@ class Lookahead(Method):
     state: ClassVar[tuple[str, ...]] = ("x",)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
 
     every: int = 5
     alpha: float = 0.5
@@ -116,6 +117,7 @@ class SNOO(Method):
     state: ClassVar[tuple[str, ...]] = ("x", "outer_momentum_buffer")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
 
     every: int
     lr: float = 0.7
@@ -160,6 +162,7 @@ class NALA(Method):
     state: ClassVar[tuple[str, ...]] = ("x",)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
 
     # what a parameter's `lookahead` says here, besides 0 for "at x"
     FAST: ClassVar[float] = 1.0
