@@ -99,7 +99,8 @@ def x_of(y, group, method, bucket, i, b):
         bucket.columns(method.state[:1], [i]),
         (b,),
         bucket.dtype,
-        backend=group.get("backend"),
+        None,
+        group.get("backend"),
     )
     return x
 
