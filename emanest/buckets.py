@@ -7,7 +7,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from . import shards, storage
-from .bucket import Bucket
+from .bucket import Bucket, forget_others
 from .layout import dense_strides
 
 
@@ -48,12 +48,14 @@ class Buckets:
         # an evaluation under inference mode may come before the next step, which writes state
         with torch.inference_mode(False), storage.like(shards.local(next(iter(newcomers), None))):
             if any(p not in homes for p in newcomers):
-                new = self._housed(newcomers, group)
+                new = self._housed(newcomers, names, group)
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
             for p in params:
                 bucket, i = homes[p]
                 chosen.setdefault(bucket, []).append(i)
-            for bucket in chosen:
+            for bucket, indices in chosen.items():
+                # all of them are the bucket as it is, which may have another order than its group
+                indices.sort()
                 bucket.forget_others(names, group["params"])
                 # before more is allocated, which shows everything anew
                 if bucket.published:
@@ -109,8 +111,7 @@ class Buckets:
         self.owned = everything
         for bucket in self._published:
             bucket.writes.own(everything)
-        if not everything:
-            self._left = {p: known.settled(p) for p, known in self._left.items()}
+        self._left = {p: known.own(p, everything) for p, known in self._left.items()}
 
     def publish(self, buckets):
         """Show new buckets in ``optimizer.state`` and keep them."""
@@ -122,10 +123,13 @@ class Buckets:
                     self._left.pop(p, None)
                 self._published[bucket] = None
 
-    def _housed(self, params, group):
+    def _housed(self, params, names, group):
         newcomers = [p for p in dict.fromkeys(params) if p not in self._homes]
         for p in newcomers:
             _check_memory(p)
+        for p in newcomers:
+            if p in self.state:
+                forget_others(self.state[p], self.key, names)
         together = {}
         for p in newcomers:
             fake = storage.is_fake(shards.local(p))

@@ -147,7 +147,8 @@ class Optimizer(torch.optim.Optimizer):
                 gradient is sparse, or (``nonfinite="raise"``) not finite.
             TypeError, ValueError: an option that was set since, the learning rate say, is not
                 valid; a parameter or a gradient is of a class that cannot be stepped, or has no
-                memory. In all these cases nothing has changed.
+                memory. In all these cases nothing has changed, but that what a lookahead method
+                kept which a group has left may be gone.
         """
         self._check_mode()
         loss = None

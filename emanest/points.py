@@ -27,7 +27,7 @@ def to_x(optimizer):
         (method.points[0], group, method, bucket, same, b)
         for group, method, bucket, indices in stateful
         for b, same in bucket.scalars.ahead(indices).items()
-        if b != 0 or _keeps_x(method)
+        if b != 0 or _keeps_x(method) or optimizer.buckets.owned
     ]
     with _all_or_nothing(optimizer, moves) as kept:
         for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):

@@ -60,7 +60,8 @@ def merged(optimizer, index, live, saved):
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
         method = method_of(live)
-        saved = {**group_entries(method), **_noted(method, live), **saved}
+        noted = {k: live[k] for k in _notes(method, live) if k in live}
+        saved = {**group_entries(method), **noted, **saved}
     for key, value in saved.items():
         if is_callable(value) and not callable(live.get(key)):
             raise ValueError(
@@ -71,8 +72,10 @@ def merged(optimizer, index, live, saved):
     known = {k for k in optimizer._options(live) if not is_lookahead_entry(k)}
     same = not starts and saved["lookahead"] == live.get("lookahead")
     method = method_of({**live, **saved}) if same else None
-    known.update({**method.settings(), **_noted(method, live)} if method else ())
+    known.update(method.settings() if method else ())
     kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
+    # what an older version did not note shows in the base's options beside it
+    kept.update(_notes(method, {**live, **saved}))
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
     group = optimizer._checked({**kept, **saved, **here})
@@ -88,10 +91,10 @@ def merged(optimizer, index, live, saved):
     return group
 
 
-def _noted(method, group):
-    """The entries that hold what was noted of the base as it was made; see ``note_base``."""
-    names = [f"lookahead_{name}" for name in (method.note_base(group) if method else ())]
-    return {name: group[name] for name in names if name in group}
+def _notes(method, group):
+    """What a method would note of a group's base: entries of the group."""
+    found = method.note_base(group) if method else {}
+    return {f"lookahead_{name}": value for name, value in found.items()}
 
 
 def bare(name):

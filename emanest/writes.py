@@ -18,13 +18,12 @@ class Known(NamedTuple):
     snapshot: torch.Tensor | None
     snapshot_version: int | None
 
-    def settled(self, p):
-        """The same, now that what is written to the parameter does not count as ours any more."""
-        if self.version != _OURS:
-            return self
+    def own(self, p, everything):
+        """The same, now that whatever is written to the parameter counts as ours, or no longer."""
         # a write to a DTensor counts there, one to its part counts at the part
-        here = self.tensor._version
-        return self._replace(version=here if self.tensor is p else here + p._version)
+        now = self.tensor._version + (0 if self.tensor is p else p._version)
+        before, after = (now, _OURS) if everything else (_OURS, now)
+        return self._replace(version=after) if self.version == before else self
 
 
 class Writes:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import helpers
-from helpers import ALONG, METHODS, adamw, content, differing, params_of, run, same, values
+from helpers import ALONG, METHODS, adamw, bits, content, differing, params_of, run, same, values
 from test_edits import WEIGHTS, shift
 
 BASES = {"adamw": adamw, "wrap": helpers.wrap_adamw}
@@ -256,3 +256,49 @@ def test_under_sam_a_method_acts_as_if_nobody_had_walked(method, base):
         sam_step(without, t, walk=True)
     torch.testing.assert_close(values(inside), values(plain), rtol=0, atol=1e-12)
     assert all((a - b).norm() > 1e-3 for a, b in zip(*map(values, (without, plain)), strict=True))
+
+
+@each_base
+@each_position
+def test_a_parameter_whose_bucket_was_taken_apart_is_covered_too(base, method):
+    """None but the one that came in its place has a gradient: the rest is not yet housed anew."""
+    found = []
+    for replaced in (False, True):
+        params = helpers.parameters()
+        optimizer = BASES[base](params, METHODS[method])
+        for t in range(6):
+            if replaced and t == 3:
+                group = optimizer.param_groups[0]["params"]
+                old, group[1] = group[1], nn.Parameter(group[1].detach().clone())
+                optimizer.state.pop(old)
+            helpers.set_gradients(params_of(optimizer), t)
+            if t == 3:
+                for p in params[:1] + params[2:]:
+                    p.grad = None
+            optimizer.step()
+            with optimizer.part_of_step():
+                clamp(optimizer)
+        optimizer.eval()
+        found.append([bits(p) for p in params[:1] + params[2:]])
+    assert found[0] == found[1]
+
+
+@each_base
+@each_method
+def test_evaluations_on_the_way_change_nothing(base, method):
+    """Of weights that were walked somewhere, which are no slow weights even at a sync."""
+    found = []
+    for evaluated in (False, True):
+        optimizer = make(base, method)
+        for t in range(6):
+            run(optimizer, [t])
+            with torch.no_grad(), optimizer.part_of_step():
+                for p in params_of(optimizer):
+                    p.add_(0.5)
+                if evaluated:
+                    optimizer.eval()
+                    optimizer.train()
+                for p in params_of(optimizer):
+                    p.sub_(0.5)
+        found.append(content(optimizer))
+    assert differing(*found) == []

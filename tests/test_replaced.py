@@ -260,3 +260,24 @@ def test_a_step_that_fails_forgets_no_edit(inside):
             params_of(each)[1].mul_(0.5)
         run(each, range(4, 8))
     assert differing(content(optimizer), content(plain)) == []
+
+
+@pytest.mark.parametrize("base", BASES)
+@each_method
+def test_a_bucket_may_have_another_order_than_its_group(base, method):
+    """A parameter without a gradient is housed last where another one is replaced meanwhile."""
+    found = []
+    for replaced in (False, True):
+        params = [nn.Parameter(torch.linspace(k, k + 1, 3)) for k in range(3)]
+        optimizer = BASES[base](params, METHODS[method])
+        missing = {4: params[0], 5: params[1]}
+        for t in range(8):
+            if replaced and t == 4:
+                replace(optimizer, 0, 2)
+            for k, p in enumerate(params_of(optimizer)):
+                p.grad = None if p is missing.get(t) else torch.full_like(p, 1.0 + t + k)
+            # a warning of written parameters would be an error
+            optimizer.step()
+        optimizer.eval()
+        found.append([bits(p) for p in params[:2]])
+    assert found[0] == found[1]

@@ -192,6 +192,18 @@ def test_a_momentum_of_the_base_may_be_cycled(make, cyclic):
         scheduler.step()
 
 
+def test_a_checkpoint_without_the_note_says_by_its_options_how_the_base_was_made():
+    """One of an older version."""
+    source = emanest.SGD(parameters(), lr=LR, momentum=0.9, lookahead=NAG(0.9))
+    run(source, range(2))
+    saved = source.state_dict()
+    del saved["param_groups"][0]["lookahead_on_momentum"]
+    optimizer = emanest.SGD(parameters(), lr=LR, lookahead=NAG(0.9))
+    optimizer.load_state_dict(saved)
+    run(optimizer, [2])
+    assert optimizer.param_groups[0]["lookahead_on_momentum"]
+
+
 def test_a_base_without_momentum_takes_none_from_a_checkpoint():
     """Nor would the run be that of the checkpoint, which had no second one."""
     source = torch.optim.SGD(parameters(), lr=LR, momentum=0.9)

@@ -153,6 +153,19 @@ def test_switched_on_again_it_starts_afresh(base, method, mode):
     stay(optimizer, twin, steps=range(6, 13))
 
 
+@each_method
+@few_bases
+def test_it_leaves_nothing_where_a_parameter_is_replaced_in_the_same_step(base, method):
+    optimizer = made(base, method)
+    run(optimizer, range(4))
+    switch(optimizer, None)
+    params = optimizer.param_groups[0]["params"]
+    old, params[0] = params[0], nn.Parameter(params[0].detach().clone())
+    del optimizer.state[old]
+    run(optimizer, [4])
+    assert kept(optimizer) == set()
+
+
 # methods that say in other words where x is; each is left once, and taken up once
 CHANGES = [
     *(("ema", "nag"), ("nag", "lookahead"), ("lookahead", "gpa"), ("gpa", "nala")),
