@@ -90,8 +90,8 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
 }
 
 // squares: on the device, a float64 for each tensor
-bool momentum_(const std::string& name, Column us, Column gs, Columns state, const py::object& squares,
-               bool in_double, const Target& target) {
+bool momentum_(const std::string& name, Column us, Column gs, Columns state,
+               const py::object& squares, bool in_double, const Target& target) {
   const auto rule = find<Momentum>(name);
   const auto [states, numbers] = sizes(rule);
   check_count("columns of state", state.size(), states);
@@ -119,7 +119,8 @@ bool rows_(const std::string& name, Column matrices, Columns state, Column scale
   });
 }
 
-// found: on the device, a float that is 0 and receives 1 if a gradient holds NaN or an infinity. False: some must be copied first.
+// found: on the device, a float that is 0 and receives 1 if a gradient holds NaN or an infinity.
+// False: some must be copied first.
 bool nonfinite(Column gs, const py::object& found, const Target& target) {
   const at::Device device = device_of(gs);
   target.check(device, 0);

@@ -146,8 +146,8 @@ void mirror(const at::Tensor& out, const Tile& tile) {
 }
 
 // out <- beta c + alpha a b, symmetric; a is (batch, n, k), b (batch, k, n)
-at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
-                     double alpha) {
+at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a,
+                     const at::Tensor& b, double beta, double alpha) {
   check(out, c, a, b);
   const int64_t n = a.size(1), k = a.size(2);
   for_each(triangle(a.size(0), n), [&](const Tile& t) {
@@ -161,8 +161,8 @@ at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a, c
 }
 
 // out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m)
-at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, double beta,
-                   double alpha) {
+at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+                   double beta, double alpha) {
   check(out, c, a, b);
   const int64_t n = a.size(1), k = a.size(2), m = b.size(2);
   for_each(rectangle(a.size(0), n, m), [&](const Tile& t) {
