@@ -29,19 +29,6 @@ METHODS = {
 }
 
 
-class Items(collections.abc.Sequence):
-    """A list as configuration libraries have it, which is neither a list nor a tuple."""
-
-    def __init__(self, items):
-        self._items = list(items)
-
-    def __getitem__(self, i):
-        return self._items[i]
-
-    def __len__(self):
-        return len(self._items)
-
-
 class Indexed:
     """What has a length and items, and says no more about itself."""
 
@@ -53,6 +40,10 @@ class Indexed:
 
     def __len__(self):
         return len(self._items)
+
+
+class Items(Indexed, collections.abc.Sequence):
+    """A list as configuration libraries have it, which is neither a list nor a tuple."""
 
 
 SEQUENCES = {
