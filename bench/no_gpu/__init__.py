@@ -14,6 +14,8 @@ branches that ask a tensor for its device.
 
 from .. import source_tree  # noqa: F401  where emanest is not installed
 
+INSTALLED = False
+
 
 def install(compute=True):
     """Put everything in place, for the rest of the process.
@@ -24,6 +26,8 @@ def install(compute=True):
     """
     from . import backend, cuda, driver
 
+    global INSTALLED
     driver.install()
     cuda.install()
     backend.install(compute)
+    INSTALLED = True

@@ -10,32 +10,32 @@ from torch.overrides import TorchFunctionMode
 
 from . import driver, graph
 
-
 CYCLES = 2e9  # of a GPU, in a second
 
 
 class Device:
-    """What the GPU would be doing: nothing, or sleeping."""
+    """What the GPU would be doing: what the host did, but later, once it was told to sleep."""
 
-    busy_until = 0.0
+    delay = 0.0
 
     @classmethod
     def sleep(cls, cycles):
-        cls.busy_until = max(cls.busy_until, time.perf_counter()) + cycles / CYCLES
+        cls.delay += cycles / CYCLES
 
     @classmethod
     def synchronize(cls, *ignored):
-        time.sleep(max(0.0, cls.busy_until - time.perf_counter()))
+        time.sleep(cls.delay)
+        cls.delay = 0.0
 
 
 class Event:
-    """A moment on the clock of the host, after the work that was given before."""
+    """A moment on the clock of the GPU."""
 
     def __init__(self, enable_timing=False, **ignored):
         self.at = 0.0
 
     def record(self, stream=None):
-        self.at = max(Device.busy_until, time.perf_counter())
+        self.at = time.perf_counter() + Device.delay
 
     def query(self):
         return self.at <= time.perf_counter()

@@ -1,9 +1,13 @@
 """A driver for Triton that loads and launches nothing."""
 
 import collections
+import contextlib
+import subprocess
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver as drivers
 
 # an H100 or H200
@@ -17,6 +21,8 @@ PROPERTIES = {
 
 # name of a kernel -> how often it was launched
 launched = collections.Counter()
+# whether the code that launches a kernel is compiled as well
+built = False
 
 
 class Launcher:
@@ -24,6 +30,10 @@ class Launcher:
 
     def __init__(self, source, metadata):
         self.name = source.name
+        if built:
+            # it is in the cache by the time that it cannot be loaded
+            with contextlib.suppress(ImportError):
+                nvidia.CudaLauncher(source, metadata)
 
     def __call__(self, *arguments):
         launched[self.name] += 1
@@ -65,10 +75,26 @@ class Driver:
         return torch.device("cpu")
 
     def map_python_to_cpp_type(self, name):
-        from triton.backends.nvidia.driver import ty_to_cpp
-
-        return ty_to_cpp(name)
+        return nvidia.ty_to_cpp(name)
 
 
 def install():
     drivers.set_active(Driver())
+
+
+def build_launchers(folder):
+    """From now on fill the cache with what launches kernels, too.
+
+    Triton up to 3.6 has a C compiler make it, for each signature, which takes longer than many a
+    kernel; later there is one for all.
+
+    Args:
+        folder: for a library in place of ``libcuda``, where there is none to link with.
+    """
+    global built
+    built = hasattr(nvidia, "make_launcher")
+    if built and "libcuda.so.1" not in subprocess.getoutput("/sbin/ldconfig -p"):
+        target = folder / "libcuda.so.1"
+        command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null"]
+        subprocess.run([*command, "-o", str(target)], check=True)
+        knobs.nvidia.libcuda_path = str(folder)
