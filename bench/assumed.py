@@ -46,7 +46,7 @@ _FLAT = Pass(0.93, lambda n, size: 9, lambda n: 0.12e-3, True)
 
 
 def _around(inner, launches):
-    """What adds launches for each tensor to another optimizer, whose share its bytes nearly keep."""
+    """What adds launches for each tensor to another optimizer, at nearly the same share."""
     return Pass(
         0.84,
         lambda n, size: launches * n + inner.launches(n, size),

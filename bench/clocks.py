@@ -1,6 +1,6 @@
 """What is timed of a call: a device that is idle, a queue that hides the host, or a graph.
 
-``idle``: the device has nothing to do when the call begins. The host's part is in the time, wherever
+``idle``: the device has nothing to do when the call begins. The host's part is in the time, where
 it is slower than the device, as in a loop that waits for the optimizer. On a CPU there is no other.
 
 ``queued``: the device is kept busy until the host is done, and the time is the device's alone, gaps

@@ -59,8 +59,8 @@ def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
     running = _all_running(case, fresh, gradients, skipped)
     steppers = {name: _steppers(running, name) for name in case.variants}
     skipped.update(check_spots(case, steppers, shapes))
-    ceiling, turns = _ceiling_turns(case, fresh(), skipped)
-    turns += _turns(case, running, skipped)
+    ceiling, ceiling_turns = _ceiling_turns(case, fresh(), skipped)
+    turns = [*_turns(case, running, skipped), *ceiling_turns]
     turns, untimed = in_turn(turns, case.device, rounds, cache_bytes)
     skipped.update(untimed)
     served = backends.pick(case.device).__name__

@@ -12,7 +12,6 @@ is then 1. What peers need and how they are brought along is in ``bench/NOTES.md
 import argparse
 import contextlib
 import gc
-import itertools
 import json
 import os
 import re
@@ -138,13 +137,10 @@ def picked(cases, words):
 
 
 def new_file(folder, name):
-    """An empty file of that name in the folder, or with a number behind it where there is one."""
+    """A file of that name in the folder, or with a number behind it where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
-        with contextlib.suppress(FileExistsError):
-            path.open("x").close()
-            return path
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(path for path in (folder / f"{each}.json" for each in names) if not path.exists())
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ def in_turn(turns, device, rounds=None, cache_bytes=CACHE_BYTES):
         The turns that could be had, and label -> Skipped of the others.
     """
     order, cache = random.Random(0), Cache(device, cache_bytes)
-    turns, skipped = list(turns), {}
+    skipped = {}
 
     def turn(each):
         if each.running.case.cold:
@@ -159,22 +159,23 @@ def in_turn(turns, device, rounds=None, cache_bytes=CACHE_BYTES):
     gc.disable()
     try:
         start = time.perf_counter()
-        for each in tuple(turns):
+        for each in turns:
             try:
                 result = tried(turn, each, own=each.running.variant.own)
             except NotQueued as error:
                 result = Skipped(str(error))
             if isinstance(result, Skipped):
                 skipped[each.label] = result
-                turns.remove(each)
         cycle = time.perf_counter() - start
-        for each in turns:
+        left = [each for each in turns if each.label not in skipped]
+        for each in left:
             each.samples.clear()
             each.host.clear()
+        shuffled = left.copy()
         for _ in range(rounds or DEVICES[device].rounds_of(cycle)):
-            order.shuffle(turns)
-            for each in turns:
+            order.shuffle(shuffled)
+            for each in shuffled:
                 turn(each)
     finally:
         gc.enable()
-    return turns, skipped
+    return left, skipped

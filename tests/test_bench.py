@@ -212,7 +212,7 @@ def test_a_case_that_another_back_end_served_is_an_error(monkeypatch):
     with pytest.raises(
         core.OtherBackend, match=r"kernels\.step was to serve it, emanest\.\w+ took"
     ):
-        core.measure(FIRST._replace(peers=()), [(3, 4)], rounds=1, cache_bytes=4096)
+        core.quick(FIRST._replace(peers=()))
 
 
 def turn(name, sample):

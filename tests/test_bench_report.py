@@ -156,7 +156,7 @@ def run(tmp_path, monkeypatch, cases, *arguments):
 
 def test_a_run_without_pytest_benchmark(tmp_path, monkeypatch, capsys):
     broken = FIRST._replace(name="ema adamw broken", ours="no such variant")
-    arguments = ["ema adamw", "--name", "elementwise"]
+    arguments = ["ema", "--name", "elementwise"]
     assert run(tmp_path, monkeypatch, (broken, CASE, FIRST), *arguments) == 1
     (path,) = tmp_path.iterdir()
     assert path.name == "elementwise.json"
