@@ -56,10 +56,11 @@ def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
     def fresh():
         return leaves(drawn(shapes, case.device, case.dtype, 0, case.sigma), gradients)
 
+    # first, while its parameters, of which it keeps none, have room
+    ceiling, ceiling_turns = _ceiling_turns(case, fresh(), skipped)
     running = _all_running(case, fresh, gradients, skipped)
     steppers = {name: _steppers(running, name) for name in case.variants}
     skipped.update(check_spots(case, steppers, shapes))
-    ceiling, ceiling_turns = _ceiling_turns(case, fresh(), skipped)
     turns = [*_turns(case, running, skipped), *ceiling_turns]
     turns, untimed = in_turn(turns, case.device, rounds, cache_bytes)
     skipped.update(untimed)

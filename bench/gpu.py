@@ -80,6 +80,7 @@ def run(cases, path, minutes, case_seconds, tiny=False):
     """
     start, failed, benchmarks = time.monotonic(), [], []
     about = surroundings(cases[0].device)
+    release(cases[0].device)
     # all cases have to be served by the same one: none may have taken over in the case before
     backend = backends.pick(cases[0].device).__name__
     data = write(path, about, benchmarks, failed)
@@ -117,6 +118,8 @@ def release(device):
     """Give the memory of a case back; compiled functions hold on to theirs."""
     torch.compiler.reset()
     gc.collect()
+    # what is left are modules: to pass over them again takes longer than a step
+    gc.freeze()
     if device == "cuda":
         torch.cuda.empty_cache()
 

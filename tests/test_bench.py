@@ -341,10 +341,14 @@ def test_timings_stand_side_by_side(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cycle", "rounds"), [(0.001, 101), (1.0, 20), (10.0, 9), (50.0, 6), (140.0, 3), (1e4, 3)]
+    ("device_type", "cycle", "rounds"),
+    [
+        *(("cpu", *each) for each in [(0.001, 101), (1.0, 20), (10.0, 9), (50.0, 6), (140.0, 3)]),
+        *(("cuda", *each) for each in [(0.01, 51), (0.1, 30), (1.0, 3), (1e4, 3)]),
+    ],
 )
-def test_a_case_that_takes_minutes_gets_fewer_rounds(cycle, rounds):
-    assert devices.DEVICES["cpu"].rounds_of(cycle) == rounds
+def test_a_case_that_takes_long_gets_fewer_rounds(device_type, cycle, rounds):
+    assert devices.DEVICES[device_type].rounds_of(cycle) == rounds
 
 
 def test_cases_are_consistent():

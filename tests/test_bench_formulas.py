@@ -98,6 +98,14 @@ def test_the_ceiling_moves_the_bytes_it_claims(traffic):
     assert moved == traffic.bytes(torch.bfloat16) * p.numel()
 
 
+def test_the_ceiling_of_a_gpu_is_a_copy(monkeypatch):
+    monkeypatch.setattr(roofline.Copy, "size", 4096)
+    copy = roofline.CEILINGS["cuda"]([torch.zeros(3)], None)
+    copy.step()
+    assert torch.equal(copy.copied, copy.source)
+    assert copy.bytes == copy.source.nbytes + copy.copied.nbytes == 2 * 4096
+
+
 def toy(dtype=torch.float64, seed=0):
     """Parameters and the gradients of every checked step."""
     shapes = [(5, 3), (7,)]
