@@ -1,6 +1,6 @@
 """What a step is taken on: the parameters that have gradients, in their buckets."""
 
-from . import shards
+from . import capture, shards
 from .buckets import Buckets, check_overlap
 from .gradients import with_gradients
 from .groups import state_names
@@ -25,8 +25,14 @@ class Survey:
         """For each group its buckets, with the indices of the parameters that have gradients.
 
         None if there is no gradient at all. New buckets are all there, not yet published.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and the last step found something else.
         """
         if not self._holds(optimizer):
+            what = f"{type(optimizer).__name__} has taken no step so far, or it found others"
+            for kind in {p.device.type for group in optimizer.param_groups for p in group["params"]}:
+                capture.need_warm_up(kind, what)
             # before the next look: what was found may hold parameters that have left
             self._watch = self._found = None
             self._found = self._look(optimizer)
