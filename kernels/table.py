@@ -10,7 +10,7 @@ left, which is never written again, or else one of its own, which every replay w
 """
 
 from array import array
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -140,12 +140,12 @@ def firsts(sizes, block):
 
 def _chunks(sizes, block, device):
     first = firsts(sizes, block)
-    counts = [end - begin for begin, end in pairwise(first)]
-    pairs = torch.empty(2, len(counts), dtype=torch.int64, device=device)
-    upload(array("q", [*counts, *first[:-1]]), pairs)
-    row = torch.repeat_interleave(pairs[0], output_size=first[-1])
-    block_of = torch.arange(first[-1], device=device) - pairs[1][row]
-    return torch.stack((row, block_of), 1).to(torch.int32)
+    begins = torch.empty(len(first), dtype=torch.int64, device=device)
+    upload(array("q", first), begins)
+    chunk = torch.arange(first[-1], device=device)
+    # after how many parameters' ends it comes, those without elements among them
+    row = torch.searchsorted(begins[1:], chunk, right=True)
+    return torch.stack((row, chunk - begins[row]), 1).to(torch.int32)
 
 
 def _check(tensors, device):

@@ -17,13 +17,14 @@ from emulated_capture import Graph
 from helpers import METHODS, content, differing, params_of
 
 SHAPES = [(3, 5), (7,)]
-STEPS = range(2, 7)
+# after one that warms up: replays and steps in turn
+STEPS = range(1, 5)
 
 # name -> how an optimizer is made, and its options
 CASES = {
     "adamw": (test_capturable.adamw, {}),
     "skip": (test_capturable.adamw, {"nonfinite": "skip"}),
-    "muon": (test_capturable.muon, {"ns_steps": 2}),
+    "muon": (test_capturable.muon, {"ns_steps": 1}),
     "normuon": (test_capturable.normuon, {"ns_steps": 1}),
 }
 
@@ -69,7 +70,7 @@ def made(case, backend, device="cpu"):
 def gradients(optimizer, t, case):
     """Those of a step; one of them may be one that is skipped."""
     found = helpers.gradients([p.cpu() for p in params_of(optimizer)], t)
-    if case == "skip" and t in (3, 4):
+    if case == "skip" and t in (2, 3):
         found[0][1, 1] = torch.nan
     return [g.to(params_of(optimizer)[0].device) for g in found]
 
@@ -114,7 +115,7 @@ def graph_equals_steps(backend, case, moved, device="cpu"):
     for t in STEPS:
         for rate in (*rates, *plain_rates):
             rate.fill_(0.05 / t)
-        if t % 2:
+        if t % 2 == 0:
             stepped(captured, t, case, captured.step)
         else:
             for g, new in zip(read, gradients(captured, t, case), strict=True):
