@@ -221,6 +221,17 @@ def bits(tensor):
     return str(tensor.dtype), tuple(tensor.shape), raw
 
 
+def memory(t):
+    """All of the memory that a tensor lies in, as elements of its dtype."""
+    return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+
+
+def moved(t, device):
+    """A copy of a tensor with the same strides, gaps included, and the same offset."""
+    whole = memory(t).to(device, copy=True)
+    return whole.as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 def ulp(tensor):
     """The distance from each value to the next larger one of its dtype."""
     _, exponent = torch.frexp(tensor)
