@@ -50,7 +50,7 @@ class Bucket:
         self.shapes = [p.shape for p in params]
         self.views = {}
         self.shown = {}  # the views as they are in ``optimizer.state``
-        self._memos = {}
+        self._memos: dict[Any, dict] = {}
         self.device_plan: Any = None  # what finds a step's numbers on the device
         self.scalars = Scalars(len(params), self.device)
         for name, views in self.scalars.views().items():

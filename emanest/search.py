@@ -90,7 +90,8 @@ class Search:
         stack, split, scale = (self.group[name] for name in ("stack", "split", "adjust_lr_fn"))
         key = "shapes", stack, split, scale
         if key not in self.memo:
-            capture.need_warm_up(self.bucket.device.type, "no step had these shapes and scales so far")
+            what = "no step had these shapes and scales so far"
+            capture.need_warm_up(self.bucket.device.type, what)
             scale, together = SCALES[scale or "original"], {}
             for i, p in enumerate(self.tensors()):
                 check_matrices("a parameter", p, stack, split)

@@ -30,9 +30,11 @@ class Survey:
             RuntimeError: a CUDA graph is being captured, and the last step found something else.
         """
         if not self._holds(optimizer):
-            what = f"{type(optimizer).__name__} has taken no step so far, or it found others"
-            for kind in {p.device.type for group in optimizer.param_groups for p in group["params"]}:
-                capture.need_warm_up(kind, what)
+            params = (p for group in optimizer.param_groups for p in group["params"])
+            for device_type in {p.device.type for p in params}:
+                name = type(optimizer).__name__
+                what = f"{name} has taken no step so far, or with other parameters or state"
+                capture.need_warm_up(device_type, what)
             # before the next look: what was found may hold parameters that have left
             self._watch = self._found = None
             self._found = self._look(optimizer)

@@ -104,8 +104,9 @@ def lookup(memo, key, columns, block, sizes=None, more=()):
         found = _frozen(streams, key, addresses)
         if found is not None:
             return found
-        # one that nobody else knows; chunks are never written again
-        streams = {stream: Kept(kept.chunks, {}) for kept in streams.values()}
+        # one that nobody else knows, with the chunks of any: these are never written again
+        chunks = next((kept.chunks for kept in streams.values()), None)
+        streams = {} if chunks is None else {stream: Kept(chunks, {})}
     if stream not in streams:
         streams[stream] = Kept(_chunks(sizes, block, device), {})
     chunks, tables = streams[stream]

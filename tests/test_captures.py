@@ -213,9 +213,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("case", "method", "options", "change", "message"), REFUSED)
-def test_what_a_graph_would_not_hold_is_an_error(
-    capturing, case, method, options, change, message
-):
+def test_what_a_graph_would_not_hold_is_an_error(capturing, case, method, options, change, message):
     options = {"capturable": True, "lr": torch.tensor(0.05), **options}
     optimizer = CASES[case][0](helpers.parameters(shapes=SHAPES), METHODS[method], **options)
     helpers.run(optimizer, range(2))

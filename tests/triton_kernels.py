@@ -5,7 +5,6 @@ Triton decides when it is imported whether it interprets. The claims about rules
 tables.
 """
 
-import copy
 import gc
 import weakref
 
@@ -431,7 +430,10 @@ def test_a_graph_between_steps_is_the_run_without(case, moved, launched):
 
 def test_a_first_step_in_a_capture_asks_for_a_warm_up():
     optimizer, rates = test_captures.made("adamw", "triton")
-    with Graph(rates) as graph, pytest.raises(RuntimeError, match="take a step outside of it first"):
+    with (
+        Graph(rates) as graph,
+        pytest.raises(RuntimeError, match="take a step outside of it first"),
+    ):
         test_captures.stepped(optimizer, 0, "adamw", optimizer.step)
     assert "step_kernel" not in graph.names
     assert not optimizer.state
