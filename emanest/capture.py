@@ -34,21 +34,23 @@ def check(optimizer, buckets):
         optimizer: whose step.
         buckets: what is stepped.
     """
-    recorded = [bucket for bucket in buckets if capturing(bucket.device.type)]
-    if not recorded:
+    device_types = {bucket.device.type for bucket in buckets}
+    device_type = next(filter(capturing, device_types), None)
+    if device_type is None:
         return
     name = type(optimizer).__name__
     for index, group in enumerate(optimizer.param_groups):
         if not group.get("capturable", False):
-            raise RuntimeError(
-                f"a CUDA graph is being captured: every replay would take the step of {name} with "
-                f"the same numbers; set capturable=True, which group {index} lacks"
+            refuse(
+                device_type,
+                f"every replay would take the step of {name} with the same numbers; set "
+                f"capturable=True, which group {index} lacks",
             )
         if group.get("nonfinite") == "raise":
-            raise RuntimeError(
-                f"a CUDA graph is being captured: nonfinite='raise' of group {index} of {name} "
-                "reads on the host what it finds; take 'skip' or 'propagate'"
+            refuse(
+                device_type,
+                f"nonfinite='raise' of group {index} of {name} reads on the host what it finds; "
+                "take 'skip' or 'propagate'",
             )
-    for bucket in recorded:
-        if not bucket.scalars.on_device:
-            need_warm_up(bucket.device.type, f"the clock of {name} is on the host")
+        if group["params"] and not isinstance(group["lookahead_t"], torch.Tensor):
+            need_warm_up(device_type, f"the clock of group {index} of {name} is on the host")

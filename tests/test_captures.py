@@ -206,7 +206,8 @@ REFUSED = [
     ("adamw", "ema", {}, _flag, "no step left its flag on the device so far; take a step"),
     ("muon", "ema", {}, _set(adjust_lr_fn="match_rms_adamw"), "shapes and scales so far; take a"),
     ("adamw", "ema", {"capturable": False}, None, "set capturable=True, which group 0 lacks"),
-    ("adamw", "ema", {"capturable": False}, _set(capturable=True), "clock of AdamW is on the host"),
+    ("adamw", "ema", {"capturable": False}, _set(capturable=True), "AdamW is on the host; take"),
+    ("adamw", "ema", {}, _set(lookahead_t=9), "clock of group 0 of AdamW is on the host; take a"),
     ("adamw", "ema", {"nonfinite": "raise"}, None, "nonfinite='raise' of group 0 of AdamW reads"),
     ("adamw", "gpa", {}, _write, "1 parameters were written .* would restart GPA"),
 ]

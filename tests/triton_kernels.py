@@ -7,6 +7,7 @@ tables.
 
 import gc
 import weakref
+from array import array
 
 import pytest
 import torch
@@ -399,9 +400,27 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
     assert (kept().numpy() == read).all()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        array("d", [-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf]),
+        array("q", [0, 1, 2**53 + 1, 2**63 - 1]),
+    ],
+)
+def test_numbers_that_come_as_arguments_are_exact(values):
+    expected = torch.frombuffer(
+        values, dtype={"d": torch.float64, "q": torch.int64}[values.typecode]
+    )
+    found = torch.empty_like(expected)
+    with Graph() as graph:
+        table.upload(values, found)
+    graph.replay()
+    assert helpers.bits(found) == helpers.bits(expected)
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.float64], ids=str)
 def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
-    """Chunks, addresses and numbers, -0.0 among them, come as arguments of kernels."""
+    """Chunks, addresses and numbers come as arguments of kernels."""
     (found, expected), memo = (problem(SIZES, dtype) for _ in range(2)), {}
     before = [t.clone() for t in written(found)]
     with Graph() as graph:
