@@ -217,7 +217,7 @@ def bits(tensor):
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     # contiguous() would leave an empty tensor with its strides
     whole = real.detach().clone(memory_format=torch.contiguous_format)
-    raw = whole.flatten().view(torch.uint8).numpy().tobytes()
+    raw = whole.flatten().view(torch.uint8).cpu().numpy().tobytes()
     return str(tensor.dtype), tuple(tensor.shape), raw
 
 

@@ -104,14 +104,14 @@ def graph_equals_steps(backend, case, moved, device="cpu"):
     if device == "cuda":
         torch.cuda.synchronize()
     before, chosen = content(captured), dict(backends._picked)
+    read = [p.grad for p in params]
     with GRAPHS[device](rates) as graph:
         if moved:
             for p in params:
-                p.grad = torch.empty_like(p)
+                p.grad = p.grad.clone()
         captured.step()
     assert differing(content(captured), before) == []
     assert backends._picked == chosen
-    read = [p.grad for p in params]
     for t in STEPS:
         for rate in (*rates, *plain_rates):
             rate.fill_(0.05 / t)
