@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from . import ops
+from . import capture, ops
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
@@ -90,6 +90,8 @@ class Search:
         stack, split, scale = (self.group[name] for name in ("stack", "split", "adjust_lr_fn"))
         key = "shapes", stack, split, scale
         if key not in self.memo:
+            what = "no step had these shapes and scales so far"
+            capture.need_warm_up(self.bucket.device.type, what)
             scale, together = SCALES[scale or "original"], {}
             for i, p in enumerate(self.tensors()):
                 check_matrices("a parameter", p, stack, split)

@@ -5,6 +5,7 @@ import torch
 
 from emanest import backends
 from emanest.products import transposed
+from helpers import bits, memory, moved
 
 SIZES = [(2, 65, 70), (2, 1, 9), (1, 3, 100), (1, 70, 33)]
 EMPTY = [(0, 3, 4), (2, 0, 4), (2, 3, 0)]
@@ -31,14 +32,21 @@ NAMES = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
 
 
 class OnGpu:
-    """Triton's products of CPU tensors, which go to a GPU and come back."""
+    """Triton's products of CPU tensors, which go to a GPU as they lie and come back."""
+
+    device = "cuda"
 
     def __getattr__(self, name):
-        function = getattr(backends.pick("cuda", "triton").products("cuda"), name)
+        function = getattr(backends.pick(self.device, "triton").products(self.device), name)
 
         def call(*args):
-            there = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
-            return function(*there).cpu()
+            there = [moved(t, self.device) if isinstance(t, torch.Tensor) else t for t in args]
+            found = function(*there)
+            # neither the operands nor what lies between them is written
+            for here, t in zip(args, there, strict=True):
+                if isinstance(t, torch.Tensor):
+                    assert bits(memory(t).cpu()) == bits(memory(here))
+            return moved(found, "cpu")
 
         return call
 

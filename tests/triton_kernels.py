@@ -5,18 +5,24 @@ Triton decides when it is imported whether it interprets. The claims about rules
 tables.
 """
 
+import gc
+import weakref
+from array import array
+
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 import helpers
+import test_captures
 import test_points
 import test_rules
 import test_stack
 from emanest import doctor, eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
+from emulated_capture import Graph
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
 
@@ -120,9 +126,14 @@ def problem(sizes, dtype=FLOAT32, base="adamw", look="ema_nesterov", make=None):
 
 
 def run(arguments, backend=step, **options):
+    """Take a step; everything that it writes."""
+    backend.step_(*arguments, **options)
+    return written(arguments)
+
+
+def written(arguments):
     """Everything that a step writes."""
     _, _, ys, _, base_state, look_state, *_ = arguments
-    backend.step_(*arguments, **options)
     return [*ys, *(t for column in (*base_state, *look_state) for t in column)]
 
 
@@ -280,9 +291,9 @@ def uploads(monkeypatch):
     """The shapes of what is copied to the device, in order."""
     found, upload = [], table.upload
 
-    def recorded(values, to, keep):
-        found.append(tuple(values.shape))
-        upload(values, to, keep)
+    def recorded(values, to):
+        found.append(tuple(to.shape))
+        upload(values, to)
 
     monkeypatch.setattr(table, "upload", recorded)
     return found
@@ -293,9 +304,9 @@ def test_rows_are_copied_only_when_an_address_changes(uploads):
     gs = arguments[3]
     # y, g, three states, and the size
     run(arguments, memo=memo)
-    assert uploads == [(4, 2), (4, 6)]
+    assert uploads == [(5,), (4, 6)]
     run(arguments, memo=memo)
-    assert uploads == [(4, 2), (4, 6)]
+    assert uploads == [(5,), (4, 6)]
     kept, gs[2] = gs[2], gs[2].clone()
     run(arguments, memo=memo)
     assert uploads[2:] == [(1, 6)]
@@ -334,29 +345,117 @@ def test_a_memo_serves_other_rules_and_other_sizes(uploads):
             again = problem(sizes, base=base, look=look)
             assert same(run(arguments, memo=memo), run(again, eager))
     # the chunks of each set of sizes were made once
-    assert uploads.count((3, 2)) == uploads.count((2, 2)) == 1
+    assert uploads.count((4,)) == uploads.count((3,)) == 1
 
 
 def test_nothing_is_kept_without_a_memo(uploads):
     arguments = problem(SIZES)
     run(arguments)
     run(arguments)
-    assert uploads == [(3, 2), (3, 6)] * 2
+    assert uploads == [(4,), (3, 6)] * 2
 
 
-def test_a_captured_launch_has_a_table_of_its_own(monkeypatch):
-    """Its copies happen at a replay: a later call must not take them for done."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    memo, device = {}, torch.device("cuda")
-    (first, kept), (second, _) = table.place(memo, device), table.place(memo, device)
-    assert first is not second
-    assert memo["graphs"] == [first, second]
-    values = torch.arange(3)
-    table.upload(values, torch.empty_like(values), kept)
-    assert kept == [values]
-    assert first["blocks"] is kept
-    monkeypatch.undo()
-    assert table.place(memo, torch.device("cpu")) == (memo, None)
+def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
+    arguments, memo = problem(SIZES), {}
+    for stream in (1, 2, 1, 2):
+        monkeypatch.setattr(table, "_stream", lambda device, stream=stream: stream, raising=False)
+        run(arguments, memo=memo)
+    assert uploads == [(4,), (3, 6)] * 2
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """What launches read: for each the rows of its table and a weak reference to them."""
+    found, prepare = [], step.prepare
+
+    def recorded(*args):
+        launch = prepare(*args)
+        rows = launch.table.rows
+        found.append((rows.numpy().copy(), weakref.ref(rows)))
+        return launch
+
+    monkeypatch.setattr(step, "prepare", recorded)
+    return found
+
+
+@pytest.mark.parametrize("stream", [None, 7], ids=["same stream", "other stream"])
+def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch):
+    """Whatever is called, and captured, before a replay."""
+    arguments, memo = problem(SIZES), {}
+    run(arguments, memo=memo)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_stream", lambda device: stream)
+        with Graph() as graph:
+            run(arguments, memo=memo)
+    assert graph.names == ["step_kernel"]
+    del graph
+    for _ in range(2):
+        arguments[3][:] = [g.clone() for g in arguments[3]]
+        run(arguments, memo=memo)
+        with Graph():
+            run(arguments, memo=memo)
+    gc.collect()
+    read, kept = rows[1]
+    assert rows[0][1]() is kept()
+    assert (kept().numpy() == read).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        array("d", [-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf]),
+        array("q", [0, 1, 2**53 + 1, 2**63 - 1]),
+    ],
+)
+def test_numbers_that_come_as_arguments_are_exact(values):
+    expected = torch.frombuffer(
+        values, dtype={"d": torch.float64, "q": torch.int64}[values.typecode]
+    )
+    found = torch.empty_like(expected)
+    with Graph() as graph:
+        table.upload(values, found)
+    graph.replay()
+    assert helpers.bits(found) == helpers.bits(expected)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.float64], ids=str)
+def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
+    """Chunks, addresses and numbers come as arguments of kernels."""
+    (found, expected), memo = (problem(SIZES, dtype) for _ in range(2)), {}
+    before = [t.clone() for t in written(found)]
+    with Graph() as graph:
+        run(found, memo=memo)
+    assert same(written(found), before)
+    graph.replay()
+    assert same(written(found), run(expected))
+    # a call finds nothing of it
+    assert same(run(found, memo=memo), run(expected))
+
+
+@pytest.mark.parametrize(
+    ("case", "moved", "launched"),
+    [
+        ("adamw", False, ["plan_kernel", "step_kernel"]),
+        ("skip", True, ["nonfinite_kernel", "plan_kernel", "step_kernel"]),
+        ("muon", True, None),
+    ],
+)
+def test_a_graph_between_steps_is_the_run_without(case, moved, launched):
+    """A graph that finds the gradients where the warm-up had them has no work but a step's."""
+    graph = test_captures.graph_equals_steps("triton", case, moved)
+    names = [name for name in graph.names if name.endswith("_kernel") or not moved]
+    assert launched in (None, names)
+
+
+def test_a_first_step_in_a_capture_asks_for_a_warm_up():
+    optimizer, rates = test_captures.made("adamw", "triton")
+    with (
+        Graph(rates) as graph,
+        pytest.raises(RuntimeError, match="take a step outside of it first"),
+    ):
+        test_captures.stepped(optimizer, 0, "adamw", optimizer.step)
+    assert "step_kernel" not in graph.names
+    assert not optimizer.state
 
 
 def test_gpu_tensors_are_an_error_in_the_interpreter():
