@@ -11,9 +11,9 @@ import torch
 import emanest
 import helpers
 import test_capturable
+from bench.no_gpu.graph import Graph
 from emanest import backends, capture
 from emanest.bucket import _MEMOS, Bucket
-from emulated_capture import Graph
 from helpers import METHODS, content, differing, params_of
 
 SHAPES = [(3, 5), (7,)]

@@ -19,10 +19,10 @@ import test_captures
 import test_points
 import test_rules
 import test_stack
+from bench.no_gpu.graph import Graph
 from emanest import doctor, eager
 from emanest.kernels import passes, step, table
 from emanest.rules import BASES, LOOKAHEADS, POINTS
-from emulated_capture import Graph
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
 

@@ -114,7 +114,7 @@ STAND_INS = {
     "CUDAGraph": graph.CUDAGraph,
     "graph": graph.graph,
     "graph_pool_handle": nothing,
-    "is_current_stream_capturing": lambda: graph.CUDAGraph.capturing,
+    "is_current_stream_capturing": lambda: graph.Graph.recording,
     "_sleep": Device.sleep,
     "memory_allocated": number(0),
     "max_memory_allocated": number(0),
