@@ -132,7 +132,7 @@ def same(a, b):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Chunks of 16 elements; what is not a whole number of vectors goes by fours."""
+    """Chunks of 16 elements; what makes no vector goes by fours."""
     for tiles in ("TILES", "NONFINITE_TILES"):
         monkeypatch.setattr(step, tiles, dict.fromkeys(step.TILES, 16))
 
@@ -149,6 +149,30 @@ def test_chunks_and_vectors_change_no_bit(dtype, monkeypatch):
         return torch.cat([values.new_zeros(1), values])[1:]
 
     assert same(run(problem(sizes, dtype, make=unaligned)), whole)
+
+
+# elements -> (block, elements of it that are there) of each round: last chunks of vectors alone, of
+# vectors and a rest, and of what one block of fours holds
+ROUNDS = {
+    32: [(16, 16), (16, 16)],
+    24: [(16, 16), (16, 8)],
+    31: [(16, 16), (4, 3), (16, 12)],
+    19: [(16, 16), (4, 3)],
+}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("size", ROUNDS)
+def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
+    rounds, tile = [], passes._move_tile
+
+    def recorded(pointers, count, *others):
+        rounds.append((others[-1], int(count.handle.data.item())))
+        tile(pointers, count, *others)
+
+    monkeypatch.setattr(passes, "_move_tile", recorded)
+    step.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
+    assert rounds == ROUNDS[size]
 
 
 @pytest.mark.usefixtures("small_tiles")
