@@ -23,6 +23,9 @@ from .tiles import arch_of, programs, tile_for
 # diagonal
 SYMMETRIC_SHARE = 0.55
 
+# a stride that 16 divides is compiled in, see ``products``
+MULTIPLES = {"cpu": 16, "cuda": 16}
+
 
 def sym_mm(x, precision="ieee"):
     """X X^T, exactly symmetric.
