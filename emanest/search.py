@@ -19,7 +19,7 @@ from . import capture, ops
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
-from .newton_schulz import iterate, normalized, working_dtype
+from .newton_schulz import orthogonal, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 from .shapes import Shape, check_matrices, is_stack
@@ -145,20 +145,17 @@ class Search:
 
     def orthogonal(self, u, norms):
         """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``."""
-        rows, margin = polynomials(self.group["ns_coefficients"], self.group["ns_steps"])
-        to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
-
-        def iterated(u, norms, to):
-            x = normalized(u, norms, self.group["eps"], margin, to)
-            return iterate(x, rows, self.group["ns_form"], self.backend)
-
+        names = "eps", "ns_coefficients", "ns_steps", "ns_form"
+        eps, coefficients, steps, form = (self.group[name] for name in names)
+        how = eps, *polynomials(coefficients, steps), self.dtype, form, self.backend
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
-            return iterated(u, norms, to)
+            return orthogonal(u, norms, *how, u)
         # one parameter of many matrices
-        for some in zip(u.split(count), norms.split(count), to.split(count), strict=True):
-            some[-1].copy_(iterated(*some))
-        return to.contiguous()
+        found = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
+        for its, norm, to in zip(*(t.split(count) for t in (u, norms, found)), strict=True):
+            to.copy_(orthogonal(its, norm, *how, its))
+        return found.contiguous()
 
     def directions(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update, and the numbers that are left.

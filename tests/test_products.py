@@ -135,6 +135,22 @@ def test_batched_equals_looped_bitwise(products, name, dtype):
         assert torch.equal(alone[0], whole[i])
 
 
+# (batch, n, m) that have larger tiles on a GPU than one of their matrices has
+LARGER = [(48, 768, 768), (8, 2048, 512)]
+
+
+@pytest.mark.gpu
+@each_call
+@pytest.mark.parametrize("size", LARGER, ids=str)
+def test_larger_tiles_change_no_bit(name, size):
+    call, given = CALLS[name][0], [t.cuda() for t in operands(size, torch.float16)]
+    namespace = backends.pick("cuda", "triton").products("cuda")
+    whole = call(namespace, *given)
+    for i in (0, size[0] - 1):
+        alone = call(namespace, *(t[i : i + 1].clone() for t in given))
+        assert torch.equal(alone[0], whole[i])
+
+
 # the interpreter's, of NumPy
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

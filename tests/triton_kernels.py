@@ -6,6 +6,7 @@ tables.
 """
 
 import gc
+import math
 import weakref
 from array import array
 
@@ -17,11 +18,13 @@ import emanest
 import helpers
 import test_captures
 import test_points
+import test_products
 import test_rules
 import test_stack
 from bench.no_gpu.graph import Graph
 from emanest import doctor, eager
-from emanest.kernels import passes, step, table
+from emanest.kernels import newton_schulz, passes, step, table, tiles
+from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
@@ -143,9 +146,9 @@ def same(a, b):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Chunks of 16 elements; what is not a whole number of vectors goes by fours."""
-    for tiles in ("TILES", "NONFINITE_TILES"):
-        monkeypatch.setattr(step, tiles, dict.fromkeys(step.TILES, 16))
+    """Chunks of 16 elements; what makes no vector goes by fours."""
+    for name in ("TILES", "NONFINITE_TILES"):
+        monkeypatch.setattr(step, name, dict.fromkeys(step.TILES, 16))
 
 
 @each_dtype
@@ -160,6 +163,30 @@ def test_chunks_and_vectors_change_no_bit(dtype, monkeypatch):
         return torch.cat([values.new_zeros(1), values])[1:]
 
     assert same(run(problem(sizes, dtype, make=unaligned)), whole)
+
+
+# elements -> (block, elements of it that are there) of each round: last chunks of vectors alone, of
+# vectors and a rest, and of what one block of fours holds
+ROUNDS = {
+    32: [(16, 16), (16, 16)],
+    24: [(16, 16), (16, 8)],
+    31: [(16, 16), (4, 3), (16, 12)],
+    19: [(16, 16), (4, 3)],
+}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("size", ROUNDS)
+def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
+    rounds, tile = [], passes._move_tile
+
+    def recorded(pointers, count, *others):
+        rounds.append((others[-1], int(count.handle.data.item())))
+        tile(pointers, count, *others)
+
+    monkeypatch.setattr(passes, "_move_tile", recorded)
+    step.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
+    assert rounds == ROUNDS[size]
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -479,6 +506,196 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
 
     # sums in another order, and polynomials that multiply what that makes of the last bits
     torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-5, atol=1e-5)
+
+
+# ---- products -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (20, 5), (18, 17), (5, 37)], ids=str)
+@pytest.mark.parametrize("form", ["standard", "gram"])
+def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
+    def orthogonal(g, multiple):
+        monkeypatch.setitem(newton_schulz.MULTIPLES, "cpu", multiple)
+        return emanest.orthogonalize(g, 2, form=form, dtype="float32", backend="triton")
+
+    def recorded(*given):
+        aligned.append(given[-1])
+        return tile_for(*given)
+
+    aligned, tile_for = [], newton_schulz.tile_for
+    monkeypatch.setattr(newton_schulz, "tile_for", recorded)
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = orthogonal(g, 16)
+    assert all(aligned)
+    assert torch.equal(found, orthogonal(g, 1))
+    assert not all(aligned)
+
+
+# the interpreter's, of NumPy
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_spoils_its_own_padded_matrix_only(bad):
+    g = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(1))
+    clean = emanest.orthogonalize(g, 2, backend="triton")
+    g[1, 3, 4] = bad
+    found = emanest.orthogonalize(g, 2, backend="triton")
+    assert torch.equal(found[::2], clean[::2])
+    assert found[1].isnan().all()
+
+
+def test_tiles_of_any_size_change_no_bit(monkeypatch):
+    """Sums of 32 terms are exact, so that they have one order only; those of several have not."""
+    n, m = 40, 72
+    generator = torch.Generator().manual_seed(1)
+    x, a = (torch.randint(-9, 9, (1, n, k), generator=generator).float() for k in (m, n))
+    scales = 2.0 ** (torch.arange(m) // 32 * 11)
+    x, a = x * scales, (a + a.mT) * scales[:n] * scales[:n, None]
+
+    def found(rows, columns, depth=32):
+        tile = tiles.INTERPRETER._replace(rows=rows, columns=columns, depth=depth)
+        monkeypatch.setattr(newton_schulz, "tile_for", lambda *_: tile)
+        yield newton_schulz.mm_add(x, a, 0.3, 0.7)
+        if rows == columns:
+            yield newton_schulz.sym_mm(x)
+            yield newton_schulz.sym_baddbmm(a, a, a, 0.3, 0.7)
+
+    expected = list(found(32, 32))
+    assert same(found(64, 64), expected)
+    assert same(found(32, 64), expected[:1])
+    # of another depth they are other sums
+    assert not same(found(64, 64, 64), expected)
+
+
+# ---- the table of tiles -------------------------------------------------------------------------
+
+# (architecture, kind, batch and sides m, k, n) -> the tile
+CHOSEN = {
+    ("sm_90", "symmetric", (10, 768, 768, 768)): (64, 64),
+    ("sm_90", "symmetric", (11, 768, 768, 768)): (128, 128),
+    ("sm_90", "symmetric", (1, 4096, 11008, 4096)): (128, 128),
+    ("sm_90", "product", (1, 768, 768, 768)): (64, 64),
+    ("sm_90", "product", (4, 768, 768, 768)): (64, 128),
+    ("sm_90", "product", (7, 768, 768, 768)): (128, 128),
+    ("sm_90", "product", (24, 768, 768, 3072)): (128, 128),
+    ("sm_90", "product", (1, 2048, 2048, 8192)): (128, 256),
+    ("sm_80", "product", (1, 768, 768, 768)): (64, 64),
+    ("sm_80", "product", (12, 768, 768, 768)): (128, 256),
+    ("sm_100", "symmetric", (12, 768, 768, 768)): (64, 64),
+    ("gfx942", "product", (1, 8192, 8192, 28672)): (128, 256),
+}
+ON_CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("arch", "kind", "shape"), CHOSEN)
+def test_a_tile_is_chosen_by_the_number_of_programs(arch, kind, shape):
+    tile = tiles.tile_for(arch, torch.float16, kind, shape, ON_CPU)
+    assert (tile.rows, tile.columns) == CHOSEN[arch, kind, shape]
+    # what has no row
+    unaligned = tiles.tile_for(arch, torch.bfloat16, kind, shape, ON_CPU, False)
+    assert unaligned == tiles.FALLBACK[2]
+    assert tiles.tile_for(arch, FLOAT32, kind, shape, ON_CPU) == tiles.FALLBACK[4]
+
+
+def test_more_multiprocessors_want_more_programs(monkeypatch):
+    for processors, side in ((144, 128), (145, 64)):
+        monkeypatch.setattr(tiles, "processors_of", lambda *_, n=processors: n)
+        shape = 12, 768, 768, 768
+        assert tiles.tile_for("sm_90", torch.float16, "symmetric", shape, ON_CPU).rows == side
+
+
+def test_all_tiles_of_an_architecture_add_up_in_one_order():
+    assert {arch for arch, _, _ in tiles.TABLE} == set(TARGETS) == set(tiles.PROCESSORS)
+    for arch in TARGETS:
+        rows = [tile for key, its in tiles.TABLE.items() if key[0] == arch for tile in its]
+        assert len({tile.depth for tile in rows}) == 1
+
+
+def test_what_a_gpu_tests_has_tiles_of_unlike_sizes():
+    """Those of a batch in ``test_products``, and of its matrices one by one."""
+    for batch, n, m in test_products.LARGER:
+        for kind, shape in (("symmetric", (n, m, n)), ("product", (n, n, m))):
+            some, one = (
+                tiles.tile_for("sm_90", torch.float16, kind, (count, *shape), ON_CPU)
+                for count in (batch, 1)
+            )
+            assert some.rows * some.columns > one.rows * one.columns
+
+
+def test_rows_of_the_table_are_replaced_and_the_others_stay(tmp_path):
+    file = tmp_path / "tiles.json"
+    file.write_text(tiles.FILE.read_text())
+    tiles.write({}, file)
+    assert file.read_text() == tiles.FILE.read_text()
+    key, new = ("sm_90", 2, "product"), [tiles.Tile(128, 256, 64, 4, 8, 4, 1.5), tiles.FALLBACK[2]]
+    new[1] = new[1]._replace(depth=64)
+    tiles.write({key: new, ("sm_120", 4, "symmetric"): new[1:]}, file)
+    found = tiles.read(file)
+    assert found.pop(("sm_120", 4, "symmetric")) == tuple(new[1:])
+    assert found == {**tiles.TABLE, key: tuple(new)}
+    assert [*tmp_path.iterdir()] == [file]
+
+
+LAST = tiles.FALLBACK[2]
+# what is wrong with tiles of a key -> key, tiles
+WRONG = {
+    "arch must be the name of an architecture": (("", 2, "product"), [LAST]),
+    r"bytes must be one of \[2, 4, 8\], got 3": (("sm_90", 3, "product"), [LAST]),
+    "kind must be one of .*got 'mm'": (("sm_90", 2, "mm"), [LAST]),
+    "sm_90, 2, product must have a tile": (("sm_90", 2, "product"), []),
+    "tile 1 of sm_90, 2, product: rows must be a power of two from 16 to 256, got 96": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(rows=96)],
+    ),
+    "warps must be a power of two from 1 to 16, got True": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(warps=True)],
+    ),
+    "stages must be a whole number from 1 to 8, got 9": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(stages=9)],
+    ),
+    "programs must be a finite number, at least 0, got nan": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(programs=math.nan)],
+    ),
+    "tile 1 of .*: columns must be 64 as rows, for the diagonal, got 128": (
+        ("sm_90", 2, "symmetric"),
+        [LAST._replace(columns=128)],
+    ),
+    "tile 2 of .*: depth must be 64 as that of the first, for sums in one order, got 32": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(depth=64, programs=1.0), LAST],
+    ),
+    "tile 2 of .*: programs and terms must be 0 in the last tile": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(programs=1.0), LAST._replace(terms=1)],
+    ),
+    "tile 1 of .*: programs and terms must not both be 0 before the last": (
+        ("sm_90", 2, "product"),
+        [LAST, LAST],
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_table_that_is_not_valid_is_refused_and_not_written(message, tmp_path):
+    file = tmp_path / "tiles.json"
+    file.write_text(tiles.FILE.read_text())
+    key, rows = WRONG[message]
+    with pytest.raises(ValueError, match=message):
+        tiles.write({("sm_90", 2, "symmetric"): [LAST], key: rows}, file)
+    assert file.read_text() == tiles.FILE.read_text()
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    file = tmp_path / "tiles.json"
+    for text in ('[{"rows": 64}]', "[3]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"tiles.json, row 1 must be an object with \['arch'"):
+            tiles.read(file)
+    file.write_text(tiles.FILE.read_text().replace('"rows": 128', '"rows": 100', 1))
+    with pytest.raises(ValueError, match=r"tiles.json: tile 1 of sm_80, .*: rows must be"):
+        tiles.read(file)
 
 
 @pytest.mark.parametrize("method", helpers.METHODS)
