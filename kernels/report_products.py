@@ -29,16 +29,19 @@ class Product(NamedTuple):
 # kind -> its launch, on batches of matrices without values
 PRODUCTS = {
     "sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, m), like(n, m), None, 0.0, 1.0, *like.rest
+        like(n, m), like(n, m), None, 0.0, 0.0, *like.rest
     ),
     "sym_baddbmm": lambda n, m, like: newton_schulz.symmetric_launch(
+        like(n, n), like(n, n), like(n, n), 1.0, 0.0, *like.rest
+    ),
+    "with a diagonal": lambda n, m, like: newton_schulz.symmetric_launch(
         like(n, n), like(n, n), like(n, n), 1.0, 1.0, *like.rest
     ),
     "mm_add": lambda n, m, like: newton_schulz.product_launch(
-        like(n, n), like(n, m), like(n, m), 1.0, 1.0, *like.rest
+        like(n, n), like(n, m), like(n, m), 1.0, *like.rest
     ),
     "transposed sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(m, n).mT, like(m, n).mT, None, 0.0, 1.0, *like.rest
+        like(m, n).mT, like(m, n).mT, None, 0.0, 0.0, *like.rest
     ),
 }
 
@@ -67,17 +70,21 @@ def compiled(case):
     """Compile a product ahead of time, as a call on such matrices would."""
     like = _Like(getattr(torch, case.dtype), case.target)
     ready = PRODUCTS[case.kind](case.side, case.side * 4 + case.side % 2, like)
-    types, constants, known = {}, dict(ready.constants), {}
-    for i, (name, value) in enumerate(zip(ready.kernel.arg_names, ready.arguments, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
+    kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
+    numbers = [1.0] * (len(kernel.arg_names) - len(constants) - len(rest) - 4)
+    arguments = *ready.operands, ready.out, *numbers, *rest
+    types, known = {}, {}
+    for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
+        name, special = parameter.name, not parameter.do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and special):
             constants[name] = value
         elif isinstance(value, float):
             types[name] = "fp64"
         else:
             tensor = isinstance(value, torch.Tensor)
             types[name] = f"*{_SHORT[value.dtype]}" if tensor else "i32"
-            if tensor or value % 16 == 0:
+            if tensor or (value % 16 == 0 and special):
                 known[(i,)] = [["tt.divisibility", 16]]
-    signature = {name: types.get(name, "constexpr") for name in ready.kernel.arg_names}
-    source = ASTSource(ready.kernel, signature, constants, known)
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants, known)
     return triton.compile(source, TARGETS[case.target], ready.options)
