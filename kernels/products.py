@@ -143,7 +143,8 @@ def _store(pointers, value, mask, EVEN: tl.constexpr):
         tl.store(pointers, value, mask=mask)
 
 
-@triton.jit
+# of these nothing that is compiled depends on a value
+@triton.jit(do_not_specialize=["full"])
 def symmetric_kernel(
     a, b, c, out, beta: tl.float64, alpha: tl.float64, diagonal: tl.float64,
     n, k, full, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch, c_row, c_column,
@@ -189,7 +190,7 @@ def symmetric_kernel(
         _store(pointers, tl.trans(value), (j[:, None] < columns) & (i[None, :] < rows), EVEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "full"])
 def product_kernel(
     a, b, c, out, beta: tl.float64, alpha: tl.float64, m, n, k, full,
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
