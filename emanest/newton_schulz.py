@@ -181,7 +181,8 @@ def orthogonalize(
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
     out = empty(matrices.shape, dtype, g.device)
-    x = normalized(wide, norms, real("eps", eps, 0), margin, out)
+    factors = inverses(norms, real("eps", eps, 0), margin, wide.dtype)
+    x = torch.mul(wide, factors[:, None, None], out=out)
     return iterate(x, rows, form, backend).to(g.dtype).view(g.shape)
 
 
@@ -216,20 +217,25 @@ def _on_cpu(form):
 _FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
 
 
-def normalized(u, norms, eps, margin, out):
-    """Divide matrices by their norms; zero stays zero.
+def inverses(norms, eps, margin, dtype):
+    """Factors that divide matrices by their norms, for any number of matrices at once.
 
     Args:
-        u: (batch, m, n), float32 or float64.
-        norms: (batch,), float64.
+        norms: (batch,), float64; overwritten.
         eps: at least 0, smaller norms count as it.
         margin: factor of the norms.
-        out: receives the result, which is rounded once; may be u.
+        dtype: of the matrices, float32 or float64.
+
+    Returns:
+        (batch,) of that dtype, finite where norms are numbers: zero stays zero, since norms whose
+        inverse is beyond the range count as those whose inverse is not.
     """
-    inverse = 1.0 / (norms.clamp(min=eps) * margin)
-    # one over a norm below the smallest normal number is beyond the range; infinity times 0 is NaN
-    inverse = inverse.clamp(max=torch.finfo(u.dtype).max)
-    return torch.mul(u, inverse.to(u.dtype)[:, None, None], out=out)
+    least = max(1 / torch.finfo(dtype).max, torch.finfo(norms.dtype).tiny)
+    norms.clamp_(min=max(eps, least / margin))
+    if margin != 1:
+        norms *= margin
+    # computed in float64, rounded once
+    return torch.reciprocal(norms, out=torch.empty_like(norms, dtype=dtype))
 
 
 def iterate(x, rows, form=None, backend=None):

@@ -19,7 +19,7 @@ from . import ops
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
-from .newton_schulz import iterate, normalized, working_dtype
+from .newton_schulz import inverses, iterate, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 from .shapes import Shape, check_matrices, is_stack
@@ -67,6 +67,8 @@ class Search:
         self.backend = group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
+        coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
+        self.polynomials = polynomials(coefficients, steps)
         self.memo = bucket.memo(indices)
         self.shapes, self.scales = self._layout()
 
@@ -129,7 +131,7 @@ class Search:
         return squares
 
     def momentum(self, gs, numbers, skip):
-        """Run the momentum pass; for each shape the updates, and the norms of all of them."""
+        """Run the momentum pass: for each shape the updates, and the norms of all of them."""
         updates = [
             empty((len(s.members) * s.per_member, s.rows, s.columns), dtype, self.bucket.device)
             for dtype in [self.update_dtype]
@@ -141,20 +143,29 @@ class Search:
         state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
         return updates, self.average(us, gs, state, numbers, skip).sqrt_()
 
-    def orthogonal(self, u, norms):
-        """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``."""
-        rows, margin = polynomials(self.group["ns_coefficients"], self.group["ns_steps"])
+    def inverses(self, norms):
+        """Factors that divide updates by their norms, which are overwritten."""
+        return inverses(norms, self.group["eps"], self.polynomials[1], self.update_dtype)
+
+    def orthogonal(self, u, factors):
+        """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``.
+
+        Args:
+            u: updates.
+            factors: of each, which divide it by its norm.
+        """
+        rows, _ = self.polynomials
         to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
 
-        def iterated(u, norms, to):
-            x = normalized(u, norms, self.group["eps"], margin, to)
+        def iterated(u, factors, to):
+            x = torch.mul(u, factors[:, None, None], out=to)
             return iterate(x, rows, self.group["ns_form"], self.backend)
 
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
-            return iterated(u, norms, to)
+            return iterated(u, factors, to)
         # one parameter of many matrices
-        for some in zip(u.split(count), norms.split(count), to.split(count), strict=True):
+        for some in zip(u.split(count), factors.split(count), to.split(count), strict=True):
             some[-1].copy_(iterated(*some))
         return to.contiguous()
 
@@ -164,16 +175,17 @@ class Search:
         The momentum moves on.
         """
         updates, norms = self.momentum(gs, numbers[:HEAD], skip)
+        factors = self.inverses(norms)
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
-            whole, norm = updates.pop(0), norms[shape.matrices]
+            whole, its_factors = updates.pop(0), factors[shape.matrices]
             size = shape.per_member * shape.rows * shape.columns
             step = at_once(size)
             for k in range(0, len(shape.members), step):
                 some = shape.members[k : k + step]
                 its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
-                o = self.orthogonal(whole[its], norm[its])
+                o = self.orthogonal(whole[its], its_factors[its])
                 for i, each in zip(some, o.view(len(some), size).unbind(), strict=True):
                     found[i] = each.view(gs[i].shape)
         return found, numbers[HEAD:]

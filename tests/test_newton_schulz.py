@@ -8,7 +8,7 @@ import torch
 
 from emanest import backends, orthogonalize, products
 from emanest.coefficients import COEFFICIENTS, polynomials
-from emanest.newton_schulz import FORMS, RESTART, cheapest, flops, iterate, normalized
+from emanest.newton_schulz import FORMS, RESTART, cheapest, flops, inverses, iterate
 
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
 SHAPES = [(40, 40), (24, 96), (96, 24)]
@@ -229,9 +229,13 @@ def test_what_is_not_finite_spoils_its_own_matrix_only(backend, bad):
 
 
 def test_norms_beyond_the_range_of_their_inverse_are_bounded():
-    u, out = torch.full((1, 2, 2), 1e-40), torch.empty(1, 2, 2)
-    norms = torch.tensor([2e-40], dtype=torch.float64)
-    assert normalized(u, norms, 0.0, 1.0, out).isfinite().all()
+    for dtype, norm in ((torch.float32, 2e-40), (torch.float64, 2e-310)):
+        norms = torch.tensor([norm, 0.0, torch.nan, 1.0], dtype=torch.float64)
+        for margin in (1.0, 1.02):
+            found = inverses(norms.clone(), 0.0, margin, dtype)
+            assert found.dtype == dtype
+            assert found.isfinite().tolist() == [True, True, False, True]
+            assert found[3] == torch.tensor(1 / margin, dtype=torch.float64).to(dtype)
 
 
 # ---- forms --------------------------------------------------------------------------------------
