@@ -76,18 +76,16 @@ def _polynomial(r, rows, products):
     for i, (a, b, c) in enumerate(rows):
         # one step is multiplication by a + z
         z = b * r if c == 0 else products.sym_baddbmm(r, r, r, b, c)
-        q = _plus(z, a) if q is None else products.sym_baddbmm(q, q, z, a, 1.0)
         if i + 1 < len(rows):
             rh = products.sym_baddbmm(r, r, z, a, 1.0)
             r = products.sym_baddbmm(rh, rh, z, a, 1.0)
+        if q is None:
+            # nothing else needs z now. An r found from a + z would have lost digits of a small z
+            z.diagonal(dim1=-2, dim2=-1).add_(a)
+            q = z
+        else:
+            q = products.sym_baddbmm(q, q, z, a, 1.0)
     return q
-
-
-def _plus(z, a):
-    """Z + a I."""
-    z = z.clone()
-    z.diagonal(dim1=-2, dim2=-1).add_(a)
-    return z
 
 
 FORMS = {"standard": standard, "gram": gram}

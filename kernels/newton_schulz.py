@@ -42,16 +42,16 @@ def sym_mm(x, precision="ieee"):
         ValueError: x has not three dimensions.
         RuntimeError: there is no kernel for the device or the dtype.
     """
-    return _computed(_gram, (x, x, x), (0.0, 1.0, 0.0), precision)
+    return _computed(_gram, (x, x, x), (0.0, 1.0), precision)
 
 
-def sym_baddbmm(c, a, b, beta, alpha, diagonal=0.0, precision="ieee"):
-    """Beta C + alpha A B + diagonal I for symmetric matrices that commute, exactly symmetric.
+def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
+    """Beta C + alpha A B for symmetric matrices that commute, exactly symmetric.
 
     Args:
         c, a, b: (batch, n, n), of one dtype; any strides. Only entries on and below the diagonal
             of C count. C is not read if beta is 0.
-        beta, alpha, diagonal: floats; the last is added before the result is rounded.
+        beta, alpha: floats.
         precision: as for ``sym_mm``.
 
     Returns:
@@ -61,7 +61,7 @@ def sym_baddbmm(c, a, b, beta, alpha, diagonal=0.0, precision="ieee"):
         ValueError: shapes or dtypes differ, or the matrices are not square.
         RuntimeError: as ``sym_mm``.
     """
-    return _computed(_symmetric, (a, b, c), (beta, alpha, diagonal), precision)
+    return _computed(_symmetric, (a, b, c), (beta, alpha), precision)
 
 
 def mm(a, x, precision="ieee"):
@@ -170,16 +170,16 @@ def _known(*key):
     return []
 
 
-def _gram(x, y, z, beta, alpha, diagonal, precision):
+def _gram(x, y, z, beta, alpha, precision):
     _matrices(x=x)
-    return Product(symmetric_launch(x, x, None, 0.0, 0.0, precision, arch_of(x.device)))
+    return Product(symmetric_launch(x, x, None, 0.0, precision, arch_of(x.device)))
 
 
-def _symmetric(a, b, c, beta, alpha, diagonal, precision):
+def _symmetric(a, b, c, beta, alpha, precision):
     _matrices(a=a, b=b, c=c)
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
         raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
-    return Product(symmetric_launch(a, b, c, beta, diagonal, precision, arch_of(a.device)))
+    return Product(symmetric_launch(a, b, c, beta, precision, arch_of(a.device)))
 
 
 def _times(a, x, y, beta, alpha, precision):
@@ -192,8 +192,8 @@ def _times(a, x, y, beta, alpha, precision):
     return Product(product_launch(a, x, x, beta, precision, arch_of(x.device)))
 
 
-def symmetric_launch(a, b, c, beta, diagonal, precision, arch):
-    """Alpha a b^T + beta c + diagonal I, to be symmetric; a and b are (batch, n, k)."""
+def symmetric_launch(a, b, c, beta, precision, arch):
+    """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k)."""
     batch, n, k = a.shape
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
     operands = a, b, None if beta == 0 else _by_rows(c)
@@ -202,8 +202,7 @@ def symmetric_launch(a, b, c, beta, diagonal, precision, arch):
     out = torch.empty(batch, n, n, dtype=a.dtype, device="meta")
     sizes = n, k, k // tile.depth
     kernel, programs = products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2)
-    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows, "DIAGONAL": diagonal != 0}
-    constants["PRECISION"] = precision
+    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows, "PRECISION": precision}
     return _launch(kernel, programs, out, operands, sizes, tile, constants)
 
 

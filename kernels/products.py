@@ -105,31 +105,32 @@ def _product(
 
 
 @inline
-def _half(total, beta, c, i, j, rows, columns, c_row, c_column,
+def _half(total, alpha, beta, c, i, j, rows, columns, c_row, c_column,
           EVEN: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
     mask = (i[:, None] < rows) & (j[None, :] < columns)
     more = _load(c + _offsets(i, c_row, j, c_column, INDEX), mask, EVEN)
-    return total + beta * _widened(more, DTYPE)
+    return total * alpha + beta * _widened(more, DTYPE)
 
 
 @inline
 def _result(
-    total, beta, c, rows, columns, c_row, c_column,
+    total, alpha, beta, c, rows, columns, c_row, c_column,
     EVEN: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr, TYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The total, and beta c unless c is None, rounded; c points to its tile."""
+    """Alpha times the total, and beta c unless c is None, rounded; c points to its tile."""
+    alpha = tl.full((), alpha, DTYPE)
     if c is None:
-        return _narrowed(total, TYPE)
+        return _narrowed(total * alpha, TYPE)
     else:  # noqa: RET505 (a branch not taken must not be compiled)
         # in halves: both parts of a whole tile in registers leave room for one program only
         HALF: tl.constexpr = BLOCK_N // 2
         i, j = tl.arange(0, BLOCK_M), tl.arange(0, HALF)
         beta = tl.full((), beta, DTYPE)
         left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-        left = _half(left, beta, c, i, j, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE)
+        left = _half(left, alpha, beta, c, i, j, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE)
         right = _half(
-            right, beta, c, i, j + HALF, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE
+            right, alpha, beta, c, i, j + HALF, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE
         )
         both = tl.join(_narrowed(left, TYPE), _narrowed(right, TYPE))
         return tl.reshape(tl.permute(both, (0, 2, 1)), (BLOCK_M, BLOCK_N))
@@ -146,13 +147,12 @@ def _store(pointers, value, mask, EVEN: tl.constexpr):
 # of these nothing that is compiled depends on a value
 @triton.jit(do_not_specialize=["full"])
 def symmetric_kernel(
-    a, b, c, out, beta: tl.float64, alpha: tl.float64, diagonal: tl.float64,
+    a, b, c, out, beta: tl.float64, alpha: tl.float64,
     n, k, full, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch, c_row, c_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """Find alpha a bT + beta c, and diagonal I if DIAGONAL, by tiles on and below the diagonal.
+    """Find alpha a bT + beta c by its tiles on and below the diagonal.
 
     a and b are (n, k), c and out (n, n), out is contiguous. Each tile is rounded once and stored
     twice, the second time transposed; of one on the diagonal the lower triangle is.
@@ -169,17 +169,13 @@ def symmetric_kernel(
         rows, columns, k, full, a_row, a_k, b_k, b_row,
         EVEN, TAIL, INDEX, DTYPE, PRECISION, BLOCK, BLOCK, BLOCK_K,
     )  # fmt: skip
-    total *= tl.full((), alpha, DTYPE)
-    i, j = tl.arange(0, BLOCK), tl.arange(0, BLOCK)
-    if DIAGONAL:
-        here = (i[:, None] == j[None, :]) & (row == column)
-        total = tl.where(here, total + tl.full((), diagonal, DTYPE), total)
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column
     value = _result(
-        total, beta, c, rows, columns, c_row, c_column,
+        total, alpha, beta, c, rows, columns, c_row, c_column,
         EVEN, INDEX, DTYPE, out.dtype.element_ty, BLOCK, BLOCK,
     )  # fmt: skip
+    i, j = tl.arange(0, BLOCK), tl.arange(0, BLOCK)
     if row == column:
         value = tl.where(i[:, None] >= j[None, :], value, tl.trans(value))
     out += matrix.to(tl.int64) * n * n
@@ -211,11 +207,10 @@ def product_kernel(
         rows, columns, k, full, a_row, a_k, b_k, b_column,
         EVEN, TAIL, INDEX, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    total *= tl.full((), alpha, DTYPE)
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column
     value = _result(
-        total, beta, c, rows, columns, c_row, c_column,
+        total, alpha, beta, c, rows, columns, c_row, c_column,
         EVEN, INDEX, DTYPE, out.dtype.element_ty, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)

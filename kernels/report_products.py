@@ -26,23 +26,19 @@ class Product(NamedTuple):
     side: int = 768  # of the result; the other one of a product is four times as long
 
 
-# kind -> its launch, on batches of matrices without values; of the last only a sample is compiled
-WITH_DIAGONAL = "with a diagonal"
+# kind -> its launch, on batches of matrices without values
 PRODUCTS = {
     "sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, m), like(n, m), None, 0.0, 0.0, *like.rest
+        like(n, m), like(n, m), None, 0.0, *like.rest
     ),
     "sym_baddbmm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, n), like(n, n), like(n, n), 1.0, 0.0, *like.rest
+        like(n, n), like(n, n), like(n, n), 1.0, *like.rest
     ),
     "mm_add": lambda n, m, like: newton_schulz.product_launch(
         like(n, n), like(n, m), like(n, m), 1.0, *like.rest
     ),
     "transposed sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(m, n).mT, like(m, n).mT, None, 0.0, 0.0, *like.rest
-    ),
-    WITH_DIAGONAL: lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, n), like(n, n), like(n, n), 1.0, 1.0, *like.rest
+        like(m, n).mT, like(m, n).mT, None, 0.0, *like.rest
     ),
 }
 
@@ -61,11 +57,9 @@ ODD = 769, 800
 
 def products():
     """Every row of the table of tiles, and what has no row or is not even."""
-    kinds = [kind for kind in PRODUCTS if kind != WITH_DIAGONAL]
-    rows = [Product(k, "float16", t, n) for k in kinds for t in TARGETS for n in (768, 4096)]
+    rows = [Product(k, "float16", t, n) for k in PRODUCTS for t in TARGETS for n in (768, 4096)]
     others = [Product("sym_mm", d, "sm_90") for d in ("bfloat16", "float32", "float64")]
-    others += [Product(WITH_DIAGONAL, side=n) for n in (768, 4096)]
-    odd = [Product(kind, side=n) for kind in kinds for n in ODD]
+    odd = [Product(kind, side=n) for kind in PRODUCTS for n in ODD]
     return [*rows, *others, *odd]
 
 
