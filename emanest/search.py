@@ -139,7 +139,7 @@ class Search:
         ]
         gs = self.matrices(gs)
         us = [u for each in updates for u in each.unbind()]
-        us = [u.view(g.shape) for u, g in zip(us, gs, strict=True)]
+        us = [_shaped(u, g) for u, g in zip(us, gs, strict=True)]
         state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
         return updates, self.average(us, gs, state, numbers, skip).sqrt_()
 
@@ -186,9 +186,15 @@ class Search:
                 some = shape.members[k : k + step]
                 its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
                 o = self.orthogonal(whole[its], its_factors[its])
-                for i, each in zip(some, o.view(len(some), size).unbind(), strict=True):
-                    found[i] = each.view(gs[i].shape)
+                # most are of one shape, and a view of each costs as much as a launch
+                o = o.view(len(some), *gs[some[0]].shape)
+                for i, each in zip(some, o.unbind(), strict=True):
+                    found[i] = _shaped(each, gs[i])
         return found, numbers[HEAD:]
+
+
+def _shaped(t, like):
+    return t if t.shape == like.shape else t.view(like.shape)
 
 
 def at_once(size):
