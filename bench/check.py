@@ -1,10 +1,12 @@
 """Correctness before speed: nothing is timed that computes something else."""
 
+import gc
 from typing import NamedTuple
 
 import torch
 
 from . import variants
+from .case import WARM_UP, label
 from .devices import capture, side_stream
 from .models import distinct, shrunk
 from .table import ORACLES, VARIANTS
@@ -12,20 +14,33 @@ from .table import ORACLES, VARIANTS
 # relative to how far the parameters moved; a wrong formula is off by 1e-2 and more, and one of
 # Newton-Schulz by 1e-1
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# both end at a sync of Lookahead, where x is everyone's
-CHECKED_STEPS, WARM_UP = 10, 5
+# as WARM_UP, it ends at a sync of Lookahead, where x is everyone's
+CHECKED_STEPS = 10
 # tensors of the full-size model that are compared
 SPOTS = 5
 
 
 class Skipped(NamedTuple):
-    """A variant that cannot run here."""
+    """A variant that others wrote, or a way to time one, that is not to be had here."""
 
     reason: str
 
 
 class Disagreement(AssertionError):
     """A variant computes something else."""
+
+
+def tried(work, *args, own):
+    """What ``work`` returns; where it raises and is not our own, ``Skipped`` with the error."""
+    try:
+        return work(*args)
+    except Exception as error:
+        if own:
+            raise
+        reason = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
+    # with what the attempt allocated
+    gc.collect()
+    return Skipped(reason)
 
 
 def drawn(shapes, device, dtype, seed, sigma=1.0, indices=None, spread=1.0):
@@ -87,25 +102,36 @@ def tolerance(case, name):
 def errors(case, shapes):
     """Distance of each variant from a float64 run, relative to how far that run moved.
 
-    On a small model of the same kind; then, where the case says so, the error is that of one step
-    from tensors of full size. A variant that others wrote and that does not run here is
-    ``Skipped``.
+    On a small model of the same kind, where replays are timed once more from a graph; then, where
+    the case says so, the error is that of one step from tensors of full size. A variant that others
+    wrote and that does not run here or computes something else is ``Skipped``, and so is the graph
+    of one that cannot be captured.
 
     Args:
         case: which variants.
         shapes: of the model at full size.
 
+    Returns:
+        Name of a variant, or ``label`` of its replay, -> number or Skipped.
+
     Raises:
-        Disagreement: a variant computes something else.
+        Disagreement: a variant of ours computes something else.
     """
-    found = _errors(case, case.variants, shrunk(shapes), CHECKED_STEPS)
+    found = _errors(case, case.variants, shrunk(shapes), CHECKED_STEPS, False)
+    if "replayed" in case.timings:
+        replays = _errors(case, _left(found), shrunk(shapes), CHECKED_STEPS, True)
+        found.update({label(name, "replayed"): each for name, each in replays.items()})
     if case.full_size:
-        left = [name for name, error in found.items() if not isinstance(error, Skipped)]
-        found.update(_errors(case, left, distinct(shapes), 1))
+        names = [name for name in _left(found) if name in case.variants]
+        found.update(_errors(case, names, distinct(shapes), 1, False))
     return found
 
 
-def _errors(case, names, shapes, steps):
+def _left(found):
+    return [name for name, each in found.items() if not isinstance(each, Skipped)]
+
+
+def _errors(case, names, shapes, steps, captured):
     start = drawn(shapes, case.device, case.dtype, 0, case.sigma)
     gradients = [
         drawn(shapes, case.device, case.dtype, 1 + t, spread=case.spread) for t in range(steps)
@@ -118,23 +144,30 @@ def _errors(case, names, shapes, steps):
         if family not in exact:
             exact[family] = stepped(ORACLES[family], [v.double() for v in start], wide, False)
         reason = variants.missing(variant)
-        if reason is None:
-            try:
-                values = [v.clone() for v in start]
-                x = stepped(variant.make, values, gradients, case.captured)
-            except Exception as error:
-                if name == case.ours:
-                    raise
-                reason = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
         if reason is not None:
             found[name] = Skipped(reason)
             continue
+        values = [v.clone() for v in start]
+        # that a graph of ours cannot be captured is no wrong result
+        own = variant.own and not captured
+        x = tried(stepped, variant.make, values, gradients, captured, own=own)
+        if isinstance(x, Skipped):
+            found[name] = x
+            continue
         moved = distance(exact[family], [v.double() for v in start])
-        found[name] = distance(x, exact[family]) / moved
-        bound = tolerance(case, name)
-        if not found[name] <= bound:
-            raise Disagreement(f"{case.name}: {name}: error {found[name]:.1e}, allowed {bound:.0e}")
+        error = distance(x, exact[family]) / moved
+        found[name] = _judged(case, name, error, error, tolerance(case, name), "")
     return found
+
+
+def _judged(case, name, value, error, bound, where):
+    """The value, if the error is within the bound; else Skipped, or raised where it is ours."""
+    if error <= bound:
+        return value
+    reason = f"error {error:.1e}{where}, allowed {bound:.0e}"
+    if VARIANTS[name].own:
+        raise Disagreement(f"{case.name}: {name}: {reason}")
+    return Skipped(f"computes something else: {reason}")
 
 
 def check_spots(case, steppers, shapes):
@@ -142,19 +175,25 @@ def check_spots(case, steppers, shapes):
 
     Args:
         case: their case.
-        steppers: name -> stepper, all stepped equally often.
+        steppers: name -> steppers, all stepped equally often; what is ours comes first.
         shapes: of their model.
 
+    Returns:
+        The names of those that others wrote and that differ from the first of their family ->
+        Skipped.
+
     Raises:
-        Disagreement: two of a family differ.
+        Disagreement: one of ours does.
     """
     spots = sorted({i * (len(shapes) - 1) // (SPOTS - 1) for i in range(SPOTS)})
-    start = drawn(shapes, case.device, case.dtype, 0, case.sigma, spots)
-    first = {}
-    for name, stepper in steppers.items():
-        variant, x = VARIANTS[name], stepper.read(spots)
-        whose, other = first.setdefault(variant.family, (name, x))
-        bound = tolerance(case, name) + tolerance(case, whose)
-        moved = distance(other, [value.double() for value in start])
-        if not distance(x, other) <= bound * moved:
-            raise Disagreement(f"{case.name}: {name} computes something else at full size")
+    start = [v.double() for v in drawn(shapes, case.device, case.dtype, 0, case.sigma, spots)]
+    first, found = {}, {}
+    for name, several in steppers.items():
+        for x in (stepper.read(spots) for stepper in several):
+            whose, other = first.setdefault(VARIANTS[name].family, (name, x))
+            bound = tolerance(case, name) + tolerance(case, whose)
+            error = distance(x, other) / distance(other, start)
+            judged = _judged(case, name, None, error, bound, f" at full size beside {whose}")
+            if judged is not None:
+                found[name] = judged
+    return found

@@ -5,159 +5,27 @@ variants of a case take turns, in a new random order in each round, and a ratio 
 the same rounds.
 """
 
-import functools
-import gc
-import importlib.metadata
-import random
 import statistics
-from typing import NamedTuple
 
 import torch
 
 from emanest import backends
 
-from . import variants
-from .check import Disagreement, Skipped, check_spots, drawn, errors, leaves
-from .devices import CACHE_BYTES, DEVICES, Cache, capture, side_stream, surroundings
+from . import predict
+from .case import label
+from .check import Disagreement, Skipped, check_spots, drawn, errors, leaves, tried
+from .devices import CACHE_BYTES, graph_pool, surroundings
 from .models import parameters, shrunk
-from .roofline import Streams
+from .roofline import CEILINGS
+from .running import Running, Turn, in_turn
 from .table import VARIANTS
 from .variants import Stepper, Variant
 
 CEILING = "ceiling"
 
 
-class Entry(NamedTuple):
-    """What was measured of a variant."""
-
-    samples: list[float]  # seconds per step
-    info: dict
-
-
-class Running:
-    """A variant at full size, warmed up."""
-
-    def __init__(self, case, variant, params):
-        self.case, self.variant = case, variant
-        self.gradients, self.spoiled = [p.grad for p in params], []
-        versions = [g._version for g in self.gradients]
-        if variant.spoils:
-            self.spoiled = [g.clone() for g in self.gradients]
-            leaves(params, self.spoiled)
-        memory, count = DEVICES[case.device].memory, sum(p.numel() for p in params)
-        with memory() as first:
-            self.stepper = variants.build(variant.make, params, case.captured)
-            self._warm_up(1)
-        with memory() as later:
-            self._warm_up(1)
-        self._warm_up(case.warm_up - 2)
-        step = capture(self.stepper.step) if case.captured else self.stepper.step
-        self.call = step if case.steps == 1 else lambda: [step() for _ in range(case.steps)]
-        self.samples, self.host = [], []
-        # per parameter; that of a flat variant includes copies that are no state
-        self.state_bytes = None if variant.flat else first.held / count
-        self.transient_bytes = (later.peak - max(later.held, 0)) / count
-        if versions != [g._version for g in self.gradients]:
-            raise Disagreement(f"{case.name}: a variant overwrites the gradients of the others")
-
-    def _restore(self):
-        """What the backward pass would have written anew."""
-        if self.spoiled:
-            torch._foreach_copy_(self.spoiled, self.gradients)
-
-    def _warm_up(self, steps):
-        for _ in range(steps):
-            self._restore()
-            if self.case.captured:
-                with side_stream():
-                    self.stepper.step()
-            else:
-                self.stepper.step()
-
-    def sample(self, time):
-        """Time one call."""
-        self._restore()
-        seconds, host = time(self.call)
-        self.samples.append(seconds / self.case.steps)
-        self.host.append(host / self.case.steps)
-
-    def entry(self, common):
-        """What was measured."""
-        half = len(self.samples) // 2
-        return Entry(
-            self.samples,
-            {
-                **common,
-                "family": self.variant.family,
-                "package": _version(self.variant.needs or "torch"),
-                "host": statistics.median(self.host),
-                # two repeats: what differs by less is noise
-                "halves": [
-                    statistics.median(self.samples[:half] or self.samples),
-                    statistics.median(self.samples[half:]),
-                ],
-                "state_bytes": self.state_bytes,
-                "transient_bytes": self.transient_bytes,
-            },
-        )
-
-
-@functools.cache
-def _distributions():
-    return importlib.metadata.packages_distributions()
-
-
-def _version(package):
-    name = _distributions()[package][0]
-    return f"{name} {importlib.metadata.version(name)}"
-
-
-def in_turn(running, device, rounds=None, cache_bytes=CACHE_BYTES):
-    """Time everyone once per round, in a new order each round."""
-    order, cache, clock = random.Random(0), Cache(device, cache_bytes), DEVICES[device]
-    turns = list(running)
-
-    def round_():
-        order.shuffle(turns)
-        for each in turns:
-            if each.case.cold:
-                cache.evict()
-            each.sample(clock.time)
-
-    gc.collect()
-    gc.disable()
-    try:
-        round_()
-        cycle = sum(each.samples[0] * each.case.steps for each in turns)
-        for each in turns:
-            each.samples.clear()
-            each.host.clear()
-        for _ in range(rounds or clock.rounds_of(cycle)):
-            round_()
-    finally:
-        gc.enable()
-
-
-def ceiling_of(case):
-    """The variant that does nothing but move what ours moves; None if that was not counted."""
-    traffic = VARIANTS[case.ours].traffic
-
-    def make(params, capturable):
-        return Stepper(Streams(params, traffic).step)
-
-    return traffic and Variant("ceiling", make, traffic, flat=True)
-
-
-def add_ceiling(case, running, params):
-    """Where the compiler works, let the ceiling take its turns with the others."""
-    variant = ceiling_of(case)
-    if variant is None:
-        return None
-    try:
-        running[CEILING] = Running(case, variant, params)
-    except Exception as error:
-        return f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}"
-    return None
+class OtherBackend(RuntimeError):
+    """A back end served a case that was not to."""
 
 
 def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
@@ -170,43 +38,53 @@ def measure(case, shapes=None, rounds=None, cache_bytes=CACHE_BYTES):
         cache_bytes: how much is read before each timed call.
 
     Returns:
-        The name of each variant, the ceiling among them -> Entry or Skipped.
+        The ``label`` of each variant and timing, the ceiling among them -> Entry or Skipped.
 
     Raises:
-        Disagreement: a variant computes something else; nothing was timed.
+        Disagreement: a variant of ours computes something else; nothing was timed.
+        OtherBackend: another back end took over meanwhile.
     """
     model = case.model if shapes is None else f"{case.model} (shrunk)"
     shapes = case.shapes if shapes is None else shapes
     # first of all, since the load is to be that of others
     about = surroundings(case.device)
+    backend = backends.pick(case.device).__name__
     checked = errors(case, shapes)
-    skipped = {k: v.reason for k, v in checked.items() if isinstance(v, Skipped)}
+    skipped = {name: each for name, each in checked.items() if isinstance(each, Skipped)}
     gradients = drawn(shapes, case.device, case.dtype, 1, spread=case.spread)
 
     def fresh():
         return leaves(drawn(shapes, case.device, case.dtype, 0, case.sigma), gradients)
 
-    running = {n: Running(case, VARIANTS[n], fresh()) for n in case.variants if n not in skipped}
-    check_spots(case, {k: each.stepper for k, each in running.items()}, shapes)
-    reason = add_ceiling(case, running, fresh())
-    if reason is not None:
-        skipped[CEILING] = reason
-    in_turn(running.values(), case.device, rounds, cache_bytes)
+    # first, while its parameters, of which it keeps none, have room
+    ceiling, ceiling_turns = _ceiling_turns(case, fresh(), skipped)
+    running = _all_running(case, fresh, gradients, skipped)
+    steppers = {name: _steppers(running, name) for name in case.variants}
+    skipped.update(check_spots(case, steppers, shapes))
+    turns = [*_turns(case, running, skipped), *ceiling_turns]
+    turns, untimed = in_turn(turns, case.device, rounds, cache_bytes)
+    skipped.update(untimed)
+    served = backends.pick(case.device).__name__
+    if served != backend:
+        raise OtherBackend(f"{case.name}: {backend} was to serve it, {served} took over")
 
     common = {
         **about,
-        **{"case": case.name, "model": model, "captured": case.captured},
-        "backend": backends.pick(case.device).__name__,
+        **{"case": case.name, "model": model, "backend": backend},
         **{"dtype": str(case.dtype).removeprefix("torch."), "tensors": len(shapes)},
         "params": parameters(shapes),
     }
-    entries = {name: each.entry(common) for name, each in running.items()}
-    for name, entry in entries.items():
-        entry.info.update(variant=name, error=checked.get(name))
-        entry.info.update(rates(case, name, entries))
-        entry.info.update(work(case, name, shapes, entry.samples))
-    entries[case.ours].info.update(claims=case.claims, skipped=skipped)
-    return {**entries, **{name: Skipped(reason) for name, reason in skipped.items()}}
+    entries = {each.label: each.entry(common) for each in turns}
+    for each in turns:
+        info, samples = entries[each.label].info, entries[each.label].samples
+        error = checked.get(each.label, checked.get(each.name))
+        predicted = predict.seconds(case, each.name, about["machine"]).get(each.timing)
+        info.update(error=error, predicted=predicted)
+        info.update(_rates(case, each, ceiling, entries))
+        info.update(_work(case, each.name, shapes, samples))
+    reasons = {name: each.reason for name, each in skipped.items()}
+    entries[case.ours].info.update(claims=case.claims, skipped=reasons)
+    return {**entries, **skipped}
 
 
 def quick(case):
@@ -221,27 +99,95 @@ def quick(case):
         torch.set_num_threads(threads)
 
 
-def rates(case, name, entries):
-    """Bytes of a step by its formula, and the rates that follow; empty where not counted."""
+def _all_running(case, fresh, gradients, skipped):
+    """Label -> what runs at full size; adds to ``skipped`` what does not.
 
-    def rate(name, traffic):
-        samples, info = entries[name]
-        count = min(info["params"], Streams.most) if name == CEILING else info["params"]
-        moved = traffic.bytes(case.dtype) * count
-        return moved, moved / statistics.median(samples) / 1e9
+    Numbers on the device are a thing of their own: a second one is made for replays, except of a
+    flat variant, which knows no other numbers and is captured as it is.
+    """
+    running, versions = {}, [g._version for g in gradients]
+    for name in case.variants:
+        variant = VARIANTS[name]
+        for timing in ("idle", "replayed"):
+            key = label(name, timing)
+            wanted = timing in case.timings and not {name, key} & skipped.keys()
+            if not wanted or (timing == "replayed" and variant.flat):
+                continue
+            capturable = timing == "replayed"
+            own = variant.own and not capturable
+            each = tried(Running, case, variant, fresh(), capturable, own=own)
+            if versions != [g._version for g in gradients]:
+                raise Disagreement(f"{case.name}: {name} overwrites the gradients of the others")
+            if isinstance(each, Skipped):
+                skipped[key] = each
+            else:
+                running[key] = each
+    return running
 
-    ceiling = VARIANTS[case.ours].traffic
-    traffic = ceiling if name == CEILING else VARIANTS[name].traffic
+
+def _steppers(running, name):
+    keys = [label(name, timing) for timing in ("idle", "replayed")]
+    return [running[key].stepper for key in keys if key in running]
+
+
+def _turns(case, running, skipped):
+    """Every variant in every timing that can be had."""
+    pool, turns = graph_pool(case.device), []
+    for name in case.variants:
+        for timing in case.timings:
+            key = label(name, timing)
+            flat = VARIANTS[name].flat
+            each = running.get(key if timing == "replayed" and not flat else name)
+            if each is None or {name, key} & skipped.keys():
+                continue
+            step = each.stepper.step
+            if timing == "replayed":
+                step = tried(each.replay, pool, own=False)
+                if isinstance(step, Skipped):
+                    skipped[key] = step
+                    continue
+            turns.append(Turn(name, timing, each, step))
+    return turns
+
+
+def _ceiling_turns(case, params, skipped):
+    """What moves bytes and does nothing else, and its turns; none where bytes are not counted."""
+    traffic = VARIANTS[case.ours].traffic
     if traffic is None:
-        return {}
-    moved, gigabytes = rate(name, traffic)
-    found = {"bytes": moved, "gigabytes_per_second": gigabytes}
-    if CEILING in entries:
-        found["share"] = gigabytes / rate(CEILING, ceiling)[1]
+        return None, []
+
+    def start():
+        ceiling = CEILINGS[case.device](params, traffic)
+        variant = Variant("ceiling", lambda *_: Stepper(ceiling.step), traffic, flat=True)
+        return ceiling, Running(case, variant, params)
+
+    started = tried(start, own=False)
+    if isinstance(started, Skipped):
+        skipped[CEILING] = started
+        return None, []
+    ceiling, running = started
+    timings = [timing for timing in case.timings if timing != "replayed"]
+    return ceiling, [Turn(CEILING, each, running, ceiling.step) for each in timings]
+
+
+def _rates(case, turn, ceiling, entries):
+    """Bytes of a step by its formula, and the rates that follow; empty where not counted."""
+    entry, top = entries[turn.label], entries.get(label(CEILING, turn.timing))
+    if turn.name == CEILING:
+        moved = ceiling.bytes
+    else:
+        traffic = VARIANTS[turn.name].traffic
+        if traffic is None:
+            return {}
+        moved = traffic.bytes(case.dtype) * entry.info["params"]
+    rate = moved / statistics.median(entry.samples)
+    found = {"bytes": moved, "gigabytes_per_second": rate / 1e9}
+    if top is not None:
+        found["share"] = rate * statistics.median(top.samples) / ceiling.bytes
     return found
 
 
-def work(case, name, shapes, samples):
+def _work(case, name, shapes, samples):
     """Useful operations of a step by their formula, and the rate; empty where not counted."""
     row = VARIANTS.get(name)
     if row is None or row.work is None:

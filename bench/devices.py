@@ -1,4 +1,4 @@
-"""What depends on the device: clocks, memory, graphs, names. The rest of the code is shared."""
+"""What depends on the device: memory, graphs, names, rounds. The rest of the code is shared."""
 
 import contextlib
 import datetime
@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,31 +21,6 @@ class Memory:
 
     held = 0  # allocated in the block and still there
     peak = 0  # the most that was there at any moment of it
-
-
-def time_on_cpu(call):
-    """Seconds that a call takes, and the seconds until it returns: the same on a CPU."""
-    start = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - start
-    return seconds, seconds
-
-
-def time_on_cuda(call):
-    """Seconds between two events on the idle device, and the seconds until the call returns.
-
-    Where the host is slower than the device, the first number contains its delays, as training
-    would that waits for the optimizer.
-    """
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    before.record()
-    start = time.perf_counter()
-    call()
-    host = time.perf_counter() - start
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after) / 1e3, host
 
 
 @contextlib.contextmanager
@@ -82,13 +56,23 @@ def memory_on_cuda():
     memory.peak = torch.cuda.max_memory_allocated() - start
 
 
-def capture(step):
-    """Record a step in a CUDA graph, without running it; return what replays it."""
+def capture(step, pool=None):
+    """Record a step in a CUDA graph, without running it; return what replays it.
+
+    Args:
+        step: what is recorded.
+        pool: memory that graphs share which are never replayed at once; None: its own.
+    """
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         step()
     return graph.replay
+
+
+def graph_pool(device):
+    """Memory that graphs share; None where there are no graphs."""
+    return torch.cuda.graph_pool_handle() if device == "cuda" else None
 
 
 @contextlib.contextmanager
@@ -132,7 +116,6 @@ FEWEST = 3
 class Device(NamedTuple):
     """How to measure on a kind of device."""
 
-    time: Callable
     memory: Callable
     name: Callable[[], str]
     units: Callable[[], str]  # arithmetic units that speed depends on
@@ -148,15 +131,10 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "cpu": Device(time_on_cpu, memory_on_cpu, cpu_name, cpu_units, (9, 101), 20.0, 300.0),
+    "cpu": Device(memory_on_cpu, cpu_name, cpu_units, (9, 101), 20.0, 300.0),
+    # what a GPU machine costs: no case gets more than 3 seconds, unless so few rounds take longer
     "cuda": Device(
-        time_on_cuda,
-        memory_on_cuda,
-        lambda: torch.cuda.get_device_name(),
-        gpu_units,
-        (51, 201),
-        5.0,
-        60.0,
+        memory_on_cuda, lambda: torch.cuda.get_device_name(), gpu_units, (FEWEST, 51), 3.0, 10.0
     ),
 }
 
@@ -180,7 +158,13 @@ class Cache:
 
 
 def commit():
-    """The revision of the source tree; a trailing + says that files differ from it."""
+    """The revision of the source tree; a trailing + says that files differ from it.
+
+    ``EMANEST_COMMIT`` says it where the tree was copied without its history.
+    """
+    given = os.environ.get("EMANEST_COMMIT")
+    if given:
+        return given
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
     try:

@@ -4,9 +4,12 @@ Matrices come in batches, (batch, rows, columns). Formulas as in Jordan et al. 2
 optimizer for hidden layers in neural networks", and in Dao-AILab, "Gram Newton-Schulz".
 """
 
+import functools
+
 import torch
 
 from .reference import MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, NS_COEFFICIENTS, NS_STEPS
+from .variants import Stepper
 
 A, B, C = NS_COEFFICIENTS
 
@@ -99,6 +102,16 @@ class Alone:
     def iterate(self):
         """The results, in the parameters' place."""
         return list(self.found)
+
+
+def alone(function, *args, **options):
+    """How to make a variant of a function of a batch."""
+
+    def make(params, capturable):
+        stepper = Alone(params, functools.partial(function, *args, **options))
+        return Stepper(stepper.step, stepper.iterate, take_gradients=stepper.take_gradients)
+
+    return make
 
 
 class Several:

@@ -1,7 +1,5 @@
 """What is timed of Muon and of Newton-Schulz alone, ours and others."""
 
-import functools
-
 import torch
 
 import emanest
@@ -9,10 +7,11 @@ from emanest.newton_schulz import working_dtype
 
 from . import newton_schulz
 from .models import hidden
-from .newton_schulz import Alone, Several
+from .newton_schulz import Several, alone
+from .peer_kernels import dion, emerging, gram_newton_schulz
 from .peers import ADAMW, EMA, fused
-from .reference import MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY, NS_COEFFICIENTS, NS_STEPS
-from .variants import Stepper, Variant, Work, ours, plain, two_phase
+from .reference import MUON_LR, MUON_MOMENTUM, MUON_WEIGHT_DECAY
+from .variants import Variant, Work, ours, plain, two_phase
 
 MUON = {"lr": MUON_LR, "weight_decay": MUON_WEIGHT_DECAY, "momentum": MUON_MOMENTUM}
 
@@ -63,19 +62,15 @@ def exact_mixed(params):
     return Several([newton_schulz.Muon(matrices), adamw])
 
 
-def pytorch_optimizer_muon(params, capturable):
-    import pytorch_optimizer
-
-    groups = [{"params": params, "use_muon": True}]
-    return plain(pytorch_optimizer.Muon(groups, **MUON), params)
-
-
-def alone(function, *args, **options):
-    """How to make a variant of a function of a batch."""
+def pytorch_optimizer_muon(**options):
+    """Which steps matrices of one shape together, and its gradients are its own."""
 
     def make(params, capturable):
-        stepper = Alone(params, functools.partial(function, *args, **options))
-        return Stepper(stepper.step, stepper.iterate, take_gradients=stepper.take_gradients)
+        import pytorch_optimizer
+
+        groups = [{"params": params, "use_muon": True}]
+        peer = pytorch_optimizer.Muon(groups, **MUON, foreach=True, **options)
+        return plain(peer, params)
 
     return make
 
@@ -100,25 +95,11 @@ def compiled(params, capturable):
     return alone(function, dtype=torch.float16)(params, capturable)
 
 
-def dion_kernels(params, capturable):
-    """The loop of dion, which has coefficients of its own, with ours."""
-    from dion.newton_schulz_triton import ns_line_1, ns_line_2
-
-    _, b, c = NS_COEFFICIENTS
-    function = functools.partial(
-        newton_schulz.plain,
-        dtype=torch.bfloat16,
-        gram=lambda x: ns_line_1(x.contiguous()),
-        polynomial=lambda r: ns_line_2(r, alpha=c, beta=b),
+def kernels_of(package, make, work, dtype):
+    """A row for the kernels of a package."""
+    return Variant(
+        "newton-schulz", make, needs=package, flat=True, work=work, arithmetic=always(dtype)
     )
-    return alone(function)(params, capturable)
-
-
-def gram_newton_schulz(params, capturable):
-    from gram_newton_schulz import GramNewtonSchulz
-
-    rows = [list(NS_COEFFICIENTS)] * NS_STEPS
-    return alone(GramNewtonSchulz(ns_coefficients=rows))(params, capturable)
 
 
 def as_we_choose(device, dtype):
@@ -134,6 +115,7 @@ TORCH_MUON = "torch Muon"
 MUON_32 = "torch Muon's operations in float32"
 TWO_PHASE_MIXED = "two-phase around torch Muon and fused AdamW"
 PYTORCH_OPTIMIZER_MUON = "pytorch_optimizer Muon"
+PYTORCH_OPTIMIZER_GRAM_MUON = "pytorch_optimizer Muon in Gram form"
 PLAIN_32 = "torch Newton-Schulz in float32"
 PLAIN_16 = "torch Newton-Schulz in float16"
 PLAIN_B16 = "torch Newton-Schulz in bfloat16"
@@ -141,12 +123,14 @@ COMPILED_16 = "torch.compile of Newton-Schulz in float16"
 GRAM_32 = "torch Gram Newton-Schulz in float32"
 GRAM_16 = "torch Gram Newton-Schulz in float16"
 DION = "dion's kernels"
+EMERGING = "Emerging-Optimizers' batched syrk"
 GRAM_NEWTON_SCHULZ = "gram_newton_schulz"
 
 # a symmetric product needs half the operations, and no more than that is useful
-_OURS = {"work": Work(None, 0.5), "arithmetic": as_we_choose}
+_OURS = {"own": True, "work": Work(None, 0.5), "arithmetic": as_we_choose}
 _TORCH_MUON = {"work": Work("standard"), "arithmetic": always(torch.bfloat16)}
-_MIXED = {"work": Work(None, 0.5, hidden), "arithmetic": as_we_choose}
+_MIXED = {"own": True, "work": Work(None, 0.5, hidden), "arithmetic": as_we_choose}
+_PYTORCH_OPTIMIZER = {"needs": "pytorch_optimizer", "spoils": True}
 
 # on CPUs, torch's norm of 2 million float32 entries is off by 2e-4
 _NORM = 4
@@ -164,7 +148,14 @@ VARIANTS = {
         work=Work("standard"),
     ),
     PYTORCH_OPTIMIZER_MUON: Variant(
-        "muon", pytorch_optimizer_muon, needs="pytorch_optimizer", spoils=True, **_TORCH_MUON
+        "muon", pytorch_optimizer_muon(), **_PYTORCH_OPTIMIZER, **_TORCH_MUON
+    ),
+    PYTORCH_OPTIMIZER_GRAM_MUON: Variant(
+        "muon",
+        pytorch_optimizer_muon(ns_method="gram_newton_schulz", ns_reset_steps=(3,)),
+        **_PYTORCH_OPTIMIZER,
+        work=Work("gram"),
+        arithmetic=always(torch.float16),
     ),
     OURS_MIXED: Variant("ema mixed", emanest_mixed(EMA), **_MIXED),
     OURS_MIXED_ALONE: Variant("mixed", emanest_mixed(None), **_MIXED),
@@ -183,21 +174,10 @@ VARIANTS = {
         slack=_NORM
     ),
     GRAM_16: alone_in(torch.float16, "gram", newton_schulz.in_gram_form, restarts=(3,)),
-    DION: Variant(
-        "newton-schulz",
-        dion_kernels,
-        needs="dion",
-        flat=True,
-        work=Work("standard", 0.5),
-        arithmetic=always(torch.bfloat16),
-    ),
-    GRAM_NEWTON_SCHULZ: Variant(
-        "newton-schulz",
-        gram_newton_schulz,
-        needs="gram_newton_schulz",
-        flat=True,
-        work=Work("gram", 0.5),
-        arithmetic=always(torch.float16),
+    DION: kernels_of("dion", dion, Work("standard", 0.5), torch.bfloat16),
+    EMERGING: kernels_of("emerging_optimizers", emerging, Work("standard", 0.5), torch.bfloat16),
+    GRAM_NEWTON_SCHULZ: kernels_of(
+        "gram_newton_schulz", gram_newton_schulz, Work("gram", 0.5), torch.float16
     ),
 }
 

@@ -1,6 +1,7 @@
 """What is timed of the optimizers that work element by element, ours and others."""
 
 import contextlib
+import functools
 
 import torch
 
@@ -119,6 +120,8 @@ def one_step(params, capturable):
     return Stepper(lambda: None, lambda: params)
 
 
+own = functools.partial(Variant, own=True)
+
 # float32 state, whatever the parameters
 OURS = "emanest AdamW + EMA-Nesterov"
 OURS_ALONE = "emanest AdamW"
@@ -147,19 +150,19 @@ PYTORCH_OPTIMIZER_LOOKAHEAD = "pytorch_optimizer Lookahead"
 TorchAdamW = torch.optim.AdamW
 
 VARIANTS = {
-    OURS: Variant("ema adamw", emanest_adamw, Traffic(2, 1, 6, 4)),
-    OURS_ALONE: Variant("adamw", emanest_method(None), Traffic(2, 1, 4, 4)),
-    OURS_SGD: Variant("ema sgd", emanest_sgd, Traffic(2, 1, 4, 4)),
+    OURS: own("ema adamw", emanest_adamw, Traffic(2, 1, 6, 4)),
+    OURS_ALONE: own("adamw", emanest_method(None), Traffic(2, 1, 4, 4)),
+    OURS_SGD: own("ema sgd", emanest_sgd, Traffic(2, 1, 4, 4)),
     # the snapshot has the parameters' dtype
-    OURS_WRAP: Variant("ema alone", emanest_wrap, Traffic(4, 0, 2, 4)),
-    OURS_SCHEDULE_FREE: Variant(
+    OURS_WRAP: own("ema alone", emanest_wrap, Traffic(4, 0, 2, 4)),
+    OURS_SCHEDULE_FREE: own(
         "schedule-free", emanest_method(emanest.ScheduleFree(0.9), NO_MOMENTUM)
     ),
-    OURS_LOOKAHEAD: Variant("lookahead", emanest_method(emanest.Lookahead(**SYNC))),
-    TRAIN: Variant("mode call", mode_call(wrapped=False, mode="train")),
-    EVAL: Variant("mode call", mode_call(wrapped=False, mode="eval")),
-    WRAP_TRAIN: Variant("mode call", mode_call(wrapped=True, mode="train")),
-    WRAP_EVAL: Variant("mode call", mode_call(wrapped=True, mode="eval")),
+    OURS_LOOKAHEAD: own("lookahead", emanest_method(emanest.Lookahead(**SYNC))),
+    TRAIN: own("mode call", mode_call(wrapped=False, mode="train")),
+    EVAL: own("mode call", mode_call(wrapped=False, mode="eval")),
+    WRAP_TRAIN: own("mode call", mode_call(wrapped=True, mode="train")),
+    WRAP_EVAL: own("mode call", mode_call(wrapped=True, mode="eval")),
     # 28 bytes of AdamW and 44 of the reference
     TWO_PHASE: Variant("ema adamw", two_phase(TorchAdamW, **fused(ADAMW)), Traffic(6, 1, 11)),
     # as torch has it for parameters of 16 bits: so has the state, and small updates are lost

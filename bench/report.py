@@ -1,10 +1,12 @@
-"""One Markdown table of ratios from the JSON of a run: ``python bench/report.py file.json``.
+"""Markdown tables from the JSON of runs: ``python bench/report.py file.json [file.json ...]``.
 
-Reads what pytest-benchmark writes and what ``bench/gpu.py`` writes; needs nothing but Python.
+Ratios, and, where a step was timed in several ways, those times side by side. Reads what
+pytest-benchmark writes and what ``bench/gpu.py`` writes; needs nothing but Python.
 """
 
 import json
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -12,6 +14,7 @@ class Entry(NamedTuple):
     """A variant's times in seconds and what else is known of it."""
 
     name: str
+    timing: str  # "queued", "idle" or "replayed", as in clocks.py
     median: float
     q1: float
     q3: float
@@ -53,18 +56,22 @@ QUANTITIES = {
 }
 
 COLUMNS = (
-    *("case", "quantity", "value", "must", "stretch", ""),
-    *("ours, ms", "peer, ms", "GB/s", "of ceiling", "GFLOP/s", "peer's", "error", "peer's"),
+    *("case", "quantity", "timing", "value", "must", "stretch", ""),
+    *("ours, ms", "peer, ms", "predicted", "peer's", "GB/s", "of ceiling"),
+    *("GFLOP/s", "peer's", "error", "peer's"),
 )
+TIMINGS = ("queued", "idle", "replayed")
+TIMES = ("case", "variant", *(f"{t}, ms" for t in TIMINGS), "predicted", "host, µs", "error")
 
 
 def entries(data):
-    """The entries of a run: case -> name -> Entry."""
+    """The entries of a run: case -> (variant, timing) -> Entry."""
     found = {}
     for each in data["benchmarks"]:
         info, stats = each["extra_info"], each["stats"]
-        entry = Entry(info["variant"], stats["median"], stats["q1"], stats["q3"], info)
-        found.setdefault(info["case"], {})[info["variant"]] = entry
+        times = stats["median"], stats["q1"], stats["q3"]
+        entry = Entry(info["variant"], info["timing"], *times, info)
+        found.setdefault(info["case"], {})[entry[:2]] = entry
     return found
 
 
@@ -90,20 +97,30 @@ def number(value, form):
     return "" if value is None else format(value, form)
 
 
-def row(ours, peer, quantity, must, stretch):
+def predicted(entry):
+    """A prediction in ms; empty where there is none."""
+    seconds = entry.info.get("predicted") if entry else None
+    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+def row(ours, peer, claim):
     """The cells of one claim."""
+    quantity, _, must, stretch, timing = claim
     quantity = QUANTITIES[quantity]
     info = ours.info
     value = quantity.compute(ours, peer)
     return (
         f"{info['case']}: {info['model']}, {info['dtype']}",
         quantity.text.format(peer=peer and peer.name),
+        timing,
         f"{value:.2f}",
         number(must, "g"),
         number(stretch, "g"),
         verdict(value, must, stretch, quantity.least),
         milliseconds(ours),
         milliseconds(peer) if peer else "",
+        predicted(ours),
+        predicted(peer),
         number(info.get("gigabytes_per_second"), ".1f"),
         number(info.get("share"), ".0%"),
         number(info.get("gigaflops_per_second"), ".4g"),
@@ -116,17 +133,36 @@ def row(ours, peer, quantity, must, stretch):
 def rows(cases):
     """All claims whose entries are there."""
     for variants in cases.values():
-        for ours in variants.values():
-            for quantity, peer, must, stretch in ours.info.get("claims", ()):
-                if peer is None or peer in variants:
-                    needed = {"share": "share", "state": "state_bytes"}.get(quantity)
-                    if needed is None or ours.info.get(needed) is not None:
-                        yield row(ours, variants.get(peer), quantity, must, stretch)
+        for entry in variants.values():
+            for claim in entry.info.get("claims", ()):
+                quantity, peer, _, _, timing = claim
+                ours, other = variants.get((entry.name, timing)), variants.get((peer, timing))
+                if ours is None or (peer is not None and other is None):
+                    continue
+                needed = {"share": "share", "state": "state_bytes"}.get(quantity)
+                if needed is None or ours.info.get(needed) is not None:
+                    yield row(ours, other, claim)
 
 
-def header(cases):
-    """Where and when, from any entry."""
-    info = next(entry.info for variants in cases.values() for entry in variants.values())
+def side_by_side(cases):
+    """Medians of every variant, by timing; nothing where there is but one."""
+    for case, variants in cases.items():
+        if len({timing for _, timing in variants}) == 1:
+            continue
+        for name in dict.fromkeys(name for name, _ in variants):
+            each = {t: variants[name, t] for t in TIMINGS if (name, t) in variants}
+            yield (
+                case,
+                name,
+                *(f"{each[t].median * 1e3:.4g}" if t in each else "" for t in TIMINGS),
+                " / ".join(predicted(entry) for entry in each.values() if predicted(entry)),
+                " / ".join(f"{entry.info['host'] * 1e6:.0f}" for entry in each.values()),
+                number(next(iter(each.values())).info.get("error"), ".1e"),
+            )
+
+
+def header(info):
+    """Where and when."""
     return (
         f"{info['date']}, commit {info['commit']}, {info['machine']}, {info['units']}, "
         f"{info['threads']} threads, "
@@ -142,28 +178,62 @@ def skipped(cases):
                 yield f"- {case}: {name}: {reason}"
 
 
-def report(data):
-    """The whole text."""
-    cases = entries(data)
-    if not cases:
-        return "nothing was measured"
+def markdown(columns, cells):
+    """The lines of a table."""
+    table = [columns, ["---"] * len(columns), *cells]
+    return ["| " + " | ".join(each) + " |" for each in table]
+
+
+def grouped(runs):
+    """(header, cases) of the runs: together what was measured in one place, each case once."""
+    groups = []
+    for data in runs:
+        for case, variants in entries(data).items():
+            where = header(next(iter(variants.values())).info)
+            for head, cases in groups:
+                if head == where and case not in cases:
+                    cases[case] = variants
+                    break
+            else:
+                groups.append((where, {case: variants}))
+    return groups
+
+
+NOTE = """\
+Times are medians (first to third quartile); errors are those against a float64
+run, relative to how far the parameters moved. GFLOP/s are those of the operations
+that Newton-Schulz needs, by its formula, over the time of the whole step."""
+
+
+def section(head, cases):
+    """The text of what was measured in one place."""
     infos = [entry.info for variants in cases.values() for entry in variants.values()]
     # the case before leaves at most its own threads in the average of the last minute
     busy = [i["load"] for i in infos if (i["load"] or 0) > i["threads"] + 0.5]
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows(cases)]
-    lines = [header(cases), "", *("| " + " | ".join(cells) + " |" for cells in table)]
-    lines += ["", "Times are medians (first to third quartile); errors are those against a float64"]
-    lines += ["run, relative to how far the parameters moved. GFLOP/s are those of the operations"]
-    lines += ["that Newton-Schulz needs, by its formula, over the time of the whole step."]
+    lines = [head, "", *markdown(COLUMNS, rows(cases)), "", NOTE]
+    times = list(side_by_side(cases))
+    if times:
+        lines += ["", *markdown(TIMES, times)]
     if busy:
         lines += [
             "",
             f"**The machine was busy (load {max(busy):.1f} before a case): run it again.**",
         ]
-    missing = [*skipped(cases), *(f"- {line}" for line in data.get("failed", ()))]
+    missing = list(skipped(cases))
     return "\n".join([*lines, *(["", "Not run:", "", *missing] if missing else [])])
 
 
+def report(*runs):
+    """The whole text, of one run or several."""
+    sections = [section(*each) for each in grouped(runs)] or ["nothing was measured"]
+    failed = [f"- {line}" for data in runs for line in data.get("failed", ())]
+    return "\n\n".join([*sections, *(["Failed:\n\n" + "\n".join(failed)] if failed else [])])
+
+
+def read(paths):
+    """The runs in some files."""
+    return [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+
+
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        print(report(json.load(file)))
+    print(report(*read(sys.argv[1:])))

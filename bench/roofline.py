@@ -1,9 +1,9 @@
-"""The bandwidth that a step could reach: a pass with the same streams and next to no arithmetic.
+"""The bandwidth that a step could reach: a pass with next to no arithmetic.
 
-A plain copy is one read and one written stream, and on CPUs it allocates cache lines for what it
-writes; a step updates several arrays in place and reaches two to three times that rate. So the
-ceiling of a case is measured with its own streams: as many arrays, of the same dtypes, as many of
-them written, all in place. torch.compile writes that loop for either device (C++ or Triton).
+On a GPU that is a plain copy, as everybody quotes it. On a CPU a copy allocates cache lines for
+what it writes; a step updates several arrays in place and reaches two to three times that rate. So
+there the ceiling of a case is measured with its own streams: as many arrays, of the same dtypes, as
+many of them written, all in place, in a loop that torch.compile writes.
 The ceiling is one more variant of its case, timed in turn with the others.
 """
 
@@ -24,6 +24,9 @@ class Streams:
     Args:
         params: what the case steps, gradients set; they give dtypes, device and length.
         traffic: of the case: what is read and written is updated in place.
+
+    Attributes:
+        bytes: that a pass moves.
     """
 
     # of a longer model a part is enough: hundreds of megabytes per array
@@ -35,6 +38,7 @@ class Streams:
         updated = [p.dtype] * (traffic.param // 2) + [state] * (traffic.state // 2)
         self.read = [self._array(p.device, p.grad.dtype) for _ in range(traffic.grad)]
         self.written = [self._array(p.device, dtype) for dtype in updated]
+        self.bytes = sum(array.nbytes for array in (*self.read, *self.written, *self.written))
         self.compiled = torch.compile(touch, dynamic=False, fullgraph=True)
 
     def _array(self, device, dtype):
@@ -44,3 +48,22 @@ class Streams:
     def step(self):
         """One pass."""
         self.compiled(self.read, self.written)
+
+
+class Copy:
+    """A copy of 1 GiB, larger than any cache; arguments and attributes as of ``Streams``."""
+
+    size = 2**30
+
+    def __init__(self, params, traffic):
+        self.source = torch.randn(self.size // 4, device=params[0].device)
+        self.copied = torch.empty_like(self.source)
+        self.bytes = 2 * self.source.nbytes
+
+    @torch.no_grad()
+    def step(self):
+        """One copy."""
+        self.copied.copy_(self.source)
+
+
+CEILINGS = {"cpu": Streams, "cuda": Copy}

@@ -87,6 +87,7 @@ class Variant(NamedTuple):
     flat: bool = False  # holds parameters and gradients of its own
     spoils: bool = False  # overwrites gradients
     work: Work | None = None  # None: next to none
+    own: bool = False  # emanest's: where it fails or computes something else, that is an error
     # (device type, dtype of the parameters) -> dtype of the arithmetic
     arithmetic: Callable = lambda device, dtype: dtype
 

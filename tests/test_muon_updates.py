@@ -159,7 +159,7 @@ def test_a_gpu_steps_as_the_cpu_does(name, backend, dtype, slack):
     there = [nn.Parameter(p.detach().cuda()) for p in here]
     start = [p.detach().clone() for p in here]
     options = {"lr": LR, "weight_decay": 0.0, "lookahead": EMANesterov()}
-    cpu = CLASSES[name](here, **options, backend="eager")
+    cpu = CLASSES[name](here, **options, backend="eager", ns_dtype="float32")
     gpu = CLASSES[name](there, **options, backend=backend, ns_dtype=dtype)
     for t in range(5):
         for p, q, g in zip(here, there, gradients(start, t), strict=True):

@@ -1,0 +1,140 @@
+"""The cases of a CPU."""
+
+from .case import FUNCTION, MATRICES, Case, Claim, cost, memory, of_ours, speedup
+from .orthogonal import (
+    GRAM_32,
+    MUON_32,
+    OURS_MUON,
+    OURS_MUON_ALONE,
+    OURS_NS,
+    PLAIN_32,
+    PLAIN_B16,
+    TORCH_MUON,
+)
+from .peers import (
+    COMPILED,
+    COMPILED_ALONE,
+    EVAL,
+    FOREACH,
+    FUSED,
+    OPTIMI,
+    OURS,
+    OURS_ALONE,
+    OURS_LOOKAHEAD,
+    OURS_SCHEDULE_FREE,
+    OURS_SGD,
+    OURS_WRAP,
+    PYTORCH_OPTIMIZER_LOOKAHEAD,
+    PYTORCH_OPTIMIZER_SCHEDULE_FREE,
+    SCHEDULEFREE,
+    SYNC,
+    TRAIN,
+    TWO_PHASE,
+    TWO_PHASE_FOREACH,
+    TWO_PHASE_IDLE,
+    TWO_PHASE_SGD,
+    WRAP_EVAL,
+    WRAP_TRAIN,
+)
+
+FUSED_FLOOR = 36 / 28  # of bytes: EMA-Nesterov AdamW over AdamW
+
+
+def newton_schulz(name, model):
+    """Newton-Schulz alone, on one matrix."""
+    peers = (PLAIN_32, GRAM_32, PLAIN_B16)
+    claims = (speedup(PLAIN_32, 1.6, 2.4), speedup(GRAM_32), speedup(PLAIN_B16))
+    return Case(name, "cpu", model, OURS_NS, peers, claims, **FUNCTION)
+
+
+CPU = (
+    Case(
+        *("ema adamw", "cpu", "GPT-2 124M", OURS),
+        (TWO_PHASE, TWO_PHASE_FOREACH, COMPILED, FUSED),
+        (
+            speedup(TWO_PHASE, 3.5, 4.5),
+            speedup(TWO_PHASE_FOREACH),
+            speedup(COMPILED, 0.95, 1.0),
+            cost(FUSED, 1.40, round(FUSED_FLOOR, 2)),
+        ),
+    ),
+    Case(
+        *("wrapper alone", "cpu", "GPT-2 124M", OURS_WRAP),
+        (TWO_PHASE_IDLE,),
+        (speedup(TWO_PHASE_IDLE, 4, 6),),
+    ),
+    Case(
+        *("many small", "cpu", "1000 tiny", OURS),
+        (FUSED, FOREACH, TWO_PHASE),
+        (speedup(FUSED, 5, 10), speedup(FOREACH), speedup(TWO_PHASE)),
+        # all of it fits into the caches, where steps in a row find it: what is left is host time
+        steps=20,
+        cold=False,
+    ),
+    Case(
+        *("many small, cold", "cpu", "1000 tiny", OURS),
+        (FUSED, FOREACH, TWO_PHASE),
+        (speedup(FUSED), speedup(FOREACH), speedup(TWO_PHASE)),
+    ),
+    Case(
+        *("call of step()", "cpu", "150 of 16", OURS),
+        (OURS_ALONE, FUSED, FOREACH),
+        (
+            Claim("host"),
+            *(Claim("host of", peer) for peer in (OURS_ALONE, FUSED, FOREACH)),
+            speedup(FUSED),
+            speedup(FOREACH),
+        ),
+        steps=20,
+        cold=False,
+    ),
+    Case(
+        *("call of train(), eval()", "cpu", "150 of 16", TRAIN),
+        (EVAL, WRAP_TRAIN, WRAP_EVAL),
+        (
+            Claim("host", None, 2),
+            *(Claim("host of", name, 2) for name in (EVAL, WRAP_TRAIN, WRAP_EVAL)),
+        ),
+        steps=1000,
+        cold=False,
+    ),
+    Case(
+        *("adamw", "cpu", "GPT-2 124M", OURS_ALONE),
+        (FUSED, FOREACH, COMPILED_ALONE, OPTIMI),
+        (cost(FUSED, 1.05, 0.95), speedup(FOREACH), speedup(COMPILED_ALONE), speedup(OPTIMI)),
+    ),
+    Case(
+        *("ema sgd", "cpu", "GPT-2 124M", OURS_SGD),
+        (TWO_PHASE_SGD,),
+        (speedup(TWO_PHASE_SGD, 3, 4),),
+    ),
+    Case("memory", "cpu", "Llama 60M", OURS, (OURS_ALONE,), memory(OURS_ALONE)),
+    Case(
+        *("schedule-free", "cpu", "Llama 60M", OURS_SCHEDULE_FREE),
+        (SCHEDULEFREE, PYTORCH_OPTIMIZER_SCHEDULE_FREE),
+        (speedup(SCHEDULEFREE), speedup(PYTORCH_OPTIMIZER_SCHEDULE_FREE)),
+    ),
+    Case(
+        *("lookahead", "cpu", "Llama 60M", OURS_LOOKAHEAD),
+        (PYTORCH_OPTIMIZER_LOOKAHEAD,),
+        (speedup(PYTORCH_OPTIMIZER_LOOKAHEAD),),
+        steps=SYNC["every"],
+    ),
+    Case(
+        *("muon", "cpu", "two GPT-2 blocks", OURS_MUON),
+        (TORCH_MUON,),
+        (speedup(TORCH_MUON, 4, 7), Claim("accuracy", TORCH_MUON, 100, 1000)),
+        warm_up=2,
+        **MATRICES,
+    ),
+    # beside torch's bfloat16, which takes minutes on some CPUs, there would be few rounds
+    Case(
+        *("muon in float32", "cpu", "two GPT-2 blocks", OURS_MUON),
+        (MUON_32, OURS_MUON_ALONE),
+        (speedup(MUON_32), of_ours(OURS_MUON_ALONE, 2)),
+        warm_up=2,
+        **MATRICES,
+    ),
+    newton_schulz("newton-schulz wide", "768x3072"),
+    newton_schulz("newton-schulz tall", "3072x768"),
+)

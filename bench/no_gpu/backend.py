@@ -1,0 +1,71 @@
+"""The back end "triton" of a GPU that is not there: it launches nothing, and eager computes."""
+
+import functools
+import sys
+import types
+
+import torch
+
+from emanest import backends, eager, newton_schulz, products
+from emanest.kernels import launch, step, tiles
+from emanest.kernels import newton_schulz as kernels
+
+from .driver import TARGET
+
+NAME = f"{__package__}.computing"
+# what ``eager`` documents
+FUNCTIONS = ("step_", "follow_", "move_", "momentum_", "rows_", "nonfinite", "plan_")
+
+
+def both(launching, computing):
+    """A function that launches, and returns what another computes."""
+
+    @functools.wraps(computing)
+    def run(*args, **kwargs):
+        launching(*args, **kwargs)
+        return computing(*args, **kwargs)
+
+    return run
+
+
+def _of_products():
+    """The namespace of products: what is public in ``emanest.products``, and its numbers."""
+    names = {
+        name: value
+        for name, value in vars(kernels).items()
+        if name in vars(products) and not isinstance(value, types.ModuleType | types.FunctionType)
+    }
+    functions = {
+        name: both(getattr(kernels, name), value)
+        for name, value in vars(products).items()
+        if isinstance(value, types.FunctionType) and hasattr(kernels, name) and name[0] != "_"
+    }
+    return types.SimpleNamespace(**names, **functions)
+
+
+def _computing():
+    """A module like ``kernels.step`` whose functions compute as well."""
+    module = sys.modules[NAME] = types.ModuleType(NAME)
+    for name in FUNCTIONS:
+        setattr(module, name, both(getattr(step, name), getattr(eager, name)))
+    found = _of_products()
+    module.products = lambda device_type: found
+    return module
+
+
+def install(compute):
+    # kernels take CPU tensors for those of a GPU of the driver's kind
+    arch = f"sm_{TARGET.arch}"
+    for module in (launch, kernels):
+        module.check = lambda device, dtype: None
+    for module in (tiles, kernels):
+        module.arch_of = lambda device: arch
+    newton_schulz._FASTEST["cpu"] = newton_schulz._FASTEST["cuda"]
+    module = _computing() if compute else step
+    module.DEVICES = ("cpu", "cuda")
+    row = backends.Backend(module.__name__, ("cpu", "cuda"))
+    backends.BACKENDS = {**backends.BACKENDS, "triton": row}
+    for device in ("cpu", "cuda"):
+        for choice in ("triton", None):
+            backends._picked[device, choice] = module
+    torch.backends.cuda.is_built = lambda: True

@@ -1,0 +1,77 @@
+"""What NVIDIA's tools see: accesses out of bounds, races, and what bounds two of the kernels."""
+
+import os
+import re
+import subprocess
+import sys
+
+from . import ROOT, Found
+
+# small enough for a tool that slows kernels by a hundred
+PROGRAM = """
+import torch, emanest
+params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in [(130, 70), (64, 64)]]
+optimizer = emanest.Muon(params, lookahead=emanest.EMANesterov())
+for p in params:
+    p.grad = torch.randn_like(p)
+for _ in range({steps}):
+    optimizer.step()
+torch.cuda.synchronize()
+"""
+COUNTERS = {
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "memory",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor cores",
+}
+KERNELS = "regex:step_kernel|symmetric_kernel"
+TOOLS = {
+    "memcheck": (1, ["compute-sanitizer", "--tool", "memcheck"]),
+    "racecheck": (1, ["compute-sanitizer", "--tool", "racecheck"]),
+    "counters": (
+        *(2, ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "4"]),
+    ),
+}
+
+
+def run(settings):
+    lines, data = [], {}
+    for name, (steps, command) in TOOLS.items():
+        more = ["--metrics", ",".join(COUNTERS)] if name == "counters" else []
+        program = [sys.executable, "-c", "import bench.source_tree" + PROGRAM.format(steps=steps)]
+        try:
+            done = subprocess.run(
+                [*command, *more, *program],
+                cwd=ROOT,
+                env=os.environ,
+                capture_output=True,
+                text=True,
+                timeout=25,
+            )
+            text = done.stdout + done.stderr
+            print(text)
+            data[name] = _numbers(text) if more else _verdict(text)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            data[name] = f"{type(error).__name__}: {error}"
+        lines.append(f"{name}: {data[name]}")
+    # a tool that is not there has found nothing; in a rehearsal it need not be
+    wrong = r"ERROR SUMMARY: [1-9]|SUMMARY: [1-9]\d* hazard" + (
+        "" if settings.small else "|Error: "
+    )
+    return Found(lines, data, not any(re.search(wrong, each) for each in data.values()))
+
+
+def _verdict(text):
+    found = re.findall(r"=+ (.*SUMMARY.*)", text)
+    return found[-1] if found else (text.strip().splitlines() or ["no output"])[-1]
+
+
+def _numbers(text):
+    """Percentages by kernel and counter."""
+    found, kernel = [], ""
+    for line in text.splitlines():
+        match = re.match(r"\s*(\w+_kernel)\b", line)
+        kernel = match[1] if match else kernel
+        for counter, name in COUNTERS.items():
+            if counter in line:
+                found.append(f"{kernel} {name} {line.split()[-1]} %")
+    return "; ".join(found) or (text.strip().splitlines() or ["no output"])[-1]
