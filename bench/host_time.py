@@ -136,10 +136,14 @@ def measure():
 
 
 def install():
-    """Put the driver that launches nothing in the place of Triton's."""
-    from . import no_gpu
+    """Put the driver that launches nothing in the place of Triton's.
 
-    no_gpu.install()
+    Without the stand-ins for ``torch.cuda``: every operator of torch would pay for them.
+    """
+    from .no_gpu import backend, driver
+
+    driver.install()
+    backend.install(compute=False)
 
 
 def main():

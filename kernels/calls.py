@@ -55,7 +55,7 @@ def current(device):
 
 
 def watched(kernel):
-    """Whether the JIT has more to do at a call of a kernel than to launch, or might compile anew."""
+    """Whether the JIT does more at a call of a kernel than to launch, or might compile anew."""
     runtime = triton.knobs.runtime
     # a chain of hooks that may be empty; a hook in its place counts as one
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
