@@ -76,18 +76,16 @@ def _polynomial(r, rows, products):
     for i, (a, b, c) in enumerate(rows):
         # one step is multiplication by a + z
         z = b * r if c == 0 else products.sym_baddbmm(r, r, r, b, c)
-        q = _plus(z, a) if q is None else products.sym_baddbmm(q, q, z, a, 1.0)
         if i + 1 < len(rows):
             rh = products.sym_baddbmm(r, r, z, a, 1.0)
             r = products.sym_baddbmm(rh, rh, z, a, 1.0)
+        if q is None:
+            # nothing else needs z now. An r found from a + z would have lost digits of a small z
+            z.diagonal(dim1=-2, dim2=-1).add_(a)
+            q = z
+        else:
+            q = products.sym_baddbmm(q, q, z, a, 1.0)
     return q
-
-
-def _plus(z, a):
-    """Z + a I."""
-    z = z.clone()
-    z.diagonal(dim1=-2, dim2=-1).add_(a)
-    return z
 
 
 FORMS = {"standard": standard, "gram": gram}
@@ -181,10 +179,8 @@ def orthogonalize(
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
-    eps = real("eps", eps, 0)
-    return (
-        orthogonal(wide, norms, eps, rows, margin, dtype, form, backend).to(g.dtype).view(g.shape)
-    )
+    factors = inverses(norms, real("eps", eps, 0), margin, wide.dtype)
+    return orthogonal(wide, factors, rows, dtype, form, backend).to(g.dtype).view(g.shape)
 
 
 def working_dtype(device, dtype, form=None, asked=None):
@@ -218,11 +214,12 @@ def _on_cpu(form):
 _FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
 
 
-def orthogonal(u, norms, eps, rows, margin, dtype, form=None, backend=None, spare=None):
+def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     """Apply polynomials to the singular values of matrices over their norms.
 
     Args:
-        u, norms, eps, margin: as in ``normalized``.
+        u: (batch, m, n), float32 or float64.
+        factors: (batch,), those of ``inverses``.
         rows, form, backend: as in ``iterate``.
         dtype: of the iteration, which has sides of its own: see ``products.padded``.
         spare: memory like u that may be written, u itself for one; or None.
@@ -233,27 +230,32 @@ def orthogonal(u, norms, eps, rows, margin, dtype, form=None, backend=None, spar
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
-    normalized(u, norms, eps, margin, x[:, :m, :n])
+    torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
     # by u's own sides: where X X^T is singular, products amplify rounding errors
     tall = m > n
     found = iterate(x.mT if tall else x, rows, form, backend)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
 
-def normalized(u, norms, eps, margin, out):
-    """Divide matrices by their norms; zero stays zero.
+def inverses(norms, eps, margin, dtype):
+    """Factors that divide matrices by their norms, for any number of matrices at once.
 
     Args:
-        u: (batch, m, n), float32 or float64.
-        norms: (batch,), float64.
+        norms: (batch,), float64; overwritten.
         eps: at least 0, smaller norms count as it.
         margin: factor of the norms.
-        out: receives the result, which is rounded once; may be u.
+        dtype: of the matrices, float32 or float64.
+
+    Returns:
+        (batch,) of that dtype, finite where norms are numbers: zero stays zero, since norms whose
+        inverse is beyond the range count as those whose inverse is not.
     """
-    inverse = 1.0 / (norms.clamp(min=eps) * margin)
-    # one over a norm below the smallest normal number is beyond the range; infinity times 0 is NaN
-    inverse = inverse.clamp(max=torch.finfo(u.dtype).max)
-    return torch.mul(u, inverse.to(u.dtype)[:, None, None], out=out)
+    least = max(1 / torch.finfo(dtype).max, torch.finfo(norms.dtype).tiny)
+    norms.clamp_(min=max(eps, least / margin))
+    if margin != 1:
+        norms *= margin
+    # computed in float64, rounded once
+    return torch.reciprocal(norms, out=torch.empty_like(norms, dtype=dtype))
 
 
 def iterate(x, rows, form=None, backend=None):

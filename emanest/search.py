@@ -19,7 +19,7 @@ from . import capture, ops
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
-from .newton_schulz import orthogonal, working_dtype
+from .newton_schulz import inverses, orthogonal, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 from .shapes import Shape, check_matrices, is_stack
@@ -67,6 +67,8 @@ class Search:
         self.backend = group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
+        coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
+        self.polynomials = polynomials(coefficients, steps)
         self.memo = bucket.memo(indices)
         self.shapes, self.scales = self._layout()
 
@@ -131,7 +133,7 @@ class Search:
         return squares
 
     def momentum(self, gs, numbers, skip):
-        """Run the momentum pass; for each shape the updates, and the norms of all of them."""
+        """Run the momentum pass: for each shape the updates, and the norms of all of them."""
         updates = [
             empty((len(s.members) * s.per_member, s.rows, s.columns), dtype, self.bucket.device)
             for dtype in [self.update_dtype]
@@ -139,22 +141,29 @@ class Search:
         ]
         gs = self.matrices(gs)
         us = [u for each in updates for u in each.unbind()]
-        us = [u.view(g.shape) for u, g in zip(us, gs, strict=True)]
+        us = [_shaped(u, g) for u, g in zip(us, gs, strict=True)]
         state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
         return updates, self.average(us, gs, state, numbers, skip).sqrt_()
 
-    def orthogonal(self, u, norms):
-        """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``."""
-        names = "eps", "ns_coefficients", "ns_steps", "ns_form"
-        eps, coefficients, steps, form = (self.group[name] for name in names)
-        how = eps, *polynomials(coefficients, steps), self.dtype, form, self.backend
+    def inverses(self, norms):
+        """Factors that divide updates by their norms, which are overwritten."""
+        return inverses(norms, self.group["eps"], self.polynomials[1], self.update_dtype)
+
+    def orthogonal(self, u, factors):
+        """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``.
+
+        Args:
+            u: updates.
+            factors: of each, which divide it by its norm.
+        """
+        how = self.polynomials[0], self.dtype, self.group["ns_form"], self.backend
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
-            return orthogonal(u, norms, *how, u)
+            return orthogonal(u, factors, *how, u)
         # one parameter of many matrices
         found = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
-        for its, norm, to in zip(*(t.split(count) for t in (u, norms, found)), strict=True):
-            to.copy_(orthogonal(its, norm, *how, its))
+        for its, some, to in zip(*(t.split(count) for t in (u, factors, found)), strict=True):
+            to.copy_(orthogonal(its, some, *how, its))
         return found.contiguous()
 
     def directions(self, gs, numbers, skip):
@@ -163,19 +172,26 @@ class Search:
         The momentum moves on.
         """
         updates, norms = self.momentum(gs, numbers[:HEAD], skip)
+        factors = self.inverses(norms)
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
-            whole, norm = updates.pop(0), norms[shape.matrices]
+            whole, its_factors = updates.pop(0), factors[shape.matrices]
             size = shape.per_member * shape.rows * shape.columns
             step = at_once(size)
             for k in range(0, len(shape.members), step):
                 some = shape.members[k : k + step]
                 its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
-                o = self.orthogonal(whole[its], norm[its])
-                for i, each in zip(some, o.view(len(some), size).unbind(), strict=True):
-                    found[i] = each.view(gs[i].shape)
+                o = self.orthogonal(whole[its], its_factors[its])
+                # most are of one shape, and a view of each costs as much as a launch
+                o = o.view(len(some), *gs[some[0]].shape)
+                for i, each in zip(some, o.unbind(), strict=True):
+                    found[i] = _shaped(each, gs[i])
         return found, numbers[HEAD:]
+
+
+def _shaped(t, like):
+    return t if t.shape == like.shape else t.view(like.shape)
 
 
 def at_once(size):

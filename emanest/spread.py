@@ -93,7 +93,7 @@ class SpreadSearch(Search):
             return []
         u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
         norms = torch.linalg.vector_norm(u, dim=(1, 2), dtype=torch.float64)
-        o = self.orthogonal(u, norms)
+        o = self.orthogonal(u, self.inverses(norms))
         return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
     def finish(self, exchange, shape, units, os, factors, numbers, skip):

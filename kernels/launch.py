@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 
 from ..layout import flat
+from .calls import call
 from .rounding import INTERPRETED
 from .table import Table, lookup, upload
 
@@ -34,12 +35,8 @@ class Launch(NamedTuple):
 
     def __call__(self):
         """Run the kernel, unless it has nothing to do."""
-        if not self.programs:
-            return
-        cuda = self.device.type == "cuda"
-        # Triton launches on the current device
-        with torch.cuda.device(self.device) if cuda else contextlib.nullcontext():
-            self.kernel[(self.programs,)](*self.arguments, **self.constants, **OPTIONS)
+        if self.programs:
+            call(self.kernel, self.programs, self.device, self.arguments, self.constants, OPTIONS)
 
 
 def prepare(

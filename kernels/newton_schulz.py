@@ -9,13 +9,14 @@ matrix, its dtype and the device's kind: not on the batch, on strides (except wh
 it another product, see ``mm``) or on the run. A result is rounded once.
 """
 
-import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
 from . import products
+from .calls import DIRECT, MOST, Call, specialised
 from .launch import check
 from .tiles import arch_of, programs, tile_for
 
@@ -43,8 +44,7 @@ def sym_mm(x, precision="ieee"):
         ValueError: x has not three dimensions.
         RuntimeError: there is no kernel for the device or the dtype.
     """
-    _matrices(x=x)
-    return _run(symmetric_launch(x, x, None, 0.0, 1.0, precision, arch_of(x.device)))
+    return _computed(_gram, (x, x, x), (0.0, 1.0), precision)
 
 
 def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
@@ -63,10 +63,7 @@ def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
         ValueError: shapes or dtypes differ, or the matrices are not square.
         RuntimeError: as ``sym_mm``.
     """
-    _matrices(a=a, b=b, c=c)
-    if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
-        raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
-    return _run(symmetric_launch(a, b, c, beta, alpha, precision, arch_of(a.device)))
+    return _computed(_symmetric, (a, b, c), (beta, alpha), precision)
 
 
 def mm(a, x, precision="ieee"):
@@ -86,7 +83,7 @@ def mm(a, x, precision="ieee"):
         ValueError: shapes or dtypes do not fit.
         RuntimeError: as ``sym_mm``.
     """
-    return _times(x, a, 0.0, 1.0, precision)
+    return _computed(_times, (a, x, x), (0.0, 1.0), precision)
 
 
 def mm_add(x, a, beta, alpha, precision="ieee"):
@@ -99,16 +96,7 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
     Returns, Raises:
         as ``mm``.
     """
-    return _times(x, a, beta, alpha, precision)
-
-
-def _times(x, a, beta, alpha, precision):
-    _matrices(a=a, x=x)
-    if a.shape != (len(x), x.shape[1], x.shape[1]):
-        raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
-    if _transposed(x):
-        return _run(product_launch(x.mT, a, x.mT, beta, alpha, precision, arch_of(x.device))).mT
-    return _run(product_launch(a, x, x, beta, alpha, precision, arch_of(x.device)))
+    return _computed(_times, (a, x, x), (beta, alpha), precision)
 
 
 class Launch(NamedTuple):
@@ -116,13 +104,102 @@ class Launch(NamedTuple):
 
     kernel: Any
     programs: int
-    out: torch.Tensor
-    arguments: tuple
+    operands: tuple
+    out: torch.Tensor  # one like it, without memory
+    rest: tuple  # of the arguments
     constants: dict
     options: dict
 
 
-def symmetric_launch(a, b, c, beta, alpha, precision, arch, tile=None):
+class Product:
+    """A product of operands of certain shapes, strides, dtypes, on one device.
+
+    Args:
+        launch: the kernel's, for such operands.
+        swapped: whether the kernel takes the second one first, and its result is transposed.
+    """
+
+    def __init__(self, launch, swapped=False):
+        # no operand: it would never be freed
+        self.kernel, self.programs = launch.kernel, launch.programs
+        self.compiled_for = launch.rest, launch.constants, launch.options
+        self.device, self.dtype = launch.operands[0].device, launch.out.dtype
+        self.swapped, self.addend = swapped, launch.operands[2] is not None
+        out = launch.out.mT if swapped else launch.out
+        self.shape, self.strides = out.shape, out.stride()
+        self.calls = {}  # by what Triton knows of the operands' addresses
+
+    def __call__(self, operands, numbers):
+        """Compute it: a new tensor."""
+        out = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        if not self.programs:
+            return out
+        a, b, c = operands
+        if self.swapped:
+            a, b = b, a
+        given = a, b, c if self.addend else None
+        kinds = tuple([specialised(self.device, t) for t in given]) if DIRECT else None
+        call = self.calls.get(kinds)
+        if call is None:
+            call = self.calls[kinds] = Call(self.kernel, self.device, *self.compiled_for)
+        call(self.programs, *given, out, *numbers)
+        return out
+
+
+def _computed(make, operands, numbers, precision):
+    """A product: ``make`` is asked once for each layout of operands, and checks them.
+
+    Args:
+        make: takes operands, numbers and the precision, and returns a ``Product``.
+        operands: the two factors, and what is added.
+        numbers: the kernel's; which of them are zero decides what is compiled.
+        precision: as for ``sym_mm``.
+    """
+    zeros = [number == 0 for number in numbers]
+    known = _known(make, precision, *zeros, *map(_layout, operands))
+    if not known:
+        known.append(make(*operands, *numbers, precision))
+    return known[0](operands, map(float, numbers))
+
+
+def _layout(t):
+    return t.shape, t.stride(), t.dtype, t.device
+
+
+@functools.lru_cache(maxsize=MOST)
+def _known(*key):
+    """Where a product is kept: a list, empty at first."""
+    return []
+
+
+def forget():
+    """Ask for tiles anew at the next products, since the table of tiles has changed."""
+    _known.cache_clear()
+
+
+def _gram(x, y, z, beta, alpha, precision):
+    _matrices(x=x)
+    return Product(symmetric_launch(x, x, None, 0.0, precision, arch_of(x.device)))
+
+
+def _symmetric(a, b, c, beta, alpha, precision):
+    _matrices(a=a, b=b, c=c)
+    if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
+        raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
+    return Product(symmetric_launch(a, b, c, beta, precision, arch_of(a.device)))
+
+
+def _times(a, x, y, beta, alpha, precision):
+    _matrices(a=a, x=x)
+    if a.shape != (len(x), x.shape[1], x.shape[1]):
+        raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
+    if _transposed(x):
+        launch = product_launch(x.mT, a, x.mT, beta, precision, arch_of(x.device))
+        return Product(launch, swapped=True)
+    return Product(product_launch(a, x, x, beta, precision, arch_of(x.device)))
+
+
+def symmetric_launch(a, b, c, beta, precision, arch, tile=None):
     """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k).
 
     ``tile`` is for whoever compares tiles; None takes that of the table.
@@ -132,31 +209,30 @@ def symmetric_launch(a, b, c, beta, alpha, precision, arch, tile=None):
     operands = a, b, None if beta == 0 else _by_rows(c)
     if tile is None:
         tile = tile_for(arch, a.dtype, "symmetric", (batch, n, k, n), a.device, _aligned(operands))
-    out = a.new_empty(batch, n, n)
-    given = operands, (n, k, k // tile.depth), beta, alpha
+    out = torch.empty(batch, n, n, dtype=a.dtype, device="meta")
+    sizes = n, k, k // tile.depth
     kernel, count = products.symmetric_kernel, programs(tile, "symmetric", batch, n, n)
-    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows}
-    return _launch(kernel, count, out, given, tile, {**constants, "PRECISION": precision})
+    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows, "PRECISION": precision}
+    return _launch(kernel, count, out, operands, sizes, tile, constants)
 
 
-def product_launch(a, b, c, beta, alpha, precision, arch, tile=None):
+def product_launch(a, b, c, beta, precision, arch, tile=None):
     """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n); ``tile`` as above."""
     batch, m, k = a.shape
     n = b.shape[2]
     operands = a, b, None if beta == 0 else c
     if tile is None:
         tile = tile_for(arch, a.dtype, "product", (batch, m, k, n), a.device, _aligned(operands))
-    out = a.new_empty(batch, m, n)
-    given = operands, (m, n, k, k // tile.depth), beta, alpha
+    out = torch.empty(batch, m, n, dtype=a.dtype, device="meta")
+    sizes = m, n, k, k // tile.depth
     count = programs(tile, "product", batch, m, n)
     even = m % tile.rows == 0 and n % tile.columns == 0
     constants = {"EVEN": even, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
     constants["PRECISION"] = precision
-    return _launch(products.product_kernel, count, out, given, tile, constants)
+    return _launch(products.product_kernel, count, out, operands, sizes, tile, constants)
 
 
-def _launch(kernel, programs, out, given, tile, constants):
-    operands, sizes, beta, alpha = given
+def _launch(kernel, programs, out, operands, sizes, tile, constants):
     strides = [s for t in operands for s in _strides(t)]
     block = max(tile.rows, tile.columns, tile.depth)
     reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
@@ -169,19 +245,7 @@ def _launch(kernel, programs, out, given, tile, constants):
         "GROUP": tile.group,
     }
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
-    arguments = *operands, out, *sizes, float(beta), float(alpha), *strides
-    return Launch(kernel, programs, out, arguments, constants, options)
-
-
-def _run(launch):
-    if launch.programs:
-        device = launch.out.device
-        # Triton launches on the current device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            launch.kernel[(launch.programs,)](
-                *launch.arguments, **launch.constants, **launch.options
-            )
-    return launch.out
+    return Launch(kernel, programs, operands, out, (*sizes, *strides), constants, options)
 
 
 def _strides(t):

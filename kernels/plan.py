@@ -12,7 +12,6 @@ exponent of 0, 1 or 2 gives the nearest number, for the first bias correction an
 Schedule-Free.
 """
 
-import contextlib
 import functools
 import struct
 
@@ -20,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .calls import call
 from .rounding import inline
 
 # one thread does it all; without contraction operations round as the host's
@@ -102,16 +102,8 @@ def plan_(program, inputs, constants, out, skip=None):
     on_device = tuple(isinstance(value, torch.Tensor) for value in inputs)
     pointers = tuple(value for value in inputs if isinstance(value, torch.Tensor))
     numbers = [value for value in inputs if not isinstance(value, torch.Tensor)]
-    # Triton launches on the current device
-    with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
-        plan_kernel[(1,)](
-            pointers,
-            packed([*numbers, *constants]),
-            out,
-            skip,
-            **compiled_for(program, on_device),
-            **OPTIONS,
-        )
+    arguments = pointers, packed([*numbers, *constants]), out, skip
+    call(plan_kernel, 1, out.device, arguments, compiled_for(program, on_device), OPTIONS)
 
 
 def packed(numbers):

@@ -144,10 +144,11 @@ def _store(pointers, value, mask, EVEN: tl.constexpr):
         tl.store(pointers, value, mask=mask)
 
 
-@triton.jit
+# of these nothing that is compiled depends on a value
+@triton.jit(do_not_specialize=["full"])
 def symmetric_kernel(
-    a, b, c, out, n, k, full, beta: tl.float64, alpha: tl.float64,
-    a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch, c_row, c_column,
+    a, b, c, out, beta: tl.float64, alpha: tl.float64,
+    n, k, full, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch, c_row, c_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -185,9 +186,9 @@ def symmetric_kernel(
         _store(pointers, tl.trans(value), (j[:, None] < columns) & (i[None, :] < rows), EVEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "full"])
 def product_kernel(
-    a, b, c, out, m, n, k, full, beta: tl.float64, alpha: tl.float64,
+    a, b, c, out, beta: tl.float64, alpha: tl.float64, m, n, k, full,
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,

@@ -71,18 +71,22 @@ def compiled(case):
 
     given = operands(case.side, case.side * 4 + case.side % 2, like)
     tile = None if case.row is None else rows[case.row]
-    ready = LAUNCHES[kind](*given, 1.0, "ieee", case.target, tile)
-    types, constants, known = {}, dict(ready.constants), {}
-    for i, (name, value) in enumerate(zip(ready.kernel.arg_names, ready.arguments, strict=False)):
-        if value is None or (isinstance(value, int) and value == 1):
+    ready = LAUNCHES[kind](*given, "ieee", case.target, tile)
+    kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
+    numbers = [1.0] * (len(kernel.arg_names) - len(constants) - len(rest) - 4)
+    arguments = *ready.operands, ready.out, *numbers, *rest
+    types, known = {}, {}
+    for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
+        name, special = parameter.name, not parameter.do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and special):
             constants[name] = value
         elif isinstance(value, float):
             types[name] = "fp64"
         else:
             tensor = isinstance(value, torch.Tensor)
             types[name] = f"*{_SHORT[value.dtype]}" if tensor else "i32"
-            if tensor or value % 16 == 0:
+            if tensor or (value % 16 == 0 and special):
                 known[(i,)] = [["tt.divisibility", 16]]
-    signature = {name: types.get(name, "constexpr") for name in ready.kernel.arg_names}
-    source = ASTSource(ready.kernel, signature, constants, known)
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants, known)
     return triton.compile(source, TARGETS[case.target], ready.options)

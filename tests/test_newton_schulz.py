@@ -13,8 +13,8 @@ from emanest.newton_schulz import (
     RESTART,
     cheapest,
     flops,
+    inverses,
     iterate,
-    normalized,
     orthogonal,
 )
 
@@ -237,9 +237,13 @@ def test_what_is_not_finite_spoils_its_own_matrix_only(backend, bad):
 
 
 def test_norms_beyond_the_range_of_their_inverse_are_bounded():
-    u, out = torch.full((1, 2, 2), 1e-40), torch.empty(1, 2, 2)
-    norms = torch.tensor([2e-40], dtype=torch.float64)
-    assert normalized(u, norms, 0.0, 1.0, out).isfinite().all()
+    for dtype, norm in ((torch.float32, 2e-40), (torch.float64, 2e-310)):
+        norms = torch.tensor([norm, 0.0, torch.nan, 1.0], dtype=torch.float64)
+        for margin in (1.0, 1.02):
+            found = inverses(norms.clone(), 0.0, margin, dtype)
+            assert found.dtype == dtype
+            assert found.isfinite().tolist() == [True, True, False, True]
+            assert found[3] == torch.tensor(1 / margin, dtype=torch.float64).to(dtype)
 
 
 # ---- padding ------------------------------------------------------------------------------------
@@ -255,8 +259,9 @@ def test_sides_may_be_padded(backend, shape, monkeypatch):
     expected = orthogonalize(g, backend=backend)
     namespace = backends.pick("cpu", backend).products("cpu")
     monkeypatch.setitem(namespace.MULTIPLES, "cpu", 16)
-    found, norms = orthogonalize(g, backend=backend), torch.linalg.vector_norm(g, dim=(1, 2))
-    again = orthogonal(g.clone(), norms, 0.0, *polynomials("keller", 5), g.dtype, None, backend, g)
+    found, (rows, margin) = orthogonalize(g, backend=backend), polynomials("keller", 5)
+    factors = inverses(torch.linalg.vector_norm(g, dim=(1, 2)), 0.0, margin, g.dtype)
+    again = orthogonal(g.clone(), factors, rows, g.dtype, None, backend, g)
     for each in (found, again):
         assert each.is_contiguous()
         torch.testing.assert_close(each, expected, rtol=1e-10, atol=1e-10)

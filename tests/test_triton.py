@@ -26,6 +26,8 @@ FILES = {
     "test_passes.py": ("-k", "triton"),
     "test_products.py": ("-k", "triton"),
 }
+# calls kernels as on a GPU, of which none runs
+CALLS = "triton_calls.py"
 
 
 def claims(file):
@@ -36,7 +38,7 @@ def claims(file):
     for function in functions:
         taken = {argument.arg for argument in function.args.args}
         if function.name.startswith("test_") and (
-            not FILES[file] or taken & {"backend", "products"}
+            not FILES.get(file) or taken & {"backend", "products"}
         ):
             yield function.name
 
@@ -44,10 +46,11 @@ def claims(file):
 CLAIMS = [(file, claim) for file in FILES for claim in claims(file)]
 
 
-def interpreted(*arguments, **options):
-    """Run pytest with the interpreter on."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+def interpreted(file, *arguments, **options):
+    """Run pytest on a file, with the interpreter on unless it is ``CALLS``."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, *arguments]
+    interpret = Path(file).name != CALLS
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret))}
     for name in ("PYTEST_ADDOPTS", "EMANEST_BACKEND"):
         environment.pop(name, None)
     return subprocess.run(
@@ -62,7 +65,7 @@ def outcomes(tmp_path_factory):
     @functools.cache
     def of(file):
         def make(report):
-            done = interpreted(HERE / file, *FILES[file], "--junitxml", report)
+            done = interpreted(HERE / file, *FILES.get(file, ()), "--junitxml", report)
             assert report.exists(), done.stdout + done.stderr
 
         return read(once(tmp_path_factory, f"{file}.xml", make))
@@ -82,6 +85,15 @@ def read(report):
 # one process of pytest for a file
 @pytest.mark.parametrize(("file", "claim"), CLAIMS)
 def test_in_the_interpreter(outcomes, file, claim):
+    check(outcomes, file, claim)
+
+
+@pytest.mark.parametrize("claim", [*claims(CALLS)])
+def test_calls_that_skip_the_jit(outcomes, claim):
+    check(outcomes, CALLS, claim)
+
+
+def check(outcomes, file, claim):
     found = outcomes(file)[claim]
     assert found
     failures = [text for text in found if text is not None]
