@@ -5,8 +5,9 @@ whatever its strides: where a matrix has a unit stride, along rows or columns, a
 other one, it is read 128 bits at a time.
 
 Sums are in float32, or float64 for float64, and in an order that depends only on the shape of one
-matrix, its dtype and the device's kind: not on the batch, on strides (except where a layout makes
-it another product, see ``mm``) or on the run. A result is rounded once.
+matrix, its dtype and the device's kind: not on the batch (which has a say in the size of tiles, see
+``tiles``), on strides (except where a layout makes it another product, see ``mm``) or on the run. A
+result is rounded once.
 """
 
 import functools

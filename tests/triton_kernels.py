@@ -511,8 +511,11 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
 # ---- products -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (20, 5), (18, 17), (5, 37)], ids=str)
-@pytest.mark.parametrize("form", ["standard", "gram"])
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [((5, 9), "standard"), ((20, 5), "gram"), ((18, 17), "standard"), ((5, 37), "gram")],
+    ids=str,
+)
 def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
     def orthogonal(g, multiple):
         monkeypatch.setitem(newton_schulz.MULTIPLES, "cpu", multiple)
@@ -533,14 +536,12 @@ def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
 
 # the interpreter's, of NumPy
 @pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_spoils_its_own_padded_matrix_only(bad):
+def test_what_is_not_finite_spoils_its_own_padded_matrix_only():
     g = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(1))
-    clean = emanest.orthogonalize(g, 2, backend="triton")
-    g[1, 3, 4] = bad
+    g[1, 3, 4], g[2, 0, 0] = torch.nan, torch.inf
     found = emanest.orthogonalize(g, 2, backend="triton")
-    assert torch.equal(found[::2], clean[::2])
-    assert found[1].isnan().all()
+    assert torch.equal(found[:1], emanest.orthogonalize(g[:1], 2, backend="triton"))
+    assert found[1:].isnan().all()
 
 
 def test_tiles_of_any_size_change_no_bit(monkeypatch):
