@@ -247,6 +247,17 @@ def test_newton_schulz_alone_takes_the_gradients_it_is_given():
     torch.testing.assert_close(found, list(exact), rtol=0, atol=1e-12)
 
 
+def test_newton_schulz_alone_reads_where_a_graph_does():
+    p = torch.zeros(4, 6, requires_grad=True)
+    p.grad = torch.ones(4, 6)
+    alone = newton_schulz.Alone([p], torch.clone)
+    batch = alone.batch
+    p.grad = torch.full((4, 6), 2.0)
+    alone.take_gradients()
+    assert alone.batch is batch
+    assert torch.equal(batch, p.grad[None])
+
+
 def configuration(sizes, rows, columns, depth, warps, stages):
     kwargs = dict(zip(sizes, (rows, columns, depth), strict=True))
     return SimpleNamespace(kwargs=kwargs, num_warps=warps, num_stages=stages)
