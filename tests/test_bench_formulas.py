@@ -98,12 +98,13 @@ def test_the_ceiling_moves_the_bytes_it_claims(traffic):
     assert moved == traffic.bytes(torch.bfloat16) * p.numel()
 
 
-def test_the_ceiling_of_a_gpu_is_a_copy(monkeypatch):
-    monkeypatch.setattr(roofline.Copy, "size", 4096)
-    copy = roofline.CEILINGS["cuda"]([torch.zeros(3)], None)
+@pytest.mark.parametrize(("most", "moved"), [(2**30, 36 * 100), (400, 800)])
+def test_the_ceiling_of_a_gpu_is_a_copy(monkeypatch, most, moved):
+    monkeypatch.setattr(roofline.Copy, "most", most)
+    copy = roofline.CEILINGS["cuda"]([torch.zeros(100)], Traffic(2, 1, 6))
     copy.step()
     assert torch.equal(copy.copied, copy.source)
-    assert copy.bytes == copy.source.nbytes + copy.copied.nbytes == 2 * 4096
+    assert copy.bytes == copy.source.nbytes + copy.copied.nbytes == moved
 
 
 def toy(dtype=torch.float64, seed=0):
