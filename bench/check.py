@@ -156,7 +156,8 @@ def _errors(case, names, shapes, steps, captured):
             continue
         moved = distance(exact[family], [v.double() for v in start])
         error = distance(x, exact[family]) / moved
-        found[name] = _judged(case, name, error, error, tolerance(case, name), "")
+        where = ", replayed" if captured else ""
+        found[name] = _judged(case, name, error, error, tolerance(case, name), where)
     return found
 
 

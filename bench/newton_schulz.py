@@ -87,7 +87,7 @@ class Alone:
 
     def __init__(self, params, function):
         self.params, self.function = params, function
-        self.take_gradients()
+        self.batch = torch.stack([p.grad for p in params])
         self.found = torch.zeros_like(self.batch)
 
     @torch.no_grad()
@@ -96,8 +96,8 @@ class Alone:
         self.found = self.function(self.batch)
 
     def take_gradients(self):
-        """Copy the gradients again, which are not in one tensor."""
-        self.batch = torch.stack([p.grad for p in self.params])
+        """Copy the gradients again, to where a graph reads them."""
+        torch.stack([p.grad for p in self.params], out=self.batch)
 
     def iterate(self):
         """The results, in the parameters' place."""

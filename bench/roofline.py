@@ -51,12 +51,14 @@ class Streams:
 
 
 class Copy:
-    """A copy of 1 GiB, larger than any cache; arguments and attributes as of ``Streams``."""
+    """A copy of what a step moves, at most 1 GiB; arguments and attributes as of ``Streams``."""
 
-    size = 2**30
+    most = 2**30
 
     def __init__(self, params, traffic):
-        self.source = torch.randn(self.size // 4, device=params[0].device)
+        moved = traffic.bytes(params[0].dtype) * sum(p.numel() for p in params)
+        elements = min(moved // 2, self.most) // 4
+        self.source = torch.randn(elements, device=params[0].device)
         self.copied = torch.empty_like(self.source)
         self.bytes = 2 * self.source.nbytes
 

@@ -143,7 +143,7 @@ def in_turn(turns, device, rounds=None, cache_bytes=CACHE_BYTES):
     """Time everyone once per round, in a new order each round.
 
     Returns:
-        The turns that could be had, and label -> Skipped of the others.
+        The turns that could be had in every round, and label -> Skipped of the others.
     """
     order, cache = random.Random(0), Cache(device, cache_bytes)
     skipped = {}
@@ -153,29 +153,30 @@ def in_turn(turns, device, rounds=None, cache_bytes=CACHE_BYTES):
             cache.evict()
         each.sample()
 
-    # takes longer than a quick look at a tiny model, whose times mean nothing
-    if rounds is None:
-        gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        for each in turns:
+    def round_():
+        left = [each for each in turns if each.label not in skipped]
+        order.shuffle(left)
+        for each in left:
             try:
                 result = tried(turn, each, own=each.running.variant.own)
             except NotQueued as error:
                 result = Skipped(str(error))
             if isinstance(result, Skipped):
                 skipped[each.label] = result
+
+    # takes longer than a quick look at a tiny model, whose times mean nothing
+    if rounds is None:
+        gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        round_()
         cycle = time.perf_counter() - start
-        left = [each for each in turns if each.label not in skipped]
-        for each in left:
+        for each in turns:
             each.samples.clear()
             each.host.clear()
-        shuffled = left.copy()
         for _ in range(rounds or DEVICES[device].rounds_of(cycle)):
-            order.shuffle(shuffled)
-            for each in shuffled:
-                turn(each)
+            round_()
     finally:
         gc.enable()
-    return left, skipped
+    return [each for each in turns if each.label not in skipped], skipped

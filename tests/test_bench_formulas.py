@@ -98,12 +98,13 @@ def test_the_ceiling_moves_the_bytes_it_claims(traffic):
     assert moved == traffic.bytes(torch.bfloat16) * p.numel()
 
 
-def test_the_ceiling_of_a_gpu_is_a_copy(monkeypatch):
-    monkeypatch.setattr(roofline.Copy, "size", 4096)
-    copy = roofline.CEILINGS["cuda"]([torch.zeros(3)], None)
+@pytest.mark.parametrize(("most", "moved"), [(2**30, 36 * 100), (400, 800)])
+def test_the_ceiling_of_a_gpu_is_a_copy(monkeypatch, most, moved):
+    monkeypatch.setattr(roofline.Copy, "most", most)
+    copy = roofline.CEILINGS["cuda"]([torch.zeros(100)], Traffic(2, 1, 6))
     copy.step()
     assert torch.equal(copy.copied, copy.source)
-    assert copy.bytes == copy.source.nbytes + copy.copied.nbytes == 2 * 4096
+    assert copy.bytes == copy.source.nbytes + copy.copied.nbytes == moved
 
 
 def toy(dtype=torch.float64, seed=0):
@@ -245,6 +246,17 @@ def test_newton_schulz_alone_takes_the_gradients_it_is_given():
     found = check.stepped(VARIANTS[case.ours].make, [torch.zeros(4, 6).double()], steps, False)
     exact = newton_schulz.plain(steps[1][0][None], torch.float64)
     torch.testing.assert_close(found, list(exact), rtol=0, atol=1e-12)
+
+
+def test_newton_schulz_alone_reads_where_a_graph_does():
+    p = torch.zeros(4, 6, requires_grad=True)
+    p.grad = torch.ones(4, 6)
+    alone = newton_schulz.Alone([p], torch.clone)
+    batch = alone.batch
+    p.grad = torch.full((4, 6), 2.0)
+    alone.take_gradients()
+    assert alone.batch is batch
+    assert torch.equal(batch, p.grad[None])
 
 
 def configuration(sizes, rows, columns, depth, warps, stages):
