@@ -17,7 +17,7 @@ SETS = {
         *("newton-schulz 768x768 x12", "newton-schulz 8192x28672"),
     ),
 }
-BRIEF = {"elementwise": ("many small",), "muon": ()}
+BRIEF = {"elementwise": ("ema adamw small",), "muon": ()}
 
 
 def run(settings, which):
@@ -25,7 +25,9 @@ def run(settings, which):
     if not words:
         return Found(["left out"])
     quick = ["--quick"] if settings.small else []
-    status = gpu.main([*words, "--out", str(settings.out), "--name", which, *quick])
+    # the limit of a stage is the only one
+    seconds = ["--case-seconds", "600"]
+    status = gpu.main([*words, "--out", str(settings.out), "--name", which, *seconds, *quick])
     data = report.read([settings.out / f"{which}.json"])[0]
     lines = [*data["failed"], *map(" | ".join, shown(report.entries(data)))]
     write_table(settings.out)

@@ -81,7 +81,8 @@ def run(settings):
     arch = newton_schulz.arch_of(torch.device("cuda", 0))
     processors = tiles.processors_of(arch, torch.device("cuda", 0))
     data, lines, wrong = [], [], []
-    for shape, name in itertools.product(shapes[: 1 if settings.brief else None], PRODUCTS):
+    products = list(itertools.product(shapes, PRODUCTS))
+    for shape, name in products[: 1 if settings.brief else None]:
         found, theirs = compared(arch, shape, name, settings, wrong)
         data += found
         best = min(found, key=lambda row: row["seconds"])
@@ -90,10 +91,8 @@ def run(settings):
             f"{name} {shape}: {shown(usual)}; best {'x'.join(map(str, best['tile'][:6]))} "
             f"{shown(best)}; torch {theirs * 1e6:.0f} us"
         )
-    changes = {
-        (arch, 2, kind): fitted([row for row in data if row["kind"] == kind], processors)
-        for kind in CANDIDATES
-    }
+    kinds = {row["kind"]: [r for r in data if r["kind"] == row["kind"]] for row in data}
+    changes = {(arch, 2, kind): fitted(rows, processors) for kind, rows in kinds.items()}
     target = settings.out / "tiles.json"
     shutil.copy(tiles.FILE, target)
     tiles.write(changes, target)
