@@ -175,6 +175,6 @@ if __name__ == "__main__":
     setup(
         packages=[*find_packages(include=["emanest", "emanest.*"]), "emanest.kernels"],
         package_dir={"emanest": "emanest", "emanest.kernels": "kernels"},
-        package_data={"emanest": ["py.typed"]},
+        package_data={"emanest": ["py.typed"], "emanest.kernels": ["tiles.json"]},
         **extension(),
     )

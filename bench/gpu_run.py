@@ -64,7 +64,7 @@ def do(stage, settings, path):
     """Do the work of a stage, in a process of its own; write what was found."""
     # a group of its own, so that its children can be stopped with it
     os.setpgrp()
-    sys.stdout = sys.stderr = open(settings.out / "log.txt", "a", buffering=1)
+    sys.stdout = sys.stderr = open(settings.out / "log.txt", "a", buffering=1)  # noqa: SIM115
     for descriptor in (1, 2):
         os.dup2(sys.stdout.fileno(), descriptor)
     os.environ["EMANEST_BACKEND"] = stage.backend

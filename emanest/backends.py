@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import capture
 from .storage import NotInStorage
 
 
@@ -72,7 +73,8 @@ def run(work, device_type, choice) -> Any:
 
     Under automatic choice, when the work raises, the next back end takes over for this call and, if
     it succeeds, from then on; one warning gives the reason. This relies on work that raises to have
-    changed nothing. Memory that runs out is not taken for a failure of the back end.
+    changed nothing. Memory that runs out is not taken for a failure of the back end, nor is what
+    goes wrong while a CUDA graph is captured, where much is forbidden that works elsewhere.
 
     Args:
         work: a function of a back end's module.
@@ -87,7 +89,7 @@ def run(work, device_type, choice) -> Any:
     except _NOT_FAILURES:
         raise
     except Exception as error:
-        if requested(choice):
+        if requested(choice) or capture.capturing(device_type):
             raise
         with _choosing:
             if _picked[device_type, None] is backend:

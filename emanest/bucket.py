@@ -50,7 +50,7 @@ class Bucket:
         self.shapes = [p.shape for p in params]
         self.views = {}
         self.shown = {}  # the views as they are in ``optimizer.state``
-        self._memos = {}
+        self._memos: dict[Any, dict] = {}
         self.device_plan: Any = None  # what finds a step's numbers on the device
         self.scalars = Scalars(len(params), self.device)
         for name, views in self.scalars.views().items():
@@ -232,9 +232,10 @@ class Bucket:
         """What back ends keep about a set of parameters that is stepped together."""
         key = None if self._all(indices) else tuple(indices)
         if key not in self._memos:
-            # parameters that fall out of step make new sets; a few recur
+            # parameters that fall out of step make new sets; a few recur. That of all of them
+            # stays: a captured graph may read what it holds
             if len(self._memos) >= _MEMOS:
-                self._memos.clear()
+                self._memos = {k: memo for k, memo in self._memos.items() if k is None}
             self._memos[key] = {}
         return self._memos[key]
 

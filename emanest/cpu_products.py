@@ -9,6 +9,8 @@ from . import _C, products
 # measured at n = 768, where strips of 96 rows multiply 9/16 of the matrix and mirror the rest
 SYMMETRIC_SHARE = 0.64
 
+MULTIPLES = {"cpu": 1}
+
 
 def sym_mm(x):
     """As ``products.sym_mm``."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import shards
+from . import capture, shards
 from .lookahead import method_of
 from .points import x_of
 
@@ -18,6 +18,7 @@ class Skips:
         if flag is not None:
             held = self._on_device
             if flag.device not in held:
+                capture.need_warm_up(flag.device.type, "no step left its flag on the device so far")
                 held[flag.device] = torch.zeros((), dtype=torch.int64, device=flag.device)
             # in place, where a captured graph finds it
             held[flag.device] += (flag.reshape(()) != 0).to(torch.int64)

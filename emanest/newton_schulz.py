@@ -21,7 +21,7 @@ from .checks import CHECKS
 from .coefficients import polynomials
 from .layout import NATIVE
 from .options import real
-from .products import empty
+from .products import padded
 from .storage import check, waited
 
 # ---- the two forms ------------------------------------------------------------------------------
@@ -155,7 +155,8 @@ def orthogonalize(
         A tensor of g's shape and dtype; zero where a matrix of g is zero. A matrix with NaN or
         infinite entries comes out as NaN and leaves the others alone. Not differentiable.
 
-    Memory: g in float32 (float64), and a few copies of all of g in the dtype of the iteration.
+    Memory: g in float32 (float64), and a few copies of all of g in the dtype of the iteration, on a
+    GPU with sides rounded up to multiples of 16.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind (a ``DTensor`` say, or another
@@ -178,10 +179,8 @@ def orthogonalize(
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
     # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
     wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
-    out = empty(matrices.shape, dtype, g.device)
     factors = inverses(norms, real("eps", eps, 0), margin, wide.dtype)
-    x = torch.mul(wide, factors[:, None, None], out=out)
-    return iterate(x, rows, form, backend).to(g.dtype).view(g.shape)
+    return orthogonal(wide, factors, rows, dtype, form, backend).to(g.dtype).view(g.shape)
 
 
 def working_dtype(device, dtype, form=None, asked=None):
@@ -215,6 +214,30 @@ def _on_cpu(form):
 _FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
 
 
+def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
+    """Apply polynomials to the singular values of matrices over their norms.
+
+    Args:
+        u: (batch, m, n), float32 or float64.
+        factors: those that divide them by their norms: see ``inverses``.
+        rows, form, backend: as in ``iterate``.
+        dtype: of the iteration, which has sides of its own: see ``products.padded``.
+        spare: memory like u that may be written, u itself for one; or None.
+
+    Returns:
+        A contiguous tensor like u, of the dtype.
+    """
+    (_, m, n), device = u.shape, u.device
+    products = backends.pick(device.type, backend).products(device.type)
+    x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
+    # rounded once
+    torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
+    # by u's own sides: where X X^T is singular, products amplify rounding errors
+    tall = m > n
+    found = iterate(x.mT if tall else x, rows, form, backend)
+    return (found.mT if tall else found)[:, :m, :n].contiguous()
+
+
 def inverses(norms, eps, margin, dtype):
     """Factors that divide matrices by their norms, for any number of matrices at once.
 
@@ -240,26 +263,24 @@ def iterate(x, rows, form=None, backend=None):
     """Apply polynomials to the singular values of matrices.
 
     Args:
-        x: (batch, m, n), singular values at most 1; not written.
+        x: (batch, n, m), n <= m, singular values at most 1; not written.
         rows: (a, b, c) of each step.
         form: a row of ``FORMS``, or None for the cheaper one.
         backend: the choice of a group.
 
     Returns:
-        A contiguous tensor like x.
+        A tensor like x, whose columns are contiguous if those of x are, else its rows. Zero rows
+        and columns of x stay zero.
     """
     if x.numel() == 0:
         return x
-    tall = x.shape[1] > x.shape[2]
+    _, n, m = x.shape
 
     def work(module):
         products = module.products(x.device.type)
-        wide = x.mT if tall else x
-        _, n, m = wide.shape
         chosen = form or cheapest(n, m, rows, x.dtype, products.SYMMETRIC_SHARE)
-        done = FORMS[chosen](wide, rows, products)
-        return done.mT if tall else done
+        return FORMS[chosen](x, rows, products)
 
     # autocast would give some of the products another dtype
     with torch.autocast(x.device.type, enabled=False):
-        return backends.run(work, x.device.type, backend).contiguous()
+        return backends.run(work, x.device.type, backend)

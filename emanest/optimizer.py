@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import checkpoint, launches, ops, points
+from . import capture, checkpoint, launches, ops, points
 from .bases import Base
 from .buckets import all_fake
 from .checks import check_group
@@ -144,7 +144,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: in eval mode, once there is state, or after a closure that left it so; a
-                gradient is sparse, or (``nonfinite="raise"``) not finite.
+                gradient is sparse, or (``nonfinite="raise"``) not finite; a CUDA graph is being
+                captured, and ``capturable=True`` is missing, or a step before the capture.
             TypeError, ValueError: an option that was set since, the learning rate say, is not
                 valid; a parameter or a gradient is of a class that cannot be stepped, or has no
                 memory. In all these cases nothing has changed, but that what a lookahead method
@@ -178,6 +179,7 @@ class Optimizer(torch.optim.Optimizer):
             # state appears as after any step, and there is nothing to compute
             self._allocate(buckets)
             return
+        capture.check(self, buckets)
         happens, skip = verdict(self, chosen)
         self._skips.add(happens, skip)
         if not happens:

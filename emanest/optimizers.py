@@ -37,8 +37,10 @@ class AdamW(Optimizer):
         backend: name of a back end, or None for the best that works on the parameters' device.
         maximize: ascend.
         foreach, fused: accepted for compatibility and recorded; the step is one pass anyway.
-        capturable: keep clock and numbers on the device, so that a CUDA graph can capture the step;
-            every parameter then needs a gradient at every step.
+        capturable: keep clock and numbers on the device, so that a CUDA graph can capture the step
+            (not the first one, nor one after a load, which allocate and compile: RuntimeError);
+            every parameter then needs a gradient at every step. Replays see an ``lr`` that moves if
+            it is a tensor on the device.
         differentiable: must be False.
         nonfinite: ``"propagate"`` NaN and Inf as torch does, ``"skip"`` the whole step, or
             ``"raise"`` a RuntimeError that names the parameters; the last two read all gradients.

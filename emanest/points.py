@@ -8,7 +8,7 @@ import contextlib
 
 import torch
 
-from . import ops
+from . import capture, ops
 from .lookahead import method_of
 from .options import warn
 from .rules import LOOKAHEAD_STATE, POSITIONS
@@ -155,6 +155,12 @@ def _restart(optimizer, stateful):
     for method, bucket, indices in stateful:
         edited = bucket.writes.edited(indices)
         if edited and _positions(method):
+            capture.refuse(
+                bucket.device.type,
+                f"{len(edited)} parameters were written since the last step, and every replay "
+                f"would restart {type(method).__name__} from where they are; write them inside "
+                "`with opt.part_of_step():`, or before a step outside of the capture",
+            )
             _anchor(method, bucket, edited)
             name = type(method).__name__
             counts[name] = counts.get(name, 0) + len(edited)

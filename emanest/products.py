@@ -1,6 +1,6 @@
 """The products that Newton-Schulz is made of, in torch operations; a namespace of four functions.
 
-Other back ends have modules with the same functions (``cpu_products``, ``kernels.newton_schulz``).
+Other back ends have modules with the same names (``cpu_products``, ``kernels.newton_schulz``).
 Matrices come in batches, (batch, rows, columns), with any strides. Results are new, of the
 operands' dtype; operands are never written. Each matrix of a result depends on its own operands
 alone, bit for bit: a batch gives what its matrices give one by one. Symmetric results are exactly
@@ -13,6 +13,10 @@ import torch
 
 # cost of a symmetric product relative to a full one: torch has none that takes half the work
 SYMMETRIC_SHARE = 1.0
+
+# device type -> what the sides of matrices should be multiples of: a GPU reads rows that begin at
+# odd addresses one value at a time
+MULTIPLES = {"cpu": 1, "cuda": 16}
 
 # bytes; the bits of a product of a BLAS may depend on where its operands begin
 ALIGNMENT = 64
@@ -51,6 +55,30 @@ def empty(shape, dtype, device):
     size = math.ceil(rows * columns / per) * per
     memory = torch.empty(batch * size, dtype=dtype, device=device)
     return memory.as_strided((batch, rows, columns), (size, columns, 1))
+
+
+def padded(shape, dtype, device, multiple, spare=None):
+    """As ``empty``, of larger matrices, which are zero beyond ``shape``.
+
+    Columns are rounded up to a multiple of elements, and rows unless they remain more than these:
+    the rows of a matrix, and those of the smaller one of X X^T and X^T X, begin at multiples then.
+    Zero rows and columns stay so in products, and add zeros to sums, which changes no bit.
+
+    Args:
+        shape, dtype, device: as for ``empty``.
+        multiple: 1 for no padding.
+        spare: a tensor that is taken instead where it is such memory already.
+    """
+    batch, rows, columns = shape
+    high, wide = (math.ceil(side / multiple) * multiple for side in (rows, columns))
+    larger = batch, rows if rows > wide else high, wide
+    if spare is not None and (spare.shape, spare.dtype) == (larger, dtype):
+        return spare
+    memory = empty(larger, dtype, device)
+    if larger != tuple(shape):
+        memory[:, rows:].zero_()
+        memory[:, :rows, columns:].zero_()
+    return memory
 
 
 def transposed(x):

@@ -15,11 +15,11 @@ import math
 
 import torch
 
-from . import ops
+from . import capture, ops
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
-from .newton_schulz import inverses, iterate, working_dtype
+from .newton_schulz import inverses, orthogonal, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
 from .shapes import Shape, check_matrices, is_stack
@@ -92,6 +92,8 @@ class Search:
         stack, split, scale = (self.group[name] for name in ("stack", "split", "adjust_lr_fn"))
         key = "shapes", stack, split, scale
         if key not in self.memo:
+            what = "no step had these shapes and scales so far"
+            capture.need_warm_up(self.bucket.device.type, what)
             scale, together = SCALES[scale or "original"], {}
             for i, p in enumerate(self.tensors()):
                 check_matrices("a parameter", p, stack, split)
@@ -154,20 +156,15 @@ class Search:
             u: updates.
             factors: of each, which divide it by its norm.
         """
-        rows, _ = self.polynomials
-        to = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
-
-        def iterated(u, factors, to):
-            x = torch.mul(u, factors[:, None, None], out=to)
-            return iterate(x, rows, self.group["ns_form"], self.backend)
-
+        how = self.polynomials[0], self.dtype, self.group["ns_form"], self.backend
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
-            return iterated(u, factors, to)
+            return orthogonal(u, factors, *how, u)
         # one parameter of many matrices
-        for some in zip(u.split(count), factors.split(count), to.split(count), strict=True):
-            some[-1].copy_(iterated(*some))
-        return to.contiguous()
+        found = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
+        for its, some, to in zip(*(t.split(count) for t in (u, factors, found)), strict=True):
+            to.copy_(orthogonal(its, some, *how, its))
+        return found.contiguous()
 
     def directions(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update, and the numbers that are left.

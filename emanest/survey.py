@@ -1,6 +1,6 @@
 """What a step is taken on: the parameters that have gradients, in their buckets."""
 
-from . import shards
+from . import capture, shards
 from .buckets import Buckets, check_overlap
 from .gradients import with_gradients
 from .groups import state_names
@@ -25,8 +25,16 @@ class Survey:
         """For each group its buckets, with the indices of the parameters that have gradients.
 
         None if there is no gradient at all. New buckets are all there, not yet published.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and the last step found something else.
         """
         if not self._holds(optimizer):
+            params = (p for group in optimizer.param_groups for p in group["params"])
+            for device_type in {p.device.type for p in params}:
+                name = type(optimizer).__name__
+                what = f"{name} has taken no step so far, or with other parameters or state"
+                capture.need_warm_up(device_type, what)
             # before the next look: what was found may hold parameters that have left
             self._watch = self._found = None
             self._found = self._look(optimizer)

@@ -27,7 +27,7 @@ def verdict(optimizer, chosen):
         return True, None
     if _stays(optimizer, chosen, flags):
         device = next(b.device for buckets in chosen for b, indices in buckets.items() if indices)
-        return True, torch.stack([flag.to(device, non_blocking=True) for flag in flags]).amax(0)
+        return True, torch.stack([_placed(flag, device) for flag in flags]).amax(0)
     return not any(flag.item() for flag in flags), None
 
 
@@ -53,6 +53,13 @@ def _flag(value):
     # GradScaler sets an int where there was no gradient at all
     flag = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
     return shards.whole("found_inf", flag).detach().to(torch.float32).reshape(1)
+
+
+def _placed(flag, device):
+    # what the host knows is filled in: a copy would wait, and cannot be captured in a graph
+    if flag.device.type == "cpu" != device.type:
+        return torch.full((1,), flag.item(), dtype=torch.float32, device=device)
+    return flag.to(device, non_blocking=True)
 
 
 def _stays(optimizer, chosen, flags):

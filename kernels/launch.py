@@ -1,6 +1,7 @@
 """How kernels are launched: over the chunks of a table of columns of tensors."""
 
 import contextlib
+from array import array
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import triton.language as tl
 from ..layout import flat
 from .calls import call
 from .rounding import INTERPRETED
-from .table import Table, lookup, place, upload
+from .table import Table, lookup, upload
 
 TYPES = {
     torch.float64: tl.float64,
@@ -59,10 +60,9 @@ def prepare(
     dtypes = [column[0].dtype for column in columns]
     device = columns[0][0].device
     check(device, dtypes[0])
-    memo, keep = place(memo, device)
-    table = lookup(memo, keep, key, columns, block, sizes, more)
+    table = lookup(memo, key, columns, block, sizes, more)
     if numbers is not None:
-        numbers = given(numbers, dtype, device, keep)
+        numbers = given(numbers, dtype, device)
         constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
         others = (numbers, *others)
     constants = {**constants, **tensor_constants(dtypes, dtype, block)}
@@ -80,7 +80,7 @@ def tensor_constants(dtypes, dtype, block):
     }
 
 
-def given(numbers, dtype, device, keep):
+def given(numbers, dtype, device):
     """Numbers as a kernel takes them: a tuple of floats, or a vector on the device."""
     if isinstance(numbers, torch.Tensor):
         return numbers.to(device).contiguous()
@@ -90,7 +90,7 @@ def given(numbers, dtype, device, keep):
         return floats
     # as an argument it would be a float32
     vector = torch.empty(len(floats), dtype=dtype, device=device)
-    upload(torch.tensor(floats, dtype=dtype, device="cpu"), vector, keep)
+    upload(array("d", floats), vector)
     return vector
 
 

@@ -43,21 +43,20 @@ def momentum_kernel(
     if skip is not None:  # noqa: SIM102 (decided when it is compiled)
         if tl.load(skip) != 0:
             return
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, 2)
+    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, 2)
     total = tl.full((), 0.0, tl.float64)
-    if wide:
+    offset = whole
+    while offset < count:
         total += _momentum_tile(
-            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
+            numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+        )  # fmt: skip
+        offset += BLOCK // 4
+    if whole > 0:
+        total += _momentum_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole,
             numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
-    else:
-        offset = tl.full((), 0, tl.int64)
-        while offset < count:
-            total += _momentum_tile(
-                _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-            )  # fmt: skip
-            offset += BLOCK // 4
     tl.store(sums + tl.program_id(0), total)
 
 

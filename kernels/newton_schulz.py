@@ -13,17 +13,19 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
 from . import products
 from .calls import DIRECT, MOST, Call, specialised
 from .launch import check
-from .tiles import arch_of, tile_for
+from .tiles import arch_of, programs, tile_for
 
 # of the tiles of a full product, with 4 to 16 tiles to a side: half of them and those on the
 # diagonal
 SYMMETRIC_SHARE = 0.55
+
+# a stride that 16 divides is compiled in, see ``products``
+MULTIPLES = {"cpu": 16, "cuda": 16}
 
 
 def sym_mm(x, precision="ieee"):
@@ -192,33 +194,37 @@ def _times(a, x, y, beta, alpha, precision):
     return Product(product_launch(a, x, x, beta, precision, arch_of(x.device)))
 
 
-def symmetric_launch(a, b, c, beta, precision, arch):
-    """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k)."""
+def symmetric_launch(a, b, c, beta, precision, arch, tile=None):
+    """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k).
+
+    ``tile`` is for whoever compares tiles; None takes that of the table.
+    """
     batch, n, k = a.shape
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
     operands = a, b, None if beta == 0 else _by_rows(c)
-    tile = tile_for(arch, a.dtype, "symmetric", n, _aligned(operands))
-    tiles = triton.cdiv(n, tile.rows)
+    if tile is None:
+        tile = tile_for(arch, a.dtype, "symmetric", (batch, n, k, n), a.device, _aligned(operands))
     out = torch.empty(batch, n, n, dtype=a.dtype, device="meta")
     sizes = n, k, k // tile.depth
-    kernel, programs = products.symmetric_kernel, batch * (tiles * (tiles + 1) // 2)
+    kernel, count = products.symmetric_kernel, programs(tile, "symmetric", batch, n, n)
     constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows, "PRECISION": precision}
-    return _launch(kernel, programs, out, operands, sizes, tile, constants)
+    return _launch(kernel, count, out, operands, sizes, tile, constants)
 
 
-def product_launch(a, b, c, beta, precision, arch):
-    """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n)."""
+def product_launch(a, b, c, beta, precision, arch, tile=None):
+    """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n); ``tile`` as above."""
     batch, m, k = a.shape
     n = b.shape[2]
     operands = a, b, None if beta == 0 else c
-    tile = tile_for(arch, a.dtype, "product", min(m, n), _aligned(operands))
+    if tile is None:
+        tile = tile_for(arch, a.dtype, "product", (batch, m, k, n), a.device, _aligned(operands))
     out = torch.empty(batch, m, n, dtype=a.dtype, device="meta")
     sizes = m, n, k, k // tile.depth
-    programs = batch * triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.columns)
+    count = programs(tile, "product", batch, m, n)
     even = m % tile.rows == 0 and n % tile.columns == 0
     constants = {"EVEN": even, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
     constants["PRECISION"] = precision
-    return _launch(products.product_kernel, programs, out, operands, sizes, tile, constants)
+    return _launch(products.product_kernel, count, out, operands, sizes, tile, constants)
 
 
 def _launch(kernel, programs, out, operands, sizes, tile, constants):

@@ -7,13 +7,13 @@ and ``rows`` are those of ``table.Table``. Arguments that the kernels share:
     VECTOR   elements that a thread moves together          LOADED   or one vector
     DTYPE    of the arithmetic; a narrower value is rounded once, when it is stored
 
-If all addresses are aligned, and the chunk is a whole number of vectors (all but the last chunk of
-a tensor are), a thread moves VECTOR elements at once: 128 bits of the widest stream, and as many
-elements of a narrower one, so that no stream has to change threads through shared memory. What is
-left goes element by element in blocks of a quarter, which is another shape: blocks of the same
-shape would get the same layout, four elements apart. Chunks are not handed out by a persistent
-grid: they are of unlike sizes, which the hardware balances, and while some programs look up their
-rows others move data.
+If all addresses are aligned, a thread moves VECTOR elements at once: 128 bits of the widest stream,
+and as many elements of a narrower one, so that no stream has to change threads through shared
+memory. What is left, fewer elements than a vector has, or all of a chunk that is not aligned, goes
+element by element in blocks of a quarter, which is another shape: blocks of the same shape would
+get the same layout, four elements apart. It goes first: after the vectors, what it needs would take
+registers from these. Chunks are not handed out by a persistent grid: they are of unlike sizes,
+which the hardware balances, and while some programs look up their rows others move data.
 """
 
 import triton
@@ -39,29 +39,34 @@ def _chunk(
     chunks, rows, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
     MORE: tl.constexpr = 0,
 ):  # fmt: skip
-    """Of this program: addresses, first element, elements, and whether these make vectors."""
+    """Of this program: where its elements begin, how many they are, and how many make vectors."""
     chunk, row = _row(chunks, rows, TYPES, MORE)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK)
-    first = tl.load(row)
-    addresses = (first,)
-    bits = first
-    for k in tl.static_range(1, len(TYPES)):
+    count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK).to(tl.int32)
+    addresses = ()
+    bits = tl.full((), 0, tl.int64)
+    for k in tl.static_range(len(TYPES)):
         address = tl.load(row + k)
         bits = bits | address
+        address += start * (TYPES[k].primitive_bitwidth // 8)
         addresses = addresses + (address,)  # noqa: RUF005
-    return addresses, start, count, (bits % 16 == 0) & (count % VECTOR == 0)
+    whole = count // VECTOR * VECTOR
+    # what one block holds goes by that alone
+    vectors = (bits % 16 == 0) & ((whole == count) | (count > BLOCK // 4))
+    return addresses, count, tl.where(vectors, whole, 0)
 
 
 @inline
-def _pointers(addresses, start, TYPES: tl.constexpr, VECTOR: tl.constexpr):
-    """To element ``start`` of each tensor, where VECTOR elements are aligned together."""
+def _pointers(addresses, offset, TYPES: tl.constexpr, VECTOR: tl.constexpr):
+    """To an element of a chunk in each tensor; to its first, and many at once, if that is None."""
     pointers = ()
     for k in tl.static_range(len(TYPES)):
-        pointer = addresses[k].to(tl.pointer_type(TYPES[k])) + start
-        if VECTOR > 1:
+        pointer = addresses[k].to(tl.pointer_type(TYPES[k]))
+        if offset is None:
             # without this, loads and stores have 32 bits
             pointer = tl.multiple_of(pointer, VECTOR * TYPES[k].primitive_bitwidth // 8)
+        else:
+            pointer += offset
         pointers = pointers + (pointer,)  # noqa: RUF005
     return pointers
 
@@ -175,25 +180,24 @@ def step_kernel(
         if tl.load(skip) != 0:
             return
     MORE: tl.constexpr = 2 if SCALED else 0
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
+    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
     scales, into, run = None, None, None
     if SCALED:
         scales, into, run = _scales(chunks, rows, TYPES, DTYPE, BLOCK, MORE)
-    if wide:
+    # not a range: Triton 3.6 cannot interpret one up to a loaded number
+    offset = whole
+    while offset < count:
         _step_tile(
-            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
+            numbers, scales, into + offset if SCALED else into, run, SCALED,
+            BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+        )  # fmt: skip
+        offset += BLOCK // 4
+    if whole > 0:
+        _step_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole,
             numbers, scales, into, run, SCALED, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
-    else:
-        # not a range: Triton 3.6 cannot interpret one up to a loaded number
-        offset = tl.full((), 0, tl.int64)
-        while offset < count:
-            _step_tile(
-                _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, scales, into + offset.to(tl.int32) if SCALED else into, run, SCALED,
-                BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-            )  # fmt: skip
-            offset += BLOCK // 4
 
 
 @inline
@@ -222,20 +226,19 @@ def follow_kernel(
     if skip is not None:  # noqa: SIM102 (decided when it is compiled)
         if tl.load(skip) != 0:
             return
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
-    if wide:
+    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    offset = whole
+    while offset < count:
         _follow_tile(
-            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
+            numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+        )  # fmt: skip
+        offset += BLOCK // 4
+    if whole > 0:
+        _follow_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole,
             numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
-    else:
-        offset = tl.full((), 0, tl.int64)
-        while offset < count:
-            _follow_tile(
-                _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-            )  # fmt: skip
-            offset += BLOCK // 4
 
 
 @inline
@@ -260,20 +263,19 @@ def move_kernel(
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row has the parameter and the state, which is only read."""
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
-    if wide:
+    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    offset = whole
+    while offset < count:
         _move_tile(
-            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
+            numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+        )  # fmt: skip
+        offset += BLOCK // 4
+    if whole > 0:
+        _move_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole,
             numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
-    else:
-        offset = tl.full((), 0, tl.int64)
-        while offset < count:
-            _move_tile(
-                _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-            )  # fmt: skip
-            offset += BLOCK // 4
 
 
 @inline
@@ -293,17 +295,16 @@ def nonfinite_kernel(
     TYPES: tl.constexpr, VECTOR: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row has a gradient; the flag becomes 1 if a value is NaN or infinite."""
-    addresses, start, count, wide = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
-    if wide:
+    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    offset = whole
+    while offset < count:
         _finite_tile(
-            _pointers(addresses, start, TYPES, VECTOR), tl.multiple_of(count.to(tl.int32), VECTOR),
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
+            flag, DTYPE, BLOCK // 4,
+        )  # fmt: skip
+        offset += BLOCK // 4
+    if whole > 0:
+        _finite_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole,
             flag, DTYPE, BLOCK,
         )  # fmt: skip
-    else:
-        offset = tl.full((), 0, tl.int64)
-        while offset < count:
-            _finite_tile(
-                _pointers(addresses, start + offset, TYPES, 1), count - offset,
-                flag, DTYPE, BLOCK // 4,
-            )  # fmt: skip
-            offset += BLOCK // 4

@@ -201,16 +201,18 @@ def main():
     print(f"Triton {triton.__version__}, chunks of {step.TILES[torch.float32]} elements.\n")
     print("| kernel | rules | dtypes | target | registers | local | shared | load | store |")
     print("| --- | --- | --- | --- | --: | --: | --: | --: | --: |")
+    everything = parser.parse_args().all
     rows = [
         (f"{c.kernel}, numbers on the device" if c.on_device else c.kernel, " ".join(c.rules), c)
-        for c in cases(parser.parse_args().all)
+        for c in cases(everything)
     ]
     for kernel, rules, case in rows:
         found = facts(compiled(case))
         print("|", " | ".join(map(str, (kernel, rules, *case[2:4], *found))), "|", flush=True)
-    for product in report_products.products():
+    for product in report_products.products(everything):
         found = facts(report_products.compiled(product))
-        names = product.kind, f"{product.side} wide", product.dtype, product.target
+        row = "" if product.row is None else f", row {product.row + 1} of its tiles"
+        names = product.call, f"{product.side} wide{row}", product.dtype, product.target
         print("|", " | ".join(map(str, (*names, *found))), "|", flush=True)
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 from triton.compiler import ASTSource
 
-from . import newton_schulz
+from . import newton_schulz, tiles
 from .targets import TARGETS
 
 _SHORT = {
@@ -18,58 +18,63 @@ _SHORT = {
 
 
 class Product(NamedTuple):
-    """A matrix product: of which kind, on what, with which tile of the table."""
+    """A matrix product: which one, of what, with which tile of the table."""
 
-    kind: str  # of PRODUCTS
+    call: str  # of PRODUCTS
     dtype: str = "float16"
     target: str = "sm_90"
-    side: int = 768  # of the result; the other one of a product is four times as long
+    side: int = 1024  # of the result; the other one of a product is four times as long
+    row: int | None = None  # of those of its kind in the table; None: whichever is taken
 
 
-# kind -> its launch, on batches of matrices without values
+LAUNCHES = {
+    "symmetric": newton_schulz.symmetric_launch,
+    "product": newton_schulz.product_launch,
+}
+# call -> kind of its tiles; its operands, without values, and the factor of the last
 PRODUCTS = {
-    "sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, m), like(n, m), None, 0.0, *like.rest
-    ),
-    "sym_baddbmm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(n, n), like(n, n), like(n, n), 1.0, *like.rest
-    ),
-    "mm_add": lambda n, m, like: newton_schulz.product_launch(
-        like(n, n), like(n, m), like(n, m), 1.0, *like.rest
-    ),
-    "transposed sym_mm": lambda n, m, like: newton_schulz.symmetric_launch(
-        like(m, n).mT, like(m, n).mT, None, 0.0, *like.rest
+    "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0)),
+    "sym_baddbmm": ("symmetric", lambda n, m, like: (*(like(n, n) for _ in range(3)), 1.0)),
+    "mm_add": ("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0)),
+    "transposed sym_mm": (
+        *("symmetric", lambda n, m, like: (like(m, n).mT, like(m, n).mT, None, 0.0)),
     ),
 }
-
-
-class _Like:
-    def __init__(self, dtype, target):
-        self.dtype, self.rest = dtype, ("ieee", target)
-
-    def __call__(self, n, m):
-        return torch.empty(2, n, m, dtype=self.dtype, device="meta")
-
-
+# of each kind the call that needs most registers: its tile and an addend
+HEAVIEST = {"symmetric": "sym_baddbmm", "product": "mm_add"}
 # sides that no tile fills: rows at odd addresses, and at aligned ones
 ODD = 769, 800
 
 
-def products():
-    """Every row of the table of tiles, and what has no row or is not even."""
-    rows = [Product(k, "float16", t, n) for k in PRODUCTS for t in TARGETS for n in (768, 4096)]
-    others = [Product("sym_mm", d, "sm_90") for d in ("bfloat16", "float32", "float64")]
-    odd = [Product(kind, side=n) for kind in PRODUCTS for n in ODD]
-    return [*rows, *others, *odd]
+def products(everything=False):
+    """Every row of the table in the heaviest call, and what has no row or is not even; or all."""
+    calls = [*PRODUCTS] if everything else [*HEAVIEST.values()]
+    rows = [
+        Product(call, target=target, row=row)
+        for call in calls
+        for target in TARGETS
+        for row in range(len(tiles.TABLE[target, 2, PRODUCTS[call][0]]))
+    ]
+    others = [Product("sym_mm", dtype) for dtype in ("float32", "float64")]
+    odd = [Product(call, side=ODD[0]) for call in HEAVIEST.values()]
+    even = Product("mm_add", side=ODD[1]), Product("transposed sym_mm", "bfloat16", side=ODD[1])
+    return [*rows, *others, *odd, *even]
 
 
 def compiled(case):
     """Compile a product ahead of time, as a call on such matrices would."""
-    like = _Like(getattr(torch, case.dtype), case.target)
-    ready = PRODUCTS[case.kind](case.side, case.side * 4 + case.side % 2, like)
+    (kind, operands), dtype = PRODUCTS[case.call], getattr(torch, case.dtype)
+    rows = tiles.TABLE.get((case.target, dtype.itemsize, kind))
+
+    def like(n, m):
+        return torch.empty(2, n, m, dtype=dtype, device="meta")
+
+    given = operands(case.side, case.side * 4 + case.side % 2, like)
+    tile = None if case.row is None else rows[case.row]
+    ready = LAUNCHES[kind](*given, "ieee", case.target, tile)
     kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
-    numbers = [1.0] * (len(kernel.arg_names) - len(constants) - len(rest) - 4)
-    arguments = *ready.operands, ready.out, *numbers, *rest
+    # beta and alpha
+    arguments = *ready.operands, ready.out, 1.0, 1.0, *rest
     types, known = {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
         name, special = parameter.name, not parameter.do_not_specialize

@@ -2,15 +2,20 @@
 
 Two levels: ``chunks`` says which part of which parameter each program takes and depends on sizes
 alone; ``rows`` has the addresses, and changes with them. A back end keeps both in the memo that it
-is handed.
+is handed, for each stream: on another one a launch could still read rows while these change, or
+come before they have arrived.
+
+A CUDA graph reads its tables whenever it is replayed. It takes one that a call before the capture
+left, which is never written again, or else one of its own, which every replay writes first.
 """
 
 from array import array
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 import torch
 
-from .. import storage
+from .. import capture, storage
 
 
 class Table:
@@ -20,18 +25,22 @@ class Table:
         chunks: (n, 2) int32: a row, and which of its parameter's blocks.
         rows: (parameters, columns + 1 + more) int64: the address in each column, the size, and
             what else kernels want to know.
+        frozen: a graph reads it, so that the rows must stay as they are.
     """
 
     def __init__(self, chunks, sizes, columns, device):
-        self.chunks, self.sizes, self.device = chunks, sizes, device
+        self.chunks, self.sizes, self.device, self.frozen = chunks, sizes, device, False
         self.rows = torch.empty((len(sizes), columns + 1), dtype=torch.int64, device=device)
         # what the device has, by column and by row
         self.addresses, self.entries = None, [None] * len(sizes)
 
-    def find(self, columns, keep, more=()):
-        """Bring the rows up to date: one copy of those that changed, none if none did."""
-        addresses = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
-        addresses += more
+    def find(self, columns, addresses):
+        """Bring the rows up to date: one copy of those that changed, none if none did.
+
+        Args:
+            columns: lists with one tensor per parameter.
+            addresses: of these, and the lists of integers that end the rows.
+        """
         if addresses == self.addresses:
             return
         known, more = addresses[: len(columns)], addresses[len(columns) :]
@@ -43,53 +52,42 @@ class Table:
         # what lies between two of them is written again: a second copy costs more than its bytes
         rows = range(changed[0], changed[-1] + 1)
         values = array("q", chain.from_iterable(entries[rows.start : rows.stop]))
-        values = torch.frombuffer(values, dtype=torch.int64).view(len(rows), -1)
-        upload(values, self.rows[rows.start : rows.stop], keep)
+        upload(values, self.rows[rows.start : rows.stop])
         self.addresses, self.entries = addresses, entries
 
 
-def upload(values, to, keep):
-    """Copy a CPU tensor to the device without waiting for the copy.
+class Kept(NamedTuple):
+    """What a memo keeps for parameters of some sizes on one stream."""
 
-    The pinned block is a fresh one every time: one that was used before may only be written once
-    its copy is done, and the allocator of pinned memory, which knows when that is, hands a block
-    out again only then.
+    chunks: torch.Tensor
+    tables: dict  # key -> tables, of which calls write the last one, unless it is frozen
+
+
+def upload(values, to):
+    """Bring numbers of the host to the device without waiting for it.
+
+    By a copy of a pinned block, a fresh one every time: one that was used before may only be
+    written once its copy is done, and the allocator of pinned memory, which knows when that is,
+    hands a block out again only then. A graph would copy from there at every replay, and torch
+    forbids it to copy from memory that is not pinned: numbers come to it as arguments of kernels.
 
     Args:
-        values: a CPU tensor, not written afterwards.
-        to: a tensor of the same shape and dtype.
-        keep: None, or a list for memory that must live on: during a capture, where a copy is
-            repeated at every replay. Pinned memory cannot be asked for there, nor is it needed.
+        values: an array of the numbers.
+        to: a dense tensor of as many, of the same dtype.
     """
-    if keep is not None:
-        keep.append(values)
-    elif to.device.type == "cuda":
-        values = values.pin_memory()
-    to.copy_(values, non_blocking=True)
+    if capture.capturing(to.device.type):
+        # of all numbers -0.0 is the one that leaves a float what it is
+        torch._foreach_add_(to.fill_(-0.0).view(-1).unbind(), values.tolist())
+        return
+    block = torch.frombuffer(values, dtype=to.dtype).view(to.shape)
+    to.copy_(block.pin_memory() if to.is_cuda else block, non_blocking=True)
 
 
-def place(memo, device):
-    """Where to keep tables: the memo, or for a graph that is being captured a part of its own.
-
-    What is copied during a capture reaches the device only when the graph is replayed, and again at
-    every replay: no one else may use it, and it has to live as long as the memo.
-
-    Returns:
-        The dict, and ``upload``'s ``keep``.
-    """
-    memo = {} if memo is None else memo
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        return memo, None
-    own = {"blocks": []}
-    memo.setdefault("graphs", []).append(own)
-    return own, own["blocks"]
-
-
-def lookup(memo, keep, key, columns, block, sizes=None, more=()):
+def lookup(memo, key, columns, block, sizes=None, more=()):
     """The table of some tensors, from the memo or new.
 
     Args:
-        memo, keep: from ``place``.
+        memo: the back end's, or None.
         key: tells apart the tables of different columns.
         columns: lists with one tensor per parameter, all dense and in one order.
         block: elements of a chunk.
@@ -98,15 +96,42 @@ def lookup(memo, keep, key, columns, block, sizes=None, more=()):
     """
     device = columns[0][0].device
     sizes = sizes or tuple(map(torch.Tensor.numel, columns[0]))
+    addresses = [*(list(map(torch.Tensor.data_ptr, column)) for column in columns), *more]
     # kernels that read other columns of the same parameters have the same chunks
-    shared = "chunks", block, sizes
-    if shared not in memo:
-        memo[shared] = _chunks(sizes, block, device, keep)
-    table = memo.get(key)
-    if table is None or table.chunks is not memo[shared]:
-        table = memo[key] = Table(memo[shared], sizes, len(columns) + len(more), device)
-    table.find(columns, keep, more)
-    return table
+    streams = {} if memo is None else memo.setdefault(("tables", block, sizes), {})
+    stream = _stream(device)
+    if capture.capturing(device.type):
+        found = _frozen(streams, key, addresses)
+        if found is not None:
+            return found
+        # one that nobody else knows, with the chunks of any: these are never written again
+        chunks = next((kept.chunks for kept in streams.values()), None)
+        streams = {} if chunks is None else {stream: Kept(chunks, {})}
+    if stream not in streams:
+        streams[stream] = Kept(_chunks(sizes, block, device), {})
+    chunks, tables = streams[stream]
+    tables = tables.setdefault(key, [])
+    if not tables or (tables[-1].frozen and tables[-1].addresses != addresses):
+        tables.append(Table(chunks, sizes, len(addresses), device))
+    tables[-1].find(columns, addresses)
+    return tables[-1]
+
+
+def _frozen(streams, key, addresses):
+    """A table with such addresses, whatever stream it was made on, frozen for a graph; or None.
+
+    The capture comes after what was launched before it, as the parameters want it.
+    """
+    for kept in streams.values():
+        for table in kept.tables.get(key, ()):
+            if table.addresses == addresses:
+                table.frozen = True
+                return table
+    return None
+
+
+def _stream(device):
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def firsts(sizes, block):
@@ -114,16 +139,14 @@ def firsts(sizes, block):
     return list(accumulate((-(-size // block) for size in sizes), initial=0))
 
 
-def _chunks(sizes, block, device, keep):
-    # here, whatever a user's default device is
-    counts = torch.tensor([-(-size // block) for size in sizes], device="cpu")
-    row = torch.repeat_interleave(counts)
-    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    block_of = torch.arange(len(row), device="cpu") - first
-    pairs = torch.stack((row, block_of), 1).to(torch.int32)
-    found = torch.empty_like(pairs, device=device)
-    upload(pairs, found, keep)
-    return found
+def _chunks(sizes, block, device):
+    first = firsts(sizes, block)
+    begins = torch.empty(len(first), dtype=torch.int64, device=device)
+    upload(array("q", first), begins)
+    chunk = torch.arange(first[-1], device=device)
+    # after how many parameters' ends it comes, those without elements among them
+    row = torch.searchsorted(begins[1:], chunk, right=True)
+    return torch.stack((row, chunk - begins[row]), 1).to(torch.int32)
 
 
 def _check(tensors, device):

@@ -217,8 +217,19 @@ def bits(tensor):
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     # contiguous() would leave an empty tensor with its strides
     whole = real.detach().clone(memory_format=torch.contiguous_format)
-    raw = whole.flatten().view(torch.uint8).numpy().tobytes()
+    raw = whole.flatten().view(torch.uint8).cpu().numpy().tobytes()
     return str(tensor.dtype), tuple(tensor.shape), raw
+
+
+def memory(t):
+    """All of the memory that a tensor lies in, as elements of its dtype."""
+    return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+
+
+def moved(t, device):
+    """A copy of a tensor with the same strides, gaps included, and the same offset."""
+    whole = memory(t).to(device, copy=True)
+    return whole.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def ulp(tensor):

@@ -311,6 +311,22 @@ def test_the_failure_of_an_explicit_choice_is_raised_as_it_is(
     assert caught.value is error
 
 
+@pytest.mark.parametrize("picked", [True, False])
+def test_a_failure_while_a_graph_is_captured_is_raised_and_changes_no_choice(
+    table, stub, monkeypatch, silent, picked
+):
+    error = RuntimeError("operation not permitted when stream is capturing")
+    table(first=stub("first", step_=raises(error)), eager=ANYWHERE)
+    if picked:
+        backends.pick("cuda")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError) as caught:
+            backends.run(lambda backend: backend.step_(), "cuda", None)
+    assert caught.value is error
+    assert backends.pick("cuda").__name__ == "stub_first"
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("full"), MemoryError("full"), KeyboardInterrupt()]
 )

@@ -14,6 +14,8 @@ import pytest
 
 from bench import gpu_run
 from bench.stages import Found, Settings, tests
+from bench.stages import tiles as sweep
+from emanest.kernels import tiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,3 +129,26 @@ def test_every_test_that_needs_a_gpu_is_in_a_stage():
     assert marked - {"bad_input_stepped.py", Path(__file__).name} <= {
         Path(p).name for p in tests.PATHS
     }
+
+
+def test_the_table_of_tiles_follows_the_times():
+    """The large tile from 264 programs on, the small one where it would leave processors idle."""
+    large, small = tiles.Tile(128, 128, 64, 8, 8, 3), tiles.Tile(64, 64, 64, 8, 4, 4)
+    other = large._replace(warps=4)
+
+    def rows(case, programs, *times):
+        for tile, seconds in zip((large, small, other), times, strict=True):
+            count = programs * (4 if tile == small else 1)
+            yield {
+                **{"product": "sym_mm", "shape": case, "tile": tile, "seconds": seconds},
+                "programs": count,
+            }
+
+    measured = [
+        *rows((1,), 1000, 1.0, 1.3, 1.2),
+        *rows((2,), 264, 2.01, 2.1, 2.0),
+        *rows((3,), 100, 1.5, 1.0, 1.4),
+        *rows((4,), 20, 1.5, 1.0, 1.4),
+    ]
+    assert sweep.fitted(measured, 132) == [large._replace(programs=2.0), small]
+    assert sweep.fitted(measured[:6], 132) == [large]

@@ -99,6 +99,7 @@ def test_a_wheel_built_without_torch_is_pure_python(tree):
     names = zipfile.ZipFile(wheel).namelist()
     assert {
         *("emanest/optimizer.py", "emanest/kernels/step.py", "emanest/py.typed"),
+        "emanest/kernels/tiles.json",
         *("emanest/integrations/lightning.py", "emanest/integrations/transformers.py"),
     } <= set(names)
     assert not [name for name in names if name.endswith(".so")]
@@ -111,3 +112,4 @@ def test_a_source_distribution_has_all_that_the_extension_needs(tree):
     (unpacked,) = (tree / "unpacked").iterdir()
     sources = {path.name for path in (ROOT / "csrc").iterdir()}
     assert {path.name for path in (unpacked / "csrc").iterdir()} == sources
+    assert (unpacked / "kernels" / "tiles.json").exists()

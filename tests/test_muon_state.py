@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import emanest
-from emanest import EMANesterov, Muon, NorMuon, search
+from emanest import EMANesterov, Muon, NorMuon, newton_schulz
 from helpers import (
     METHODS,
     bits,
@@ -164,9 +164,9 @@ def test_a_search_that_fails_has_moved_no_parameter(name, monkeypatch):
             raise torch.OutOfMemoryError
         return iterate(x, *_)
 
-    iterate = search.iterate
+    iterate = newton_schulz.iterate
     with monkeypatch.context() as patch:
-        patch.setattr(search, "iterate", fail)
+        patch.setattr(newton_schulz, "iterate", fail)
         with pytest.raises(torch.OutOfMemoryError):
             train(optimizer, [2])
     assert [bits(p) for p in params] == before

@@ -8,7 +8,7 @@ import torch
 
 from emanest import backends, orthogonalize, products
 from emanest.coefficients import COEFFICIENTS, polynomials
-from emanest.newton_schulz import FORMS, RESTART, cheapest, flops, inverses, iterate
+from emanest.newton_schulz import FORMS, RESTART, cheapest, flops, inverses, iterate, orthogonal
 
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
 SHAPES = [(40, 40), (24, 96), (96, 24)]
@@ -236,6 +236,39 @@ def test_norms_beyond_the_range_of_their_inverse_are_bounded():
             assert found.dtype == dtype
             assert found.isfinite().tolist() == [True, True, False, True]
             assert found[3] == torch.tensor(1 / margin, dtype=torch.float64).to(dtype)
+
+
+# ---- padding ------------------------------------------------------------------------------------
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "shape", [(5, 9), (9, 5), (18, 17), (33, 70), (70, 33), (50, 3), (0, 5), (5, 0)], ids=str
+)
+def test_sides_may_be_padded(backend, shape, monkeypatch):
+    """As for a GPU; where a batch has its own memory, and where it is overwritten."""
+    g = gaussian(2, *shape)
+    expected = orthogonalize(g, backend=backend)
+    namespace = backends.pick("cpu", backend).products("cpu")
+    monkeypatch.setitem(namespace.MULTIPLES, "cpu", 16)
+    found, norms = orthogonalize(g, backend=backend), torch.linalg.vector_norm(g, dim=(1, 2))
+    rows, margin = polynomials("keller", 5)
+    factors = inverses(norms, 0.0, margin, g.dtype)
+    again = orthogonal(g.clone(), factors, rows, g.dtype, None, backend, g)
+    for each in (found, again):
+        assert each.is_contiguous()
+        torch.testing.assert_close(each, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_begin_at_multiples_of_what_they_are_padded_to():
+    """Those of the smaller Gram matrix too; a tall matrix may stay as long as it is."""
+    sides = {(5, 9): (16, 16), (2048, 5461): (2048, 5472), (5461, 2047): (5461, 2048)}
+    sides |= {(18, 17): (32, 32), (32, 48): (32, 48), (1, 1): (16, 16)}
+    for (m, n), larger in sides.items():
+        memory = products.padded((2, m, n), torch.float16, torch.device("cpu"), 16)
+        assert memory.shape == (2, *larger)
+        assert not memory[:, m:].any()
+        assert not memory[:, :, n:].any()
 
 
 # ---- forms --------------------------------------------------------------------------------------

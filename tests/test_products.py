@@ -5,6 +5,7 @@ import torch
 
 from emanest import backends
 from emanest.products import transposed
+from helpers import bits, memory, moved
 
 SIZES = [(2, 65, 70), (2, 1, 9), (1, 3, 100), (1, 70, 33)]
 EMPTY = [(0, 3, 4), (2, 0, 4), (2, 3, 0)]
@@ -31,14 +32,21 @@ NAMES = [name for name in backends.BACKENDS if backends.find(name, "cpu")[0]]
 
 
 class OnGpu:
-    """Triton's products of CPU tensors, which go to a GPU and come back."""
+    """Triton's products of CPU tensors, which go to a GPU as they lie and come back."""
+
+    device = "cuda"
 
     def __getattr__(self, name):
-        function = getattr(backends.pick("cuda", "triton").products("cuda"), name)
+        function = getattr(backends.pick(self.device, "triton").products(self.device), name)
 
         def call(*args):
-            there = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
-            return function(*there).cpu()
+            there = [moved(t, self.device) if isinstance(t, torch.Tensor) else t for t in args]
+            found = function(*there)
+            # neither the operands nor what lies between them is written
+            for here, t in zip(args, there, strict=True):
+                if isinstance(t, torch.Tensor):
+                    assert bits(memory(t).cpu()) == bits(memory(here))
+            return moved(found, "cpu")
 
         return call
 
@@ -124,6 +132,22 @@ def test_batched_equals_looped_bitwise(products, name, dtype):
     whole = call(products, *given)
     for i in range(2):
         alone = call(products, *(t[i : i + 1].clone() for t in given))
+        assert torch.equal(alone[0], whole[i])
+
+
+# (batch, n, m) that have larger tiles on a GPU than one of their matrices has
+LARGER = [(48, 768, 768), (8, 2048, 512)]
+
+
+@pytest.mark.gpu
+@each_call
+@pytest.mark.parametrize("size", LARGER, ids=str)
+def test_larger_tiles_change_no_bit(name, size):
+    call, given = CALLS[name][0], [t.cuda() for t in operands(size, torch.float16)]
+    namespace = backends.pick("cuda", "triton").products("cuda")
+    whole = call(namespace, *given)
+    for i in (0, size[0] - 1):
+        alone = call(namespace, *(t[i : i + 1].clone() for t in given))
         assert torch.equal(alone[0], whole[i])
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.nn.utils.parametrizations import weight_norm
 
 import helpers
-from emanest import EMANesterov, Muon, search, split_params
+from emanest import EMANesterov, Muon, newton_schulz, search, split_params
 from helpers import (
     METHODS,
     bits,
@@ -91,8 +91,8 @@ def test_batches_are_bounded_and_change_no_bit(name, monkeypatch):
         sizes.append(x.numel())
         return iterate(x, *others)
 
-    iterate = search.iterate
-    monkeypatch.setattr(search, "iterate", recorded)
+    iterate = newton_schulz.iterate
+    monkeypatch.setattr(newton_schulz, "iterate", recorded)
     monkeypatch.setattr(search, "BATCH", 200)
     for ns_dtype in ("float32", "float64"):
         # 5 x 7: matrices do not end where memory is aligned

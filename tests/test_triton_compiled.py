@@ -69,8 +69,8 @@ def check(found, case):
 def vectors(found):
     """All that is loaded and stored element by element is moved by vectors as well.
 
-    A chunk that is a whole number of vectors has two of each tensor per thread, any other goes in
-    quarters of two elements. The rest are the two entries of the chunk.
+    A chunk has two vectors of each tensor per thread, and what makes none goes in quarters of two
+    elements. The rest are the two entries of the chunk.
     """
     assert found["loads"]["128"] == found["loads"]["32"] - 2 > 0
     assert found["stores"]["128"] == found["stores"]["32"] > 0

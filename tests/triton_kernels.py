@@ -5,17 +5,26 @@ Triton decides when it is imported whether it interprets. The claims about rules
 tables.
 """
 
+import gc
+import math
+import weakref
+from array import array
+
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 import helpers
+import test_captures
 import test_points
+import test_products
 import test_rules
 import test_stack
+from bench.no_gpu.graph import Graph
 from emanest import doctor, eager
-from emanest.kernels import passes, step, table
+from emanest.kernels import newton_schulz, passes, step, table, tiles
+from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
@@ -120,9 +129,14 @@ def problem(sizes, dtype=FLOAT32, base="adamw", look="ema_nesterov", make=None):
 
 
 def run(arguments, backend=step, **options):
+    """Take a step; everything that it writes."""
+    backend.step_(*arguments, **options)
+    return written(arguments)
+
+
+def written(arguments):
     """Everything that a step writes."""
     _, _, ys, _, base_state, look_state, *_ = arguments
-    backend.step_(*arguments, **options)
     return [*ys, *(t for column in (*base_state, *look_state) for t in column)]
 
 
@@ -132,9 +146,9 @@ def same(a, b):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Chunks of 16 elements; what is not a whole number of vectors goes by fours."""
-    for tiles in ("TILES", "NONFINITE_TILES"):
-        monkeypatch.setattr(step, tiles, dict.fromkeys(step.TILES, 16))
+    """Chunks of 16 elements; what makes no vector goes by fours."""
+    for name in ("TILES", "NONFINITE_TILES"):
+        monkeypatch.setattr(step, name, dict.fromkeys(step.TILES, 16))
 
 
 @each_dtype
@@ -149,6 +163,30 @@ def test_chunks_and_vectors_change_no_bit(dtype, monkeypatch):
         return torch.cat([values.new_zeros(1), values])[1:]
 
     assert same(run(problem(sizes, dtype, make=unaligned)), whole)
+
+
+# elements -> (block, elements of it that are there) of each round: last chunks of vectors alone, of
+# vectors and a rest, and of what one block of fours holds
+ROUNDS = {
+    32: [(16, 16), (16, 16)],
+    24: [(16, 16), (16, 8)],
+    31: [(16, 16), (4, 3), (16, 12)],
+    19: [(16, 16), (4, 3)],
+}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("size", ROUNDS)
+def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
+    rounds, tile = [], passes._move_tile
+
+    def recorded(pointers, count, *others):
+        rounds.append((others[-1], int(count.handle.data.item())))
+        tile(pointers, count, *others)
+
+    monkeypatch.setattr(passes, "_move_tile", recorded)
+    step.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
+    assert rounds == ROUNDS[size]
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -280,9 +318,9 @@ def uploads(monkeypatch):
     """The shapes of what is copied to the device, in order."""
     found, upload = [], table.upload
 
-    def recorded(values, to, keep):
-        found.append(tuple(values.shape))
-        upload(values, to, keep)
+    def recorded(values, to):
+        found.append(tuple(to.shape))
+        upload(values, to)
 
     monkeypatch.setattr(table, "upload", recorded)
     return found
@@ -293,9 +331,9 @@ def test_rows_are_copied_only_when_an_address_changes(uploads):
     gs = arguments[3]
     # y, g, three states, and the size
     run(arguments, memo=memo)
-    assert uploads == [(4, 2), (4, 6)]
+    assert uploads == [(5,), (4, 6)]
     run(arguments, memo=memo)
-    assert uploads == [(4, 2), (4, 6)]
+    assert uploads == [(5,), (4, 6)]
     kept, gs[2] = gs[2], gs[2].clone()
     run(arguments, memo=memo)
     assert uploads[2:] == [(1, 6)]
@@ -334,29 +372,117 @@ def test_a_memo_serves_other_rules_and_other_sizes(uploads):
             again = problem(sizes, base=base, look=look)
             assert same(run(arguments, memo=memo), run(again, eager))
     # the chunks of each set of sizes were made once
-    assert uploads.count((3, 2)) == uploads.count((2, 2)) == 1
+    assert uploads.count((4,)) == uploads.count((3,)) == 1
 
 
 def test_nothing_is_kept_without_a_memo(uploads):
     arguments = problem(SIZES)
     run(arguments)
     run(arguments)
-    assert uploads == [(3, 2), (3, 6)] * 2
+    assert uploads == [(4,), (3, 6)] * 2
 
 
-def test_a_captured_launch_has_a_table_of_its_own(monkeypatch):
-    """Its copies happen at a replay: a later call must not take them for done."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    memo, device = {}, torch.device("cuda")
-    (first, kept), (second, _) = table.place(memo, device), table.place(memo, device)
-    assert first is not second
-    assert memo["graphs"] == [first, second]
-    values = torch.arange(3)
-    table.upload(values, torch.empty_like(values), kept)
-    assert kept == [values]
-    assert first["blocks"] is kept
-    monkeypatch.undo()
-    assert table.place(memo, torch.device("cpu")) == (memo, None)
+def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
+    arguments, memo = problem(SIZES), {}
+    for stream in (1, 2, 1, 2):
+        monkeypatch.setattr(table, "_stream", lambda device, stream=stream: stream, raising=False)
+        run(arguments, memo=memo)
+    assert uploads == [(4,), (3, 6)] * 2
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """What launches read: for each the rows of its table and a weak reference to them."""
+    found, prepare = [], step.prepare
+
+    def recorded(*args):
+        launch = prepare(*args)
+        rows = launch.table.rows
+        found.append((rows.numpy().copy(), weakref.ref(rows)))
+        return launch
+
+    monkeypatch.setattr(step, "prepare", recorded)
+    return found
+
+
+@pytest.mark.parametrize("stream", [None, 7], ids=["same stream", "other stream"])
+def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch):
+    """Whatever is called, and captured, before a replay."""
+    arguments, memo = problem(SIZES), {}
+    run(arguments, memo=memo)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_stream", lambda device: stream)
+        with Graph() as graph:
+            run(arguments, memo=memo)
+    assert graph.names == ["step_kernel"]
+    del graph
+    for _ in range(2):
+        arguments[3][:] = [g.clone() for g in arguments[3]]
+        run(arguments, memo=memo)
+        with Graph():
+            run(arguments, memo=memo)
+    gc.collect()
+    read, kept = rows[1]
+    assert rows[0][1]() is kept()
+    assert (kept().numpy() == read).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        array("d", [-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf]),
+        array("q", [0, 1, 2**53 + 1, 2**63 - 1]),
+    ],
+)
+def test_numbers_that_come_as_arguments_are_exact(values):
+    expected = torch.frombuffer(
+        values, dtype={"d": torch.float64, "q": torch.int64}[values.typecode]
+    )
+    found = torch.empty_like(expected)
+    with Graph() as graph:
+        table.upload(values, found)
+    graph.replay()
+    assert helpers.bits(found) == helpers.bits(expected)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.float64], ids=str)
+def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
+    """Chunks, addresses and numbers come as arguments of kernels."""
+    (found, expected), memo = (problem(SIZES, dtype) for _ in range(2)), {}
+    before = [t.clone() for t in written(found)]
+    with Graph() as graph:
+        run(found, memo=memo)
+    assert same(written(found), before)
+    graph.replay()
+    assert same(written(found), run(expected))
+    # a call finds nothing of it
+    assert same(run(found, memo=memo), run(expected))
+
+
+@pytest.mark.parametrize(
+    ("case", "moved", "launched"),
+    [
+        ("adamw", False, ["plan_kernel", "step_kernel"]),
+        ("skip", True, ["nonfinite_kernel", "plan_kernel", "step_kernel"]),
+        ("muon", True, None),
+    ],
+)
+def test_a_graph_between_steps_is_the_run_without(case, moved, launched):
+    """A graph that finds the gradients where the warm-up had them has no work but a step's."""
+    graph = test_captures.graph_equals_steps("triton", case, moved)
+    names = [name for name in graph.names if name.endswith("_kernel") or not moved]
+    assert launched in (None, names)
+
+
+def test_a_first_step_in_a_capture_asks_for_a_warm_up():
+    optimizer, rates = test_captures.made("adamw", "triton")
+    with (
+        Graph(rates) as graph,
+        pytest.raises(RuntimeError, match="take a step outside of it first"),
+    ):
+        test_captures.stepped(optimizer, 0, "adamw", optimizer.step)
+    assert "step_kernel" not in graph.names
+    assert not optimizer.state
 
 
 def test_gpu_tensors_are_an_error_in_the_interpreter():
@@ -380,6 +506,196 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
 
     # sums in another order, and polynomials that multiply what that makes of the last bits
     torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-5, atol=1e-5)
+
+
+# ---- products -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (20, 5), (18, 17), (5, 37)], ids=str)
+@pytest.mark.parametrize("form", ["standard", "gram"])
+def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
+    def orthogonal(g, multiple):
+        monkeypatch.setitem(newton_schulz.MULTIPLES, "cpu", multiple)
+        return emanest.orthogonalize(g, 2, form=form, dtype="float32", backend="triton")
+
+    def recorded(*given):
+        aligned.append(given[-1])
+        return tile_for(*given)
+
+    aligned, tile_for = [], newton_schulz.tile_for
+    monkeypatch.setattr(newton_schulz, "tile_for", recorded)
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = orthogonal(g, 16)
+    assert all(aligned)
+    assert torch.equal(found, orthogonal(g, 1))
+    assert not all(aligned)
+
+
+# the interpreter's, of NumPy
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_spoils_its_own_padded_matrix_only(bad):
+    g = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(1))
+    clean = emanest.orthogonalize(g, 2, backend="triton")
+    g[1, 3, 4] = bad
+    found = emanest.orthogonalize(g, 2, backend="triton")
+    assert torch.equal(found[::2], clean[::2])
+    assert found[1].isnan().all()
+
+
+def test_tiles_of_any_size_change_no_bit(monkeypatch):
+    """Sums of 32 terms are exact, so that they have one order only; those of several have not."""
+    n, m = 40, 72
+    generator = torch.Generator().manual_seed(1)
+    x, a = (torch.randint(-9, 9, (1, n, k), generator=generator).float() for k in (m, n))
+    scales = 2.0 ** (torch.arange(m) // 32 * 11)
+    x, a = x * scales, (a + a.mT) * scales[:n] * scales[:n, None]
+
+    def found(rows, columns, depth=32):
+        tile = tiles.INTERPRETER._replace(rows=rows, columns=columns, depth=depth)
+        monkeypatch.setattr(newton_schulz, "tile_for", lambda *_: tile)
+        yield newton_schulz.mm_add(x, a, 0.3, 0.7)
+        if rows == columns:
+            yield newton_schulz.sym_mm(x)
+            yield newton_schulz.sym_baddbmm(a, a, a, 0.3, 0.7)
+
+    expected = list(found(32, 32))
+    assert same(found(64, 64), expected)
+    assert same(found(32, 64), expected[:1])
+    # of another depth they are other sums
+    assert not same(found(64, 64, 64), expected)
+
+
+# ---- the table of tiles -------------------------------------------------------------------------
+
+# (architecture, kind, batch and sides m, k, n) -> the tile
+CHOSEN = {
+    ("sm_90", "symmetric", (10, 768, 768, 768)): (64, 64),
+    ("sm_90", "symmetric", (11, 768, 768, 768)): (128, 128),
+    ("sm_90", "symmetric", (1, 4096, 11008, 4096)): (128, 128),
+    ("sm_90", "product", (1, 768, 768, 768)): (64, 64),
+    ("sm_90", "product", (4, 768, 768, 768)): (64, 128),
+    ("sm_90", "product", (7, 768, 768, 768)): (128, 128),
+    ("sm_90", "product", (24, 768, 768, 3072)): (128, 128),
+    ("sm_90", "product", (1, 2048, 2048, 8192)): (128, 256),
+    ("sm_80", "product", (1, 768, 768, 768)): (64, 64),
+    ("sm_80", "product", (12, 768, 768, 768)): (128, 256),
+    ("sm_100", "symmetric", (12, 768, 768, 768)): (64, 64),
+    ("gfx942", "product", (1, 8192, 8192, 28672)): (128, 256),
+}
+ON_CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("arch", "kind", "shape"), CHOSEN)
+def test_a_tile_is_chosen_by_the_number_of_programs(arch, kind, shape):
+    tile = tiles.tile_for(arch, torch.float16, kind, shape, ON_CPU)
+    assert (tile.rows, tile.columns) == CHOSEN[arch, kind, shape]
+    # what has no row
+    unaligned = tiles.tile_for(arch, torch.bfloat16, kind, shape, ON_CPU, False)
+    assert unaligned == tiles.FALLBACK[2]
+    assert tiles.tile_for(arch, FLOAT32, kind, shape, ON_CPU) == tiles.FALLBACK[4]
+
+
+def test_more_multiprocessors_want_more_programs(monkeypatch):
+    for processors, side in ((144, 128), (145, 64)):
+        monkeypatch.setattr(tiles, "processors_of", lambda *_, n=processors: n)
+        shape = 12, 768, 768, 768
+        assert tiles.tile_for("sm_90", torch.float16, "symmetric", shape, ON_CPU).rows == side
+
+
+def test_all_tiles_of_an_architecture_add_up_in_one_order():
+    assert {arch for arch, _, _ in tiles.TABLE} == set(TARGETS) == set(tiles.PROCESSORS)
+    for arch in TARGETS:
+        rows = [tile for key, its in tiles.TABLE.items() if key[0] == arch for tile in its]
+        assert len({tile.depth for tile in rows}) == 1
+
+
+def test_what_a_gpu_tests_has_tiles_of_unlike_sizes():
+    """Those of a batch in ``test_products``, and of its matrices one by one."""
+    for batch, n, m in test_products.LARGER:
+        for kind, shape in (("symmetric", (n, m, n)), ("product", (n, n, m))):
+            some, one = (
+                tiles.tile_for("sm_90", torch.float16, kind, (count, *shape), ON_CPU)
+                for count in (batch, 1)
+            )
+            assert some.rows * some.columns > one.rows * one.columns
+
+
+def test_rows_of_the_table_are_replaced_and_the_others_stay(tmp_path):
+    file = tmp_path / "tiles.json"
+    file.write_text(tiles.FILE.read_text())
+    tiles.write({}, file)
+    assert file.read_text() == tiles.FILE.read_text()
+    key, new = ("sm_90", 2, "product"), [tiles.Tile(128, 256, 64, 4, 8, 4, 1.5), tiles.FALLBACK[2]]
+    new[1] = new[1]._replace(depth=64)
+    tiles.write({key: new, ("sm_120", 4, "symmetric"): new[1:]}, file)
+    found = tiles.read(file)
+    assert found.pop(("sm_120", 4, "symmetric")) == tuple(new[1:])
+    assert found == {**tiles.TABLE, key: tuple(new)}
+    assert [*tmp_path.iterdir()] == [file]
+
+
+LAST = tiles.FALLBACK[2]
+# what is wrong with tiles of a key -> key, tiles
+WRONG = {
+    "arch must be the name of an architecture": (("", 2, "product"), [LAST]),
+    r"bytes must be one of \[2, 4, 8\], got 3": (("sm_90", 3, "product"), [LAST]),
+    "kind must be one of .*got 'mm'": (("sm_90", 2, "mm"), [LAST]),
+    "sm_90, 2, product must have a tile": (("sm_90", 2, "product"), []),
+    "tile 1 of sm_90, 2, product: rows must be a power of two from 16 to 256, got 96": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(rows=96)],
+    ),
+    "warps must be a power of two from 1 to 16, got True": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(warps=True)],
+    ),
+    "stages must be a whole number from 1 to 8, got 9": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(stages=9)],
+    ),
+    "programs must be a finite number, at least 0, got nan": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(programs=math.nan)],
+    ),
+    "tile 1 of .*: columns must be 64 as rows, for the diagonal, got 128": (
+        ("sm_90", 2, "symmetric"),
+        [LAST._replace(columns=128)],
+    ),
+    "tile 2 of .*: depth must be 64 as that of the first, for sums in one order, got 32": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(depth=64, programs=1.0), LAST],
+    ),
+    "tile 2 of .*: programs and terms must be 0 in the last tile": (
+        ("sm_90", 2, "product"),
+        [LAST._replace(programs=1.0), LAST._replace(terms=1)],
+    ),
+    "tile 1 of .*: programs and terms must not both be 0 before the last": (
+        ("sm_90", 2, "product"),
+        [LAST, LAST],
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_table_that_is_not_valid_is_refused_and_not_written(message, tmp_path):
+    file = tmp_path / "tiles.json"
+    file.write_text(tiles.FILE.read_text())
+    key, rows = WRONG[message]
+    with pytest.raises(ValueError, match=message):
+        tiles.write({("sm_90", 2, "symmetric"): [LAST], key: rows}, file)
+    assert file.read_text() == tiles.FILE.read_text()
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    file = tmp_path / "tiles.json"
+    for text in ('[{"rows": 64}]', "[3]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"tiles.json, row 1 must be an object with \['arch'"):
+            tiles.read(file)
+    file.write_text(tiles.FILE.read_text().replace('"rows": 128', '"rows": 100', 1))
+    with pytest.raises(ValueError, match=r"tiles.json: tile 1 of sm_80, .*: rows must be"):
+        tiles.read(file)
 
 
 @pytest.mark.parametrize("method", helpers.METHODS)

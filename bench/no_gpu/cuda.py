@@ -113,7 +113,8 @@ STAND_INS = {
     "default_stream": number(STREAM),
     "CUDAGraph": graph.CUDAGraph,
     "graph": graph.graph,
-    "is_current_stream_capturing": lambda: graph.CUDAGraph.capturing,
+    "graph_pool_handle": nothing,
+    "is_current_stream_capturing": lambda: graph.Graph.recording,
     "_sleep": Device.sleep,
     "memory_allocated": number(0),
     "max_memory_allocated": number(0),
@@ -164,5 +165,7 @@ def install():
     for name, value in STAND_INS.items():
         setattr(torch.cuda, name, value)
     torch.Generator = Generator
+    # it would look for graphs that a CPU build does not have
+    torch.compiler.reset = nothing
     # never left
     OnCpu().__enter__()

@@ -1,68 +1,136 @@
-"""A CUDA graph without CUDA: it records the operators of torch, and repeats them."""
+"""CUDA graphs on the CPU: launches of Triton and torch's operators are recorded, and replayed.
+
+As on a GPU nothing is done during the capture, but that memory is allocated; values cannot be read;
+and what work reads has to be the device's memory: that which was there, or was made by work.
+"""
 
 import contextlib
+import gc
+import sys
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_leaves
+from torch.utils._pytree import tree_leaves
+
+from emanest import capture
+from emanest.storage import in_storage
+
+# torch 2.11's
+NOT_PINNED = (
+    "Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU tensor is "
+    "pinned"
+)
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
-class Recorder(TorchDispatchMode):
-    """Runs operators, notes them down, and keeps what they overwrite."""
+def tensors(value):
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
-    def __init__(self):
+
+class Graph(TorchDispatchMode):
+    """A graph; what runs in a ``with`` block of it is captured.
+
+    Args:
+        readable: tensors whose values are looked at where they are on the CPU, learning rates say;
+            None: all of them.
+
+    Attributes:
+        names: of the kernels and operators that a replay runs, in order.
+    """
+
+    recording = False  # one of them
+
+    def __init__(self, readable=()):
         super().__init__()
-        self.operations, self.overwritten = [], []
+        self.names, self._nodes = [], []
+        self._readable = None if readable is None else {t.data_ptr() for t in readable}
+
+    def __enter__(self):
+        # held, so that memory of the host cannot come to lie where one of them was
+        # a proxy of what is gone would raise where its class is asked for
+        every = (t for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
+        self._held = [t.untyped_storage() for t in every if in_storage(t)]
+        self._there = {storage.data_ptr() for storage in self._held}
+        self._before = capture.capturing, self._interpreted()
+        capture.capturing, Graph.recording = lambda device_type: True, True
+        for each in self._interpreted():
+            each.run = self._launched
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        capture.capturing, interpreted = self._before
+        Graph.recording = False
+        for each, run in interpreted.items():
+            each.run = run
+        return super().__exit__(*error)
+
+    @staticmethod
+    def _interpreted():
+        """The class of kernels, and how they are run, where Triton was imported to interpret."""
+        module = sys.modules.get("triton.runtime.interpreter")
+        return {module.InterpretedFunction: module.InterpretedFunction.run} if module else {}
+
+    def replay(self):
+        """Do what was captured."""
+        with torch.no_grad():
+            for node in self._nodes:
+                node()
+
+    def _record(self, name, work, given):
+        for t in tensors(given):
+            if t.numel() and t.untyped_storage().data_ptr() not in self._there:
+                raise RuntimeError(f"{NOT_PINNED} ({name})")
+        self.names.append(name)
+        self._nodes.append(work)
+
+    @property
+    def _launched(self):
+        (run,) = self._before[1].values()
+
+        def launched(kernel, *args, **kwargs):
+            self._record(kernel.fn.__name__, lambda: run(kernel, *args, **kwargs), (args, kwargs))
+
+        return launched
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-        writes = [
-            tensor
-            for argument in func._schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tree_iter(given.get(argument.name))
-            if isinstance(tensor, torch.Tensor)
-        ]
-        self.overwritten += [(tensor, tensor.clone()) for tensor in writes]
-        out = func(*args, **kwargs)
-        # a view is the same memory at every replay
-        if writes or not any(r.alias_info for r in func._schema.returns):
-            self.operations.append((func, args, kwargs, out))
-        return out
+        kwargs, schema = kwargs or {}, func._schema
+        read = func in READS and self._readable is not None
+        if read and args[0].data_ptr() not in self._readable:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        if schema.is_mutable and tensors((args, kwargs)):
+            self._record(schema.name, lambda: func(*args, **kwargs), (args, kwargs))
+            return kwargs.get("out", args[0]) if schema.returns else None
+        made = func(*args, **kwargs)
+        # views, and what has no tensor to show
+        if any(each.alias_info is not None for each in schema.returns) or not tensors(made):
+            return made
+        self._held += [t.untyped_storage() for t in tensors(made)]
+        self._there |= {t.untyped_storage().data_ptr() for t in tensors(made)}
+
+        def again():
+            for old, new in zip(tensors(made), tensors(func(*args, **kwargs)), strict=True):
+                old.copy_(new)
+
+        if "empty" not in schema.name:
+            self._record(schema.name, again, (args, kwargs))
+        return made
 
 
 class CUDAGraph:
     """As ``torch.cuda.CUDAGraph``."""
 
-    capturing = False
-
-    def __init__(self):
-        self.operations = []
-
     def replay(self):
-        """Run every operator again, on the same memory."""
-        with torch.no_grad():
-            for func, args, kwargs, out in self.operations:
-                pairs = zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True)
-                for old, new in pairs:
-                    if isinstance(old, torch.Tensor) and old is not new:
-                        old.copy_(new)
+        """Do what was captured."""
+        self.recorded.replay()
 
     def reset(self):
-        self.operations = []
+        """Forget it."""
+        del self.recorded
 
 
 @contextlib.contextmanager
 def graph(cuda_graph, pool=None, stream=None, capture_error_mode="global"):
-    """Record what is done here without doing it, as ``torch.cuda.graph``."""
-    recorder, CUDAGraph.capturing = Recorder(), True
-    try:
-        with recorder:
-            yield
-    finally:
-        CUDAGraph.capturing = False
-        with torch.no_grad():
-            for tensor, before in reversed(recorder.overwritten):
-                tensor.copy_(before)
-    cuda_graph.operations = recorder.operations
+    """Record what is done here, as ``torch.cuda.graph``."""
+    cuda_graph.recorded = Graph(readable=None)
+    with cuda_graph.recorded:
+        yield

@@ -23,7 +23,7 @@ from .set_up import extension
 # reasons for which a test may be skipped on a machine with one GPU
 EXCUSES = ("needs 24 GiB", "torch.cuda.device_count() < 2")
 # where such tests are
-FILES = ("device_steps", "muon_updates", "products", "doctor", "bad_input", "cuda")
+FILES = ("device_steps", "muon_updates", "products", "doctor", "bad_input", "captures", "cuda")
 PATHS = [f"tests/test_{name}.py" for name in FILES]
 # a sample that shows most faults within half a minute
 FIRST = "not test_cuda or (triton and not test_a_step) or (triton and float32 and adamw)"
@@ -32,10 +32,11 @@ SETS = {
     "first": (PATHS, FIRST),
     "rest": (PATHS, f"not ({FIRST})"),
 }
-# what a GPU that is not there cannot show: a tensor's device, and what the host would wait for
+# what a GPU that is not there cannot show: a tensor's device, what the host would wait for, and
+# graphs of C++ kernels
 UNREAL = (
     "test_under_a_gpu_scaler_the_host_never_waits or another_device or "
-    "test_every_device_that_is_present"
+    "test_every_device_that_is_present or test_captures and cpp"
 )
 # a few of each kind
 BRIEF = "test_a_captured_graph_replays_steps and adamw-ema"
