@@ -230,6 +230,7 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
+    # rounded once
     torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
     # by u's own sides: where X X^T is singular, products amplify rounding errors
     tall = m > n

@@ -73,8 +73,8 @@ def compiled(case):
     tile = None if case.row is None else rows[case.row]
     ready = LAUNCHES[kind](*given, "ieee", case.target, tile)
     kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
-    numbers = [1.0] * (len(kernel.arg_names) - len(constants) - len(rest) - 4)
-    arguments = *ready.operands, ready.out, *numbers, *rest
+    # beta and alpha
+    arguments = *ready.operands, ready.out, 1.0, 1.0, *rest
     types, known = {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
         name, special = parameter.name, not parameter.do_not_specialize
