@@ -1,7 +1,7 @@
 """A driver for Triton that loads and launches nothing."""
 
 import collections
-import contextlib
+import ctypes
 import subprocess
 
 import torch
@@ -31,9 +31,7 @@ class Launcher:
     def __init__(self, source, metadata):
         self.name = source.name
         if built:
-            # it is in the cache by the time that it cannot be loaded
-            with contextlib.suppress(ImportError):
-                nvidia.CudaLauncher(source, metadata)
+            nvidia.CudaLauncher(source, metadata)
 
     def __call__(self, *arguments):
         launched[self.name] += 1
@@ -82,6 +80,13 @@ def install():
     drivers.set_active(Driver())
 
 
+# what a launcher wants of libcuda to be loaded
+SYMBOLS = (
+    *("cuCtxGetCurrent", "cuCtxSetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain"),
+    *("cuFuncSetAttribute", "cuGetErrorString", "cuPointerGetAttribute"),
+)
+
+
 def build_launchers(folder):
     """From now on fill the cache with what launches kernels, too.
 
@@ -94,7 +99,10 @@ def build_launchers(folder):
     global built
     built = hasattr(nvidia, "make_launcher")
     if built and "libcuda.so.1" not in subprocess.getoutput("/sbin/ldconfig -p"):
-        target = folder / "libcuda.so.1"
-        command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null"]
+        source, target = folder / "libcuda.c", folder / "libcuda.so.1"
+        source.write_text("".join(f"int {name}(void) {{ return 999; }}\n" for name in SYMBOLS))
+        command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source)]
         subprocess.run([*command, "-o", str(target)], check=True)
         knobs.nvidia.libcuda_path = str(folder)
+        # launchers find it by its name
+        ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
