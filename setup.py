@@ -45,7 +45,7 @@ CUDA_ARCHS = ("80", "90")
 
 
 def standard(version):
-    """The flag of C++17 where the headers of this torch allow it; else none, and torch sets its own.
+    """The flag of C++17 where the headers of this torch allow it; else none: torch sets its own.
 
     torch 2.11 sets C++17: with the same flag, code that it could not compile fails here as well.
     """
