@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 ARGS ?=
+VENV ?= .venv
 
-BIN := .venv/bin
-STAMP := .venv/.installed
-FRAMEWORKS := .venv/.frameworks
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FRAMEWORKS := $(VENV)/.frameworks
 # two processes: most of the time goes into small tensors, which more threads do not speed up
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -13,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all test-integrations lint format demo figures bench kernels-report gpu-test gpu-bench clean
+.PHONY: help env test test-all test-with test-integrations lint format demo figures bench kernels-report gpu-test gpu-bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +24,7 @@ env: $(STAMP)  ## create .venv: pinned packages, and this one built and installe
 # without this, an extension that cannot be built is only a warning
 $(STAMP): export EMANEST_REQUIRE_EXTENSION := 1
 $(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -33,6 +34,23 @@ test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to p
 
 test-all: $(STAMP)  ## run all tests
 	$(PYTEST) $(ARGS)
+
+# `make test-with TORCH=2.11.0 PYTHON=python3.12`; with pyenv, PYENV_VERSION=3.12.1 before it makes
+# that python3.12, and without, `uv python install 3.12` and PYTHON=$(uv python find 3.12).
+# Packages go to .venv-2.11.0-python3.12; the extension is built in a copy of the tree, since what
+# two torches build for the same Python has the same names. Files keep their times, so that nothing
+# is built again unless it changed. Triton and setuptools are those that this torch asks for.
+WITH = $(TORCH)-$(notdir $(PYTHON))
+COPY = build/tree-$(WITH)
+test-with:  ## run the tests with another TORCH=2.11.0, and another PYTHON=python3.12
+	$(if $(TORCH),,$(error which torch? make test-with TORCH=2.11.0 PYTHON=python3.12))
+	mkdir -p $(COPY)
+	find $(COPY) -type f ! -name '*.so' ! -path '$(COPY)/build/*' -delete
+	tar -c --exclude=.git --exclude-from=.gitignore . | tar -x -C $(COPY)
+	sed -i -e 's/^torch==.*/torch==$(TORCH)/' -e '/^triton==/d' \
+		-e 's/^setuptools==.*/setuptools>=77/' $(COPY)/requirements.txt
+	touch -r requirements.txt $(COPY)/requirements.txt
+	$(MAKE) -C $(COPY) test VENV=$(CURDIR)/.venv-$(WITH)
 
 $(FRAMEWORKS): $(STAMP) requirements-integrations.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-integrations.txt
@@ -73,6 +91,6 @@ gpu-test:  ## build the extension in place and run the tests that need a GPU
 gpu-bench:  ## the GPU cases: table, and JSON in bench/results
 	PYTHONPATH=. $(PYTHON) -m bench.gpu $(ARGS)
 
-clean:  ## remove .venv and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis
+clean:  ## remove every .venv and all that was built
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,6 +44,14 @@ CUDA_SOURCE, WITHOUT_CUDA = "csrc/step_cuda.cu", "csrc/no_cuda.cpp"
 CUDA_ARCHS = ("80", "90")
 
 
+def standard(version):
+    """The flag of C++17 where the headers of this torch allow it; else none: torch sets its own.
+
+    torch 2.11 sets C++17: with the same flag, code that it could not compile fails here as well.
+    """
+    return ["-std=c++17"] if tuple(map(int, version.split(".")[:2])) < (2, 14) else []
+
+
 def nvcc_command(nvcc, source, target):
     """The command that compiles the CUDA source to an object file."""
     *_, newest = CUDA_ARCHS
@@ -147,6 +155,7 @@ def give_up(error):
 def extension():
     """The extension and the command that builds it; nothing where torch is not installed."""
     try:
+        import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return {}
@@ -163,7 +172,7 @@ def extension():
     module = CppExtension(
         "emanest._C",
         SOURCES,
-        extra_compile_args=FLAGS,
+        extra_compile_args=[*FLAGS, *standard(torch.__version__)],
         extra_link_args=["-fopenmp"],
         depends=glob("csrc/*.h"),
     )

@@ -27,7 +27,9 @@ class Memory:
 def memory_on_cpu():
     """Watch torch's CPU allocator, which extensions use too."""
     memory, sizes = Memory(), {}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    # one cycle, of which torch 2.11 would warn that it forgets those before
+    options = {"profile_memory": True, "acc_events": True}
+    with profile(activities=[ProfilerActivity.CPU], **options) as trace:
         yield memory
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")

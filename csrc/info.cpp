@@ -58,6 +58,7 @@ py::dict build_info() {
   info["cuda"] = !cuda::archs().empty();
   info["cuda_archs"] = cuda::archs();
   info["compiler"] = kCompiler;
+  info["standard"] = __cplusplus;
   info["vector_widths"] = kTargets;
   info["chosen"] = chosen();
   return info;

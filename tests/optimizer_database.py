@@ -4,10 +4,8 @@ The classes of the rows, torch's options for its optimizers, and its bad inputs 
 """
 
 import ast
-import enum
 import functools
 import importlib.util
-import typing
 from pathlib import Path
 
 import pytest
@@ -23,23 +21,20 @@ from helpers import METHODS
 def _of_torch():
     """The definitions of torch.testing._internal.common_optimizers that stand by themselves.
 
-    They are read, not imported: the module needs packages that are no dependency of torch, and it
-    freezes torch.backends' flags for the whole process.
+    They are read, not imported: the rest of torch.testing needs packages that are no dependency of
+    torch, and freezes torch.backends' flags for the whole process.
     """
     folder = importlib.util.find_spec("torch").submodule_search_locations[0]
     source = Path(folder, "testing/_internal/common_optimizers.py").read_text()
     wanted = [
         node
         for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, (ast.FunctionDef, ast.Import))
+        or (isinstance(node, ast.ImportFrom) and not node.module.startswith("torch.testing"))
         or (isinstance(node, ast.ClassDef) and node.name.startswith(("Optimizer", "ErrorOpt")))
         or (isinstance(node, ast.Assign) and node.targets[0].id == "CUDA_CONFIG_GPUS")
     ]
-    namespace = {
-        **{k: v for module in (torch.optim, lr_scheduler) for k, v in vars(module).items()},
-        **{"torch": torch, "Tensor": torch.Tensor, "Parameter": nn.Parameter},
-        **{"Any": typing.Any, "Enum": enum.Enum},
-    }
+    namespace = {}
     exec(compile(ast.Module(wanted, []), "common_optimizers.py", "exec"), namespace)
     return namespace
 

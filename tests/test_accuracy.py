@@ -122,7 +122,6 @@ def test_no_float32_value_is_farther_where_torch_fuses_no_products(name, option,
         assert mine <= theirs, figures(what, mine, theirs)
 
 
-@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch 2.13 or later")
 @each_class
 def test_float32_gradients_of_bfloat16_parameters_keep_their_digits(name):
     """The averages are those of a float32 parameter, bit for bit."""

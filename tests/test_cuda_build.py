@@ -6,11 +6,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils import cpp_extension
 
 from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 
@@ -351,14 +354,47 @@ def test_installing_without_a_compiler(tmp_path, required):
         assert (tmp_path / "built" / "emanest" / "__init__.py").exists()
 
 
-def test_no_torch_header_is_read_by_the_cuda_source():
-    """What it includes, and what that includes."""
-    seen, todo = set(), ["step_cuda.cu"]
+def included(source):
+    """The headers that a source includes, and that those include."""
+    seen, todo = set(), [source]
     while todo:
         text = (ROOT / "csrc" / todo.pop()).read_text()
         for name in re.findall(r'#include ["<]([^">]+)', text):
             if (ROOT / "csrc" / name).exists() and name not in seen:
                 todo.append(name)
             seen.add(name)
+    return seen
+
+
+def test_no_torch_header_is_read_by_the_cuda_source():
+    seen = included("step_cuda.cu")
     assert "rules.h" in seen
     assert not [name for name in seen if re.match(r"(torch|ATen|c10|pybind11)/", name)]
+
+
+def test_all_of_csrc_is_cpp_17():
+    """As it is built; with a torch whose headers are not, what reads none of them but a loop's."""
+    if SETUP["standard"](torch.__version__):
+        assert _C.build_info()["standard"] == 201703
+        return
+    ours = [path for path in sorted((ROOT / "csrc").glob("*.cpp")) if loops_alone(path.name)]
+    assert {"info.cpp", "momentum_cpu.cpp", "step_cpu.cpp"} <= {path.name for path in ours}
+    folders = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    flags = ["-std=c++17", "-fsyntax-only", *(f"-I{folder}" for folder in folders)]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *map(str, ours)], check=True)
+
+
+def loops_alone(source):
+    of_torch = {name for name in included(source) if re.match(r"(torch|ATen|c10)/", name)}
+    return of_torch <= {"ATen/Parallel.h"}
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"),
+    [
+        *((version, ["-std=c++17"]) for version in ("2.11.0+cu130", "2.13.0+cpu")),
+        *((version, []) for version in ("2.14.0", "2.15.0a0+git1", "3.0.0")),
+    ],
+)
+def test_with_newer_torches_the_standard_is_theirs(version, flags):
+    assert SETUP["standard"](version) == flags

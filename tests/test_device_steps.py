@@ -153,6 +153,7 @@ def test_scaling_is_claimed_where_the_host_need_not_wait(method):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("method", CAPTURABLE)
 def test_under_a_gpu_scaler_the_host_never_waits(method):
     params = [torch.nn.Parameter(p.detach().cuda()) for p in helpers.parameters()]
