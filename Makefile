@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all test-with test-integrations lint format demo figures bench kernels-report gpu-test gpu-bench clean
+.PHONY: help env test test-all test-with test-integrations lint format demo figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ test-all: $(STAMP)  ## run all tests
 # is built again unless it changed. Triton and setuptools are those that this torch asks for.
 WITH = $(TORCH)-$(notdir $(PYTHON))
 COPY = build/tree-$(WITH)
-test-with:  ## run the tests with another TORCH=2.11.0, and another PYTHON=python3.12
+test-with:  ## run the tests (or TARGET=...) with another TORCH=2.11.0 and PYTHON=python3.12
 	$(if $(TORCH),,$(error which torch? make test-with TORCH=2.11.0 PYTHON=python3.12))
 	mkdir -p $(COPY)
 	find $(COPY) -type f ! -name '*.so' ! -path '$(COPY)/build/*' -delete
@@ -50,7 +50,7 @@ test-with:  ## run the tests with another TORCH=2.11.0, and another PYTHON=pytho
 	sed -i -e 's/^torch==.*/torch==$(TORCH)/' -e '/^triton==/d' \
 		-e 's/^setuptools==.*/setuptools>=77/' $(COPY)/requirements.txt
 	touch -r requirements.txt $(COPY)/requirements.txt
-	$(MAKE) -C $(COPY) test VENV=$(CURDIR)/.venv-$(WITH)
+	$(MAKE) -C $(COPY) $(or $(TARGET),test) VENV=$(CURDIR)/.venv-$(WITH)
 
 $(FRAMEWORKS): $(STAMP) requirements-integrations.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-integrations.txt
@@ -84,12 +84,23 @@ kernels-report: $(STAMP)  ## compile the Triton kernels for GPUs that are not he
 	$(BIN)/python -m emanest.kernels.report $(ARGS)
 
 # on a GPU machine: no network, no .venv, the python3 that has torch for it, from the source tree
-gpu-test:  ## build the extension in place and run the tests that need a GPU
-	$(PYTHON) setup.py build_ext --inplace
-	PYTHONPATH=. $(PYTHON) -m pytest -p bench.source_tree -m gpu tests $(ARGS)
+gpu:  ## one run on a GPU, in stages: tests, times, tiles; results in OUT=build/gpu
+	PYTHONPATH=. $(PYTHON) -m bench.gpu_run --out $(or $(OUT),build/gpu) $(ARGS)
+
+gpu-test:  ## the tests that need a GPU; none may be skipped that could run
+	EMANEST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py build_ext --inplace
+	PYTHONPATH=. $(PYTHON) -m bench.stages.tests all $(ARGS)
 
 gpu-bench:  ## the GPU cases: table, and JSON in bench/results
 	PYTHONPATH=. $(PYTHON) -m bench.gpu $(ARGS)
+
+# before a run, on a machine without a GPU; with its versions:
+# make test-with TORCH=2.11.0 PYTHON=python3.12 TARGET=gpu-carry ARGS="--out $(CURDIR)/build/carry"
+gpu-rehearsal: $(STAMP)  ## what `make gpu` does, to its end, without a GPU
+	PYTHONPATH=. $(BIN)/python -m bench.gpu_run --rehearse --out $(or $(OUT),build/rehearsal) $(ARGS)
+
+gpu-carry: $(STAMP)  ## compiled kernels, extension and peers, to be brought to a GPU machine
+	PYTHONPATH=. $(BIN)/python -m bench.carry $(ARGS)
 
 clean:  ## remove every .venv and all that was built
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

@@ -2,7 +2,7 @@
 
     triton.tar.xz   compiled kernels, for a cache at the path where they were compiled
     _C.*.so         the extension
-    *.whl           other optimizers to compare with
+    *.whl, folders  other optimizers to compare with
 
 Without the extension it is built in the background; ``extension`` waits for it.
 """
@@ -125,5 +125,8 @@ def _peers(settings, data):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return f"peers: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
-    data["peers"] = sorted(p.name for p in site.glob("*.dist-info")) if site.exists() else []
+    folders = [path for path in settings.carry.glob("*") if path.is_dir()]
+    for path in folders:
+        shutil.copytree(path, site / path.name, dirs_exist_ok=True)
+    data["peers"] = [path.name for path in (*wheels, *folders)]
     return f"peers: {', '.join(data['peers']) or 'none brought along'}"
