@@ -1,5 +1,6 @@
 """How large the chunks of the one-pass kernels should be, and how many warps should share one."""
 
+import contextlib
 import itertools
 
 import torch
@@ -27,8 +28,8 @@ def run(settings):
         for size, warps in [usual, *(c for c in CONFIGURATIONS if c != usual)]:
             if settings.brief and (size, warps) != usual:
                 continue
-            set_to(size, warps)
-            found, x = measured(shapes, dtype, 3 if settings.small else 20)
+            with configured(size, warps):
+                found, x = measured(shapes, dtype, 3 if settings.small else 20)
             expected = expected or x
             # not a bit may differ: elements do not know of chunks
             if distance(x, expected) != 0:
@@ -45,9 +46,16 @@ def run(settings):
     return Found(lines, data)
 
 
-def set_to(size, warps):
+@contextlib.contextmanager
+def configured(size, warps):
+    """Passes over float32 take chunks of this size, and as many warps each."""
+    usual = step.TILES, launch.OPTIONS
     step.TILES = {**step.TILES, torch.float32: size}
     launch.OPTIONS = {**launch.OPTIONS, "num_warps": warps}
+    try:
+        yield
+    finally:
+        step.TILES, launch.OPTIONS = usual
 
 
 def measured(shapes, dtype, repeats):

@@ -11,14 +11,16 @@ import torch
 
 from emanest import newton_schulz
 from emanest.coefficients import polynomials
+from emanest.kernels import newton_schulz as newton_schulz_kernels
 from emanest.search import at_once
 
 from ..cases import CASES
 from ..check import drawn, leaves
 from ..models import shrunk
+from ..no_gpu.driver import TARGET
 from ..reference import NS_COEFFICIENTS, NS_STEPS
 from ..table import VARIANTS
-from . import blocks, smoke
+from . import blocks, smoke, tiles, tools
 
 # of the iteration on a GPU; both forms are timed
 DTYPES, FORMS = (torch.float16,), ("standard", "gram")
@@ -39,10 +41,18 @@ def iteration(n, m, batch, dtype, form):
     newton_schulz.iterate(x, rows, form)
 
 
-def chunks(dtype, size, warps, settings):
+def chunks(dtype, size, warps):
     """What ``blocks`` compares."""
-    blocks.set_to(size, warps)
-    blocks.measured(shrunk([(64, 64)]), dtype, 1)
+    with blocks.configured(size, warps):
+        blocks.measured(shrunk([(64, 64)]), dtype, 1)
+
+
+def product(name, shape, tile):
+    """What ``tiles`` compares."""
+    batch, n, m = shape
+    x, r = (torch.empty(batch, n, k, dtype=torch.float16) for k in (m, n))
+    with tiles.forced(tile):
+        tiles.PRODUCTS[name][1](newton_schulz_kernels, x, r)
 
 
 def checked(name):
@@ -73,9 +83,15 @@ def jobs(settings):
     for dtype in blocks.DTYPES:
         for size, warps in blocks.CONFIGURATIONS:
             key = "chunks", dtype, size, warps
-            found[key] = functools.partial(chunks, dtype, size, warps, settings)
+            found[key] = functools.partial(chunks, dtype, size, warps)
     for name in smoke.CHECKS:
         found["smoke", name] = functools.partial(checked, name)
+    for shape in tiles.SHAPES:
+        for name, (kind, *_) in tiles.PRODUCTS.items():
+            for tile in tiles.candidates(f"sm_{TARGET.arch}", kind):
+                key = "product", name, shape, tile
+                found[key] = functools.partial(product, name, shape, tiles.Tile(*tile[:6]))
+    found["tools"] = functools.partial(exec, tools.PROGRAM.format(steps=1), {})
     if settings.brief:
         return {key: found[key] for key in list(found)[:1]}
     return found

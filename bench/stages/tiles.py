@@ -76,6 +76,11 @@ def forced(tile):
         newton_schulz.forget()
 
 
+def candidates(arch, kind):
+    """All tiles that are compared."""
+    return [*tiles.TABLE[arch, 2, kind], *CANDIDATES[kind]]
+
+
 def run(settings):
     shapes = SMALL if settings.small else SHAPES
     arch = newton_schulz.arch_of(torch.device("cuda", 0))
@@ -114,11 +119,9 @@ def compared(arch, shape, name, settings, wrong):
     products = backends.pick("cuda").products("cuda")
     m_, k = (n, m) if name == "sym_mm" else (m, n) if name == "mm_add" else (n, n)
     usual = tiles.tile_for(arch, x.dtype, kind, (batch, n, k, m_), x.device)
-    rows = tiles.TABLE[arch, 2, kind]
-    known = [Tile(*tile[:6]) for tile in (usual, *rows)]
-    candidates = list(dict.fromkeys([*known, *([] if settings.brief else CANDIDATES[kind])]))
+    others = tiles.TABLE[arch, 2, kind] if settings.brief else candidates(arch, kind)
     found, first = [], None
-    for tile in candidates:
+    for tile in dict.fromkeys(Tile(*tile[:6]) for tile in (usual, *others)):
         with forced(tile):
             out = ours(products, x, r)
             error = float((out[-1:].double() - expected).abs().max() / expected.abs().max())
