@@ -47,8 +47,8 @@ class Stage(NamedTuple):
 # in order of value: what comes later is worth less, or nothing if what comes before has failed
 STAGES = {
     "set-up": Stage(60, "set_up"),
-    "smoke": Stage(60, "smoke"),
     "compile": Stage(90, "compile"),
+    "smoke": Stage(60, "smoke"),
     "tests": Stage(100, "tests", ("first",)),
     "ceilings": Stage(30, "ceilings"),
     "elementwise": Stage(90, "cases", ("elementwise",)),
