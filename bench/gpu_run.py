@@ -11,6 +11,7 @@ is written in the source tree but the extension, where it is not there yet.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -25,7 +26,6 @@ from typing import NamedTuple
 
 import torch
 
-from . import source_tree  # noqa: F401  where emanest is not installed
 from .devices import commit
 from .stages import ROOT, Found, Settings
 
@@ -33,6 +33,8 @@ from .stages import ROOT, Found, Settings
 LINES, WIDTH = 40, 160
 # a rehearsal computes what a GPU would on a few cores
 REHEARSED = 12
+# seconds of a stage's limit that are for telling what it has found
+SPARE = 8
 
 
 class Stage(NamedTuple):
@@ -61,15 +63,23 @@ STAGES = {
 
 
 def do(stage, settings, path):
-    """Do the work of a stage, in a process of its own; write what was found."""
+    """Do the work of a stage, in a process of its own; write what was found.
+
+    That emanest is imported here, and not before the fork, lets stages find the extension that an
+    earlier one has put in its place.
+    """
     # a group of its own, so that its children can be stopped with it
     os.setpgrp()
     sys.stdout = sys.stderr = open(settings.out / "log.txt", "a", buffering=1)  # noqa: SIM115
     for descriptor in (1, 2):
         os.dup2(sys.stdout.fileno(), descriptor)
     os.environ["EMANEST_BACKEND"] = stage.backend
-    module = importlib.import_module(f"bench.stages.{stage.module}")
+    # in the background a shell has it ignored, and tests are ended with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        # where emanest is not installed
+        importlib.import_module("bench.source_tree")
+        module = importlib.import_module(f"bench.stages.{stage.module}")
         found = module.run(settings, *stage.arguments)
     except BaseException as error:
         traceback.print_exc()
@@ -84,13 +94,15 @@ def run(name, settings, factor=1):
     path.unlink(missing_ok=True)
     with open(settings.out / "log.txt", "a") as log:
         log.write(f"\n==== {name} ====\n")
-    # a fork has what was imported here: that saves seconds of each stage. CUDA, which survives no
-    # fork, is first used there
+    # a fork has torch, which saves seconds of each stage. CUDA, which survives no fork, is first
+    # used there
+    settings = settings._replace(seconds=stage.seconds * factor - SPARE)
     process = multiprocessing.get_context("fork").Process(target=do, args=(stage, settings, path))
     start = time.monotonic()
     process.start()
     over = not wait([process.sentinel], stage.seconds * factor)
-    if over:
+    # its children as well, which would take time from the next stage
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
     entry = {"stage": name, "seconds": round(time.monotonic() - start, 1), "lines": []}
@@ -129,13 +141,14 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         *(args.out.resolve(), args.work.resolve(), args.carry.resolve()),
-        *(args.commit or commit(), args.rehearse or args.brief, args.brief),
+        *(args.commit or commit(), args.rehearse or args.brief, args.brief, 0.0),
     )
     os.environ["EMANEST_COMMIT"] = settings.commit
     os.environ["TRITON_CACHE_DIR"] = str(settings.work / "triton")
     # peers that were brought along, for this process and all others
     peers = str(settings.work / "site")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), peers])
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), peers, *before])
     sys.path.append(peers)
     if args.rehearse:
         from . import no_gpu
@@ -150,7 +163,7 @@ def main(arguments=None):
         # after each stage: a run that is cut off has left something
         text = "\n".join(summary(entries, about))
         (settings.out / "summary.txt").write_text(text + "\n")
-    print(text)
+    print(text, flush=True)
     return int(any(entry["state"] != "ok" for entry in entries))
 
 

@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
+import textwrap
 import time
 import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import gpu_run
-from bench.stages import Found, Settings, tests
+import emanest
+from bench import gpu, gpu_run
+from bench.devices import surroundings
+from bench.stages import Found, Settings, blocks, cases, set_up, tests, tools
 from bench.stages import tiles as sweep
 from emanest.kernels import tiles
 
@@ -24,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 def settings(tmp_path):
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
-    return Settings(tmp_path / "out", tmp_path / "work", tmp_path, "abc", small=True, brief=True)
+    folders = tmp_path / "out", tmp_path / "work", tmp_path
+    return Settings(*folders, "abc", small=True, brief=True, seconds=30.0)
 
 
 @pytest.fixture
@@ -69,6 +75,119 @@ def test_a_stage_that_raises_says_why(settings, stage):
     assert entry["state"].startswith("failed")
     assert entry["lines"] == ["ValueError: no such tile"]
     assert "more" in (settings.out / "log.txt").read_text()
+
+
+def test_a_stage_has_the_time_of_its_limit_but_a_moment(settings, stage):
+    """In which it tells what it has found."""
+    stage(lambda settings: Found([], {"seconds": settings.seconds}), seconds=20)
+    assert gpu_run.run("made", settings)["data"] == {"seconds": 12}
+
+
+def test_what_a_stage_leaves_running_is_stopped(settings, stage):
+    pipe = os.pipe()
+
+    def work(settings):
+        subprocess.Popen(["sleep", "60"], pass_fds=pipe[1:])
+        return Found([])
+
+    stage(work)
+    assert gpu_run.run("made", settings)["state"] == "ok"
+    os.close(pipe[1])
+    assert os.read(pipe[0], 1) == b""
+    os.close(pipe[0])
+
+
+def test_emanest_is_not_imported_before_the_stages():
+    """They would not find an extension that the first one puts in its place."""
+    words = """
+        import sys, unittest.mock
+        sys.modules |= {name: unittest.mock.MagicMock() for name in ("torch", "torch.profiler")}
+        import bench.gpu_run
+        sys.exit(any(name.startswith("emanest") for name in sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(words)], cwd=ROOT)
+    assert done.returncode == 0
+
+
+def test_tests_that_take_too_long_are_interrupted(monkeypatch):
+    there, usual = os.pipe(), subprocess.Popen.wait
+
+    def wait(process, seconds=None):
+        if seconds is None:
+            return usual(process)
+        assert (os.read(there[0], 1), seconds) == (b"!", 5)
+        raise subprocess.TimeoutExpired("pytest", seconds)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    words = f"""
+        import os, time
+        try:
+            os.write({there[1]}, b"!")
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise SystemExit(7)
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(words)]
+    assert tests.interrupted(command, 5, pass_fds=there) == 7
+
+
+def test_chunks_are_compared_after_as_many_steps(monkeypatch):
+    """However many are taken while they are timed."""
+    repeats = iter((3, 5))
+    drawn = blocks.drawn
+    monkeypatch.setattr(blocks, "drawn", lambda shapes, device, *more: drawn(shapes, "cpu", *more))
+    monkeypatch.setattr(blocks, "seconds", lambda step, _: [step() for _ in range(next(repeats))])
+    (_, first), (_, second) = (blocks.measured([(3, 5)], torch.float32, 3) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+
+
+def test_a_part_of_the_set_up_that_fails_leaves_the_others(settings, monkeypatch):
+    (settings.carry / "triton.tar.xz").write_text("no archive")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(settings.work / "triton"))
+    monkeypatch.setattr(set_up, "hash_of", str)
+    monkeypatch.setattr(set_up, "_extension", lambda *_: "extension: there")
+    monkeypatch.setattr(set_up, "_memory", lambda *_: "80 GiB free")
+    found = set_up.run(settings)
+    assert not found.ok
+    assert found.lines[1].startswith("kernels: ReadError")
+    assert found.lines[2:] == ["extension: there", "peers: none brought along", "80 GiB free"]
+
+
+def test_an_extension_that_does_not_load_is_built(settings, monkeypatch):
+    name = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    old = settings.work / "emanest" / name
+    old.parent.mkdir()
+    old.write_text("old")
+    (settings.carry / name).write_text("new")
+    monkeypatch.setattr(set_up, "ROOT", settings.work)
+    monkeypatch.setattr(set_up, "_built", lambda settings, reason: f"built: {reason}")
+    monkeypatch.delattr(emanest, "_C", raising=False)
+    monkeypatch.setitem(sys.modules, "emanest._C", None)
+    with open(old) as loaded:
+        assert set_up._extension(settings, {}).startswith("built: ")
+        # whoever has loaded the one that was there keeps it
+        assert (old.read_text(), loaded.read()) == ("new", "old")
+
+
+def test_tools_see_tensors_and_end_within_the_limit(settings, monkeypatch):
+    """Accesses beyond a tensor would lie within a block of torch's."""
+    calls = []
+    done = types.SimpleNamespace(stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **more: calls.append(more) or done)
+    tools.run(settings)
+    assert sum(each["timeout"] for each in calls) <= settings.seconds
+    assert {each["env"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] for each in calls} == {"1"}
+
+
+def test_the_table_is_of_cases(settings):
+    """Beside what they have measured lies a table of tiles."""
+    about = surroundings("cpu")
+    for name in ("muon", "muon-2"):
+        gpu.write(settings.out / f"{name}.json", about, [], [f"{name}: no case"])
+    (settings.out / "tiles.json").write_text("[]")
+    cases.write_table(settings.out)
+    text = (settings.out / "table.md").read_text()
+    assert text.count(": no case") == 2
 
 
 def test_a_stage_that_dies_has_failed(settings, stage):

@@ -22,6 +22,7 @@ import test_products
 import test_rules
 import test_stack
 from bench.no_gpu.graph import Graph
+from bench.stages.tiles import forced
 from emanest import doctor, eager
 from emanest.kernels import newton_schulz, passes, step, table, tiles
 from emanest.kernels.targets import TARGETS
@@ -544,7 +545,7 @@ def test_what_is_not_finite_spoils_its_own_padded_matrix_only():
     assert found[1:].isnan().all()
 
 
-def test_tiles_of_any_size_change_no_bit(monkeypatch):
+def test_tiles_of_any_size_change_no_bit():
     """Sums of 32 terms are exact, so that they have one order only; those of several have not."""
     n, m = 40, 72
     generator = torch.Generator().manual_seed(1)
@@ -553,12 +554,11 @@ def test_tiles_of_any_size_change_no_bit(monkeypatch):
     x, a = x * scales, (a + a.mT) * scales[:n] * scales[:n, None]
 
     def found(rows, columns, depth=32):
-        tile = tiles.INTERPRETER._replace(rows=rows, columns=columns, depth=depth)
-        monkeypatch.setattr(newton_schulz, "tile_for", lambda *_: tile)
-        yield newton_schulz.mm_add(x, a, 0.3, 0.7)
-        if rows == columns:
-            yield newton_schulz.sym_mm(x)
-            yield newton_schulz.sym_baddbmm(a, a, a, 0.3, 0.7)
+        with forced(tiles.INTERPRETER._replace(rows=rows, columns=columns, depth=depth)):
+            yield newton_schulz.mm_add(x, a, 0.3, 0.7)
+            if rows == columns:
+                yield newton_schulz.sym_mm(x)
+                yield newton_schulz.sym_baddbmm(a, a, a, 0.3, 0.7)
 
     expected = list(found(32, 32))
     assert same(found(64, 64), expected)

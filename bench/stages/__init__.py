@@ -18,6 +18,7 @@ class Settings(NamedTuple):
     commit: str
     small: bool  # sizes for a machine without a GPU
     brief: bool  # six kernels, to see that all of it works
+    seconds: float  # that the stage should be done within
 
 
 class Found(NamedTuple):

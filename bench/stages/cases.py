@@ -26,9 +26,10 @@ def run(settings, which):
         return Found(["left out"])
     quick = ["--quick"] if settings.small else []
     # the limit of a stage is the only one
-    seconds = ["--case-seconds", "600"]
-    status = gpu.main([*words, "--out", str(settings.out), "--name", which, *seconds, *quick])
-    data = report.read([settings.out / f"{which}.json"])[0]
+    limits = ["--minutes", str(settings.seconds / 60), "--case-seconds", str(settings.seconds)]
+    path = gpu.new_file(settings.out, which)
+    status = gpu.main([*words, "--out", str(settings.out), "--name", path.stem, *limits, *quick])
+    data = report.read([path])[0]
     lines = [*data["failed"], *map(" | ".join, shown(report.entries(data)))]
     write_table(settings.out)
     return Found(lines, ok=not status)
@@ -50,5 +51,5 @@ def shown(cases):
 
 def write_table(folder):
     """All that has been measured so far in one table."""
-    files = sorted(p for p in folder.glob("*.json"))
+    files = sorted(path for which in SETS for path in folder.glob(f"{which}*.json"))
     (folder / "table.md").write_text(report.report(*report.read(files)) + "\n")

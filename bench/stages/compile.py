@@ -56,7 +56,8 @@ def run(settings):
     ]
     if counts["compiled"] and not settings.brief:
         # those of the tests will not be there either
-        passed, *_ = tests.run_tests(*tests.SETS["all"], [], without_gpu=True)
+        left = settings.seconds - seconds
+        passed, *_ = tests.run_tests(*tests.SETS["all"], [], without_gpu=True, seconds=left)
         lines.append(
             f"tests without a GPU, for their kernels: {passed['passed']} passed, "
             f"{passed['failed']} failed, {time.monotonic() - start - seconds:.0f} s"

@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import tarfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -35,14 +36,21 @@ def run(settings):
     data["libtriton"] = hash_of(libtriton())
     data["cores"] = os.cpu_count()
     lines.append(f"{data['gpu'] or 'no GPU'}; Triton {data['triton']}; {data['cores']} cores")
-    lines += [
-        _kernels(settings, data),
-        _extension(settings, data),
-        _peers(settings, data),
-    ]
+    good = True
+    for part in (_kernels, _extension, _peers, _memory):
+        try:
+            lines.append(part(settings, data))
+        except Exception as error:
+            # the others are of use without it
+            traceback.print_exc()
+            lines.append(f"{part.__name__[1:]}: {type(error).__name__}: {error}")
+            good = False
+    return Found(lines, data, good)
+
+
+def _memory(settings, data):
     free, total = torch.cuda.mem_get_info()
-    lines.append(f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
-    return Found(lines, data)
+    return f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
 
 
 def extension(settings, seconds):
@@ -94,26 +102,35 @@ def _kernels(settings, data):
 def _extension(settings, data):
     there = ROOT / "emanest"
     for path in settings.carry.glob(f"_C*{_suffix()}"):
-        shutil.copy(path, there)
-    if not list(there.glob(f"_C*{_suffix()}")):
-        building = settings.work / "building"
-        building.touch()
-        # not in this group: it goes on when this stage has ended
-        command = f"{sys.executable} setup.py build_ext --inplace; rm -f {building}"
-        with open(settings.work / LOG, "w") as log:
-            subprocess.Popen(
-                ["sh", "-c", command],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "EMANEST_REQUIRE_EXTENSION": "1"},
-            )
-        return "the extension is being built"
-    from emanest import _C
-
+        # not into a file that processes have loaded
+        new = there / f"{path.name}.new"
+        shutil.copy(path, new)
+        os.replace(new, there / path.name)
+    importlib.invalidate_caches()
+    try:
+        from emanest import _C
+    except ImportError as error:
+        return _built(settings, str(error))
     data["extension"] = _C.build_info()
     return f"extension: {data['extension']}"
+
+
+def _built(settings, reason):
+    """Build the extension in the background; say so, and why."""
+    building = settings.work / "building"
+    building.touch()
+    # not in this group: it goes on when this stage has ended
+    command = f"{sys.executable} setup.py build_ext --inplace --force; rm -f {building}"
+    with open(settings.work / LOG, "w") as log:
+        subprocess.Popen(
+            ["sh", "-c", command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "EMANEST_REQUIRE_EXTENSION": "1"},
+        )
+    return f"the extension is being built: {reason}"
 
 
 def _peers(settings, data):

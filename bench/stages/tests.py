@@ -10,9 +10,11 @@ import collections
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -48,13 +50,15 @@ class Group(collections.namedtuple("Group", "where kind message")):
 
 
 def run(settings, which):
+    start = time.monotonic()
     if which == "rest":
         # tests of C++ kernels are there
         extension(settings, 60)
     paths, words = SETS[which]
     if settings.brief:
         paths, words = PATHS[:1], BRIEF
-    counts, groups, skips, lines = run_tests(paths, words, [], settings.brief)
+    limits = {"inside": settings.brief, "seconds": settings.seconds - (time.monotonic() - start)}
+    counts, groups, skips, lines = run_tests(paths, words, [], **limits)
     wrong = {reason: n for reason, n in skips.items() if not excused(reason)}
     lines = [
         *lines,
@@ -72,7 +76,7 @@ def excused(reason):
     return no_gpu.INSTALLED or any(excuse in reason for excuse in EXCUSES)
 
 
-def run_tests(paths, words, arguments, inside=False, without_gpu=None):
+def run_tests(paths, words, arguments, inside=False, without_gpu=None, seconds=None):
     """Run tests that need a GPU; what came of them.
 
     Args:
@@ -80,6 +84,7 @@ def run_tests(paths, words, arguments, inside=False, without_gpu=None):
         arguments: further ones of pytest.
         inside: in this process.
         without_gpu: on a GPU that is not there; None: if the caller is.
+        seconds: after which they are interrupted, if not inside; those that ended count.
 
     Returns:
         Counts, groups of failures, reasons of skips, and what else is to be said.
@@ -108,7 +113,7 @@ def run_tests(paths, words, arguments, inside=False, without_gpu=None):
         else:
             environment["EMANEST_REQUIRE_EXTENSION"] = "1"
             pytest = [sys.executable, "-m", "pytest", *command]
-            status = subprocess.run(pytest, cwd=ROOT, env=environment).returncode
+            status = interrupted(pytest, seconds, cwd=ROOT, env=environment)
         cases = list(ElementTree.parse(path).iter("testcase")) if path.exists() else []
     counts = collections.Counter(passed=0, failed=0, skipped=0)
     groups, skips = collections.Counter(), collections.Counter()
@@ -120,11 +125,22 @@ def run_tests(paths, words, arguments, inside=False, without_gpu=None):
         if skipped is not None:
             skips[skipped.get("message", "")] += 1
         counts["failed" if bad else "passed" if skipped is None else "skipped"] += 1
-    # 1: some failed. Anything else is no result
+    # 1: some failed. Anything else is no result of all
     lines = [] if status in (0, 1) else [f"pytest ended with status {status}"]
     if status not in (0, 1):
         counts["failed"] += 1
     return counts, groups, skips, lines
+
+
+def interrupted(command, seconds, **options):
+    """Run a command, which is interrupted when it takes longer; its status."""
+    process = subprocess.Popen(command, **options)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        # pytest then writes what it has
+        process.send_signal(signal.SIGINT)
+        return process.wait()
 
 
 def group(case, failure):
