@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def settings(tmp_path):
-    for name in ("out", "work"):
-        (tmp_path / name).mkdir()
-    folders = tmp_path / "out", tmp_path / "work", tmp_path
+    folders = [tmp_path / name for name in ("out", "work", "carry")]
+    for folder in folders:
+        folder.mkdir()
     return Settings(*folders, "abc", small=True, brief=True, seconds=30.0)
 
 
