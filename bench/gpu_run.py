@@ -34,7 +34,7 @@ LINES, WIDTH = 40, 160
 # a rehearsal computes what a GPU would on a few cores
 REHEARSED = 12
 # seconds of a stage's limit that are for telling what it has found
-SPARE = 8
+SPARE = 12
 
 
 class Stage(NamedTuple):

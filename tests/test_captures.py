@@ -20,9 +20,15 @@ SHAPES = [(3, 5), (7,)]
 # after one that warms up: replays and steps in turn
 STEPS = range(1, 5)
 
+def gpa(params, _, **options):
+    """Whose state says where x is: it starts afresh from parameters that were written."""
+    return test_capturable.adamw(params, METHODS["gpa"], **options)
+
+
 # name -> how an optimizer is made, and its options
 CASES = {
     "adamw": (test_capturable.adamw, {}),
+    "gpa": (gpa, {}),
     "skip": (test_capturable.adamw, {"nonfinite": "skip"}),
     "muon": (test_capturable.muon, {"ns_steps": 1}),
     "normuon": (test_capturable.normuon, {"ns_steps": 1}),

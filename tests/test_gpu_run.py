@@ -80,7 +80,7 @@ def test_a_stage_that_raises_says_why(settings, stage):
 def test_a_stage_has_the_time_of_its_limit_but_a_moment(settings, stage):
     """In which it tells what it has found."""
     stage(lambda settings: Found([], {"seconds": settings.seconds}), seconds=20)
-    assert gpu_run.run("made", settings)["data"] == {"seconds": 12}
+    assert gpu_run.run("made", settings)["data"] == {"seconds": 8}
 
 
 def test_what_a_stage_leaves_running_is_stopped(settings, stage):

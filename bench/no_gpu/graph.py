@@ -42,7 +42,7 @@ class Graph(TorchDispatchMode):
 
     def __init__(self, readable=()):
         super().__init__()
-        self.names, self._nodes = [], []
+        self.names, self._nodes, self._given = [], [], []
         self._readable = None if readable is None else {t.data_ptr() for t in readable}
 
     def __enter__(self):
@@ -71,8 +71,9 @@ class Graph(TorchDispatchMode):
         return {module.InterpretedFunction: module.InterpretedFunction.run} if module else {}
 
     def replay(self):
-        """Do what was captured."""
-        with torch.no_grad():
+        """Do what was captured; torch, which does not see it, counts no versions."""
+        unseen = torch.autograd._unsafe_preserve_version_counter(tuple(self._given))
+        with torch.no_grad(), unseen:
             for node in self._nodes:
                 node()
 
@@ -82,6 +83,7 @@ class Graph(TorchDispatchMode):
                 raise RuntimeError(f"{NOT_PINNED} ({name})")
         self.names.append(name)
         self._nodes.append(work)
+        self._given += tensors(given)
 
     @property
     def _launched(self):
