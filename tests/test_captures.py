@@ -20,6 +20,7 @@ SHAPES = [(3, 5), (7,)]
 # after one that warms up: replays and steps in turn
 STEPS = range(1, 5)
 
+
 def gpa(params, _, **options):
     """Whose state says where x is: it starts afresh from parameters that were written."""
     return test_capturable.adamw(params, METHODS["gpa"], **options)
