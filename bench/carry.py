@@ -33,6 +33,8 @@ def main(arguments=None):
     extension = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     import emanest._C
 
+    if not emanest._C.build_info()["cuda"]:
+        sys.exit("the extension was built without CUDA: build it where nvcc is")
     shutil.copy(emanest._C.__file__, args.out / extension)
     kernels(args.out, args.work)
     for name in PEERS:

@@ -104,7 +104,8 @@ def run(name, settings, factor=1):
     # its children as well, which would take time from the next stage
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    # one that waits for the driver may not even end when it is killed
+    process.join(10)
     entry = {"stage": name, "seconds": round(time.monotonic() - start, 1), "lines": []}
     if path.exists():
         entry.update(json.loads(path.read_text()))

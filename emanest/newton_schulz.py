@@ -220,7 +220,8 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     Args:
         u: (batch, m, n), float32 or float64.
         factors: (batch,), those of ``inverses``.
-        rows, form, backend: as in ``iterate``.
+        rows, backend: as in ``iterate``.
+        form: a row of ``FORMS``, or None for the cheaper one.
         dtype: of the iteration, which has sides of its own: see ``products.padded``.
         spare: memory like u that may be written, u itself for one; or None.
 
@@ -232,8 +233,10 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
     # rounded once
     torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
-    # by u's own sides: where X X^T is singular, products amplify rounding errors
-    tall = m > n
+    # by u's own sides: padding then changes no bit, and where X X^T is singular, products amplify
+    # rounding errors
+    tall, sides = m > n, sorted((m, n))
+    form = form or cheapest(*sides, rows, dtype, products.SYMMETRIC_SHARE)
     found = iterate(x.mT if tall else x, rows, form, backend)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
@@ -259,13 +262,13 @@ def inverses(norms, eps, margin, dtype):
     return torch.reciprocal(norms, out=torch.empty_like(norms, dtype=dtype))
 
 
-def iterate(x, rows, form=None, backend=None):
+def iterate(x, rows, form, backend=None):
     """Apply polynomials to the singular values of matrices.
 
     Args:
         x: (batch, n, m), n <= m, singular values at most 1; not written.
         rows: (a, b, c) of each step.
-        form: a row of ``FORMS``, or None for the cheaper one.
+        form: a row of ``FORMS``.
         backend: the choice of a group.
 
     Returns:
@@ -274,12 +277,9 @@ def iterate(x, rows, form=None, backend=None):
     """
     if x.numel() == 0:
         return x
-    _, n, m = x.shape
 
     def work(module):
-        products = module.products(x.device.type)
-        chosen = form or cheapest(n, m, rows, x.dtype, products.SYMMETRIC_SHARE)
-        return FORMS[chosen](x, rows, products)
+        return FORMS[form](x, rows, module.products(x.device.type))
 
     # autocast would give some of the products another dtype
     with torch.autocast(x.device.type, enabled=False):

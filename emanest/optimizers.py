@@ -40,7 +40,7 @@ class AdamW(Optimizer):
         capturable: keep clock and numbers on the device, so that a CUDA graph can capture the step
             (not the first one, nor one after a load, which allocate and compile: RuntimeError);
             every parameter then needs a gradient at every step. Replays see an ``lr`` that moves if
-            it is a tensor on the device.
+            it was given as a tensor on the device: fill ``group["lr"]``, which is a copy of it.
         differentiable: must be False.
         nonfinite: ``"propagate"`` NaN and Inf as torch does, ``"skip"`` the whole step, or
             ``"raise"`` a RuntimeError that names the parameters; the last two read all gradients.
