@@ -235,8 +235,8 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
     # by u's own sides: padding then changes no bit, and where X X^T is singular, products amplify
     # rounding errors
-    tall, sides = m > n, sorted((m, n))
-    form = form or cheapest(*sides, rows, dtype, products.SYMMETRIC_SHARE)
+    tall = m > n
+    form = form or cheapest(min(m, n), max(m, n), rows, dtype, products.SYMMETRIC_SHARE)
     found = iterate(x.mT if tall else x, rows, form, backend)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
