@@ -178,7 +178,9 @@ def test_profilers_see_the_step(entry):
     optimizer = made(entry)
     optimizer._optimizer_step_code = lambda: seen.append("step")
     seen = []
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    # without the latter torch 2.11 warns
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         optimizer.step()
     name = f"Optimizer.step#{type(optimizer).__name__}.step"
     assert [event.count for event in profile.key_averages() if event.key == name] == [1]
