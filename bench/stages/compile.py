@@ -42,7 +42,8 @@ def run(settings):
     triton.knobs.compilation.listener = noted
     JOBS = kernels.jobs(settings)
     cores = min(14, os.cpu_count())
-    with multiprocessing.get_context("fork").Pool(cores, maxtasksperchild=8) as pool:
+    # all at once, by this thread: others do not know that the GPU is not there
+    with multiprocessing.get_context("fork").Pool(cores) as pool:
         done = pool.map(work, list(JOBS), chunksize=1)
     counts = collections.Counter()
     for _, each in done:
