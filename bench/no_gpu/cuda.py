@@ -60,6 +60,9 @@ class Stream:
     def __init__(self, *ignored, **more):
         pass
 
+    def is_capturing(self):
+        return graph.Graph.recording
+
     def wait_stream(self, stream):
         pass
 
@@ -164,6 +167,8 @@ class Generator(torch.Generator):
 def install():
     for name, value in STAND_INS.items():
         setattr(torch.cuda, name, value)
+    # torch's own optimizers ask it whether a graph is being captured
+    torch.accelerator.current_stream = torch.cuda.current_stream
     torch.Generator = Generator
     # it would look for graphs that a CPU build does not have
     torch.compiler.reset = nothing
