@@ -136,12 +136,23 @@ class Interrupt:
         return self._trace
 
     def __enter__(self):
-        self.before = sys.gettrace()
+        self.before, self.nesting = sys.gettrace(), _nesting()
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_):
         sys.settrace(self.before)
+        # what interrupts a ``with`` where it ends is no error within it: autocast is not left, and
+        # would keep its casts of weights from here on
+        while _nesting() > self.nesting:
+            torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
+def _nesting():
+    """How many blocks of autocast this is in."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def interrupted(work, check, times=15):
