@@ -187,7 +187,7 @@ def suggesting(init: Init) -> Init:
 
 
 def check_params(params):
-    """Return ``params`` as a list, refusing what is not an iterable of tensors or groups.
+    """Return ``params`` as a list or a set, refusing what is not an iterable of tensors or groups.
 
     Raises:
         TypeError: None, a module, a lone tensor, a dict.
@@ -206,7 +206,8 @@ def check_params(params):
             "params argument given to the optimizer should be an iterable of Tensors or dicts, "
             f"but got {torch.typename(params)}"
         )
-    params = list(params)
+    # of a set, whose order is another one in every run, torch warns from 2.15 on
+    params = params if isinstance(params, set) else list(params)
     if not params:
         raise ValueError(
             "optimizer got an empty parameter list (did you already consume model.parameters()?)"
