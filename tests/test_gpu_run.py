@@ -1,5 +1,6 @@
 """The run on a GPU, on a machine without one."""
 
+import collections
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import torch
 
 import emanest
 from bench import gpu, gpu_run
+from bench.cases import CASES
 from bench.devices import surroundings
 from bench.stages import Found, Settings, blocks, cases, set_up, tests, tools
 from bench.stages import tiles as sweep
@@ -274,3 +276,29 @@ def test_the_table_of_tiles_follows_the_times():
     ]
     assert sweep.fitted(measured, 132) == [large._replace(programs=2.0), small]
     assert sweep.fitted(measured[:6], 132) == [large]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("needs 24 GiB", 0),
+        ("condition: torch.cuda.device_count() < 2", 0),
+        ("needs a GPU", 1),
+        ("could not import 'emanest.cpp'", 1),
+    ],
+)
+def test_a_test_that_could_have_run_must_not_be_skipped(reason, status, monkeypatch):
+    came = (
+        collections.Counter(passed=3, failed=0, skipped=1),
+        collections.Counter(),
+        {reason: 1},
+        [],
+    )
+    monkeypatch.setattr(tests, "run_tests", lambda *_: came)
+    assert tests.main(["all"]) == status
+
+
+@pytest.mark.parametrize("which", cases.SETS)
+def test_stages_name_cases_that_there_are(which):
+    names = {case.name for case in CASES if case.device == "cuda"}
+    assert {*cases.SETS[which], *cases.BRIEF[which]} <= names

@@ -59,21 +59,26 @@ def run(settings, which):
         paths, words = PATHS[:1], BRIEF
     limits = {"inside": settings.brief, "seconds": settings.seconds - (time.monotonic() - start)}
     counts, groups, skips, lines = run_tests(paths, words, [], **limits)
-    wrong = {reason: n for reason, n in skips.items() if not excused(reason)}
+    return found(counts, groups, skips, lines)
+
+
+def found(counts, groups, skips, lines):
+    """What came of ``run_tests``; it is not ok if a test was skipped that could have run."""
+    # without a GPU there may be a build without CUDA
+    wrong = [
+        reason
+        for reason in skips
+        if not no_gpu.INSTALLED and not any(excuse in reason for excuse in EXCUSES)
+    ]
     lines = [
+        ", ".join(f"{n} {name}" for name, n in counts.items()),
         *lines,
         *(f"{n} x {' '.join(group)}" for group, n in groups.most_common()),
-        *(f"{n} wrongly skipped: {reason}" for reason, n in wrong.items()),
+        *(f"{skips[reason]} wrongly skipped: {reason}" for reason in wrong),
         *(f"{n} skipped: {reason}" for reason, n in skips.items() if reason not in wrong),
     ]
     good = counts["passed"] and not counts["failed"] and not wrong
-    head = ", ".join(f"{n} {name}" for name, n in counts.items())
-    return Found([head, *lines], {"counts": dict(counts), "skips": dict(skips)}, bool(good))
-
-
-def excused(reason):
-    # without a GPU there may be a build without CUDA
-    return no_gpu.INSTALLED or any(excuse in reason for excuse in EXCUSES)
+    return Found(lines, {"counts": dict(counts), "skips": dict(skips)}, bool(good))
 
 
 def run_tests(paths, words, arguments, inside=False, without_gpu=None, seconds=None):
@@ -153,13 +158,9 @@ def group(case, failure):
 
 def main(arguments):
     which = arguments.pop(0) if arguments and arguments[0] in SETS else "all"
-    counts, _, skips, lines = run_tests(*SETS[which], arguments)
-    wrong = {reason: n for reason, n in skips.items() if not excused(reason)}
-    for line in lines:
-        print(line)
-    for reason, n in wrong.items():
-        print(f"{n} tests were skipped that should run: {reason}")
-    return int(bool(wrong or counts["failed"] or not counts["passed"]))
+    came = found(*run_tests(*SETS[which], arguments))
+    print(*came.lines, sep="\n")
+    return int(not came.ok)
 
 
 if __name__ == "__main__":
