@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import emanest
+from emanest.options import check_params
 from helpers import METHODS, bits, params_of, set_gradients
 from optimizer_database import (
     DATABASE,
@@ -189,3 +190,9 @@ def test_what_torch_refuses_is_refused(entry, row):
     else:
         with pytest.raises(error, match=words):
             construct()
+
+
+def test_a_set_of_parameters_is_handed_on_as_one():
+    """So that torch, which does so from 2.15 on, can warn of its order."""
+    params = {torch.nn.Parameter(torch.zeros(2))}
+    assert check_params(params) is params
