@@ -10,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 import triton
 
 from .. import no_gpu
@@ -43,7 +44,8 @@ def run(settings):
     JOBS = kernels.jobs(settings)
     cores = min(14, os.cpu_count())
     # all at once, by this thread: others do not know that the GPU is not there
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(cores, torch.set_num_threads, (1,)) as pool:
         done = pool.map(work, list(JOBS), chunksize=1)
     counts = collections.Counter()
     for _, each in done:

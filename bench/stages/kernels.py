@@ -91,7 +91,7 @@ def jobs(settings):
             for tile in tiles.candidates(f"sm_{TARGET.arch}", kind):
                 key = "product", name, shape, tile
                 found[key] = functools.partial(product, name, shape, tiles.Tile(*tile[:6]))
-    found["tools"] = functools.partial(exec, tools.PROGRAM.format(steps=1), {})
+    found["tools"] = functools.partial(exec, tools.PROGRAM.format(shapes=tools.SMALL), {})
     if settings.brief:
         return {key: found[key] for key in list(found)[:1]}
     return found

@@ -7,15 +7,13 @@ import sys
 
 from . import ROOT, Found
 
-# small enough for a tool that slows kernels by a hundred
 PROGRAM = """
 import torch, emanest
-params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in [(130, 70), (64, 64)]]
+params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in {shapes}]
 optimizer = emanest.Muon(params, lookahead=emanest.EMANesterov())
 for p in params:
     p.grad = torch.randn_like(p)
-for _ in range({steps}):
-    optimizer.step()
+optimizer.step()
 torch.cuda.synchronize()
 """
 COUNTERS = {
@@ -23,21 +21,24 @@ COUNTERS = {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps",
     "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor cores",
 }
-KERNELS = "regex:step_kernel|symmetric_kernel"
+# the first matrix products, and the pass after them
+KERNELS = "regex:symmetric_kernel|product_kernel|step_kernel"
+# small enough for a tool that slows kernels by a hundred, and large enough to fill a GPU
+SMALL, LARGE = [(130, 70), (64, 64)], [(2048, 8192)] * 4
+# name -> shapes of what takes a step, and how it is looked at
 TOOLS = {
-    "memcheck": (1, ["compute-sanitizer", "--tool", "memcheck"]),
-    "racecheck": (1, ["compute-sanitizer", "--tool", "racecheck"]),
-    "counters": (
-        *(2, ["ncu", "--clock-control", "none", "--kernel-name", KERNELS, "--launch-count", "4"]),
-    ),
+    "memcheck": (SMALL, ["compute-sanitizer", "--tool", "memcheck"]),
+    "racecheck": (SMALL, ["compute-sanitizer", "--tool", "racecheck"]),
+    "counters": (LARGE, ["ncu", "--clock-control", "none", "--kernel-name", KERNELS]),
 }
 
 
 def run(settings):
     lines, data = [], {}
-    for name, (steps, command) in TOOLS.items():
+    for name, (shapes, command) in TOOLS.items():
         more = ["--metrics", ",".join(COUNTERS)] if name == "counters" else []
-        program = [sys.executable, "-c", "import bench.source_tree" + PROGRAM.format(steps=steps)]
+        shapes = SMALL if settings.small else shapes
+        program = [sys.executable, "-c", "import bench.source_tree" + PROGRAM.format(shapes=shapes)]
         try:
             done = subprocess.run(
                 [*command, *more, *program],
