@@ -6,7 +6,7 @@ U V^T within a few steps. The singular values must not exceed 1 in the beginning
 its Frobenius norm.
 
 The iteration is written twice, as two forms of one product of polynomials, each against a namespace
-of four products (``emanest.products`` documents it), so that it does not know where it runs.
+of functions (``emanest.products`` documents it), so that it does not know where it runs.
 
 Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (standard
 form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
@@ -176,11 +176,11 @@ def orthogonalize(
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
     matrices = g.detach().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
-    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)
-    # float16 and bfloat16 have too small a range, or too few digits, for what is not yet divided
-    wide = matrices.to(torch.promote_types(g.dtype, torch.float32))
-    factors = inverses(norms, real("eps", eps, 0), margin, wide.dtype)
-    return orthogonal(wide, factors, rows, dtype, form, backend).to(g.dtype).view(g.shape)
+    eps = real("eps", eps, 0)
+    norms = _with_products("norms", g.device, backend, matrices)
+    # float16 and bfloat16 have too small a range, or too few digits, for factors
+    factors = inverses(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
+    return orthogonal(matrices, factors, rows, dtype, form, backend).to(g.dtype).view(g.shape)
 
 
 def working_dtype(device, dtype, form=None, asked=None):
@@ -218,7 +218,7 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     """Apply polynomials to the singular values of matrices over their norms.
 
     Args:
-        u: (batch, m, n), float32 or float64.
+        u: (batch, m, n), of a dtype no wider than that of the factors.
         factors: (batch,), those of ``inverses``.
         rows, backend: as in ``iterate``.
         form: a row of ``FORMS``, or None for the cheaper one.
@@ -231,14 +231,20 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
-    # rounded once
-    torch.mul(u, factors[:, None, None], out=x[:, :m, :n])
+    _with_products("scale", device, backend, u, factors, x[:, :m, :n])
     # by u's own sides: padding then changes no bit, and where X X^T is singular, products amplify
     # rounding errors
     tall = m > n
     form = form or cheapest(min(m, n), max(m, n), rows, dtype, products.SYMMETRIC_SHARE)
     found = iterate(x.mT if tall else x, rows, form, backend)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
+
+
+def _with_products(name, device, backend, *args):
+    """Call a function of the namespace of products."""
+    return backends.run(
+        lambda module: getattr(module.products(device.type), name)(*args), device.type, backend
+    )
 
 
 def inverses(norms, eps, margin, dtype):

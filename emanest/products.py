@@ -1,4 +1,4 @@
-"""The products that Newton-Schulz is made of, in torch operations; a namespace of four functions.
+"""What Newton-Schulz is made of, in torch operations; a namespace of six functions.
 
 Other back ends have modules with the same names (``cpu_products``, ``kernels.newton_schulz``).
 Matrices come in batches, (batch, rows, columns), with any strides. Results are new, of the
@@ -20,6 +20,16 @@ MULTIPLES = {"cpu": 1, "cuda": 16}
 
 # bytes; the bits of a product of a BLAS may depend on where its operands begin
 ALIGNMENT = 64
+
+
+def norms(x):
+    """Frobenius norms of (batch, n, m), in float64: (batch,)."""
+    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
+
+
+def scale(u, factors, out):
+    """Multiply each matrix by its factor, in the factors' dtype, rounded once to that of ``out``."""
+    torch.mul(u, factors[:, None, None], out=out)
 
 
 def sym_mm(x):

@@ -11,14 +11,15 @@ result is rounded once.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
-from . import products
-from .calls import DIRECT, MOST, Call, specialised
-from .launch import check
+from . import products, scaling
+from .calls import DIRECT, MOST, Call, call, specialised
+from .launch import OPTIONS, check
 from .tiles import arch_of, programs, tile_for
 
 # of the tiles of a full product, with 4 to 16 tiles to a side: half of them and those on the
@@ -98,6 +99,44 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
         as ``mm``.
     """
     return _computed(_times, (a, x, x), (beta, alpha), precision)
+
+
+# rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
+TILE = {"BLOCK_M": 16, "BLOCK_N": 256}
+
+
+def norms(x):
+    """Frobenius norms of (batch, n, m), whatever its strides, with sums in float64: (batch,)."""
+    check(x.device, x.dtype)
+    x = _by_rows(x)
+    count = _tiles(x)
+    sums = torch.empty((len(x), count), dtype=torch.float64, device=x.device)
+    _over_tiles(scaling.squares_kernel, (x, sums), x, x.stride())
+    return sums.sum(1).sqrt_()
+
+
+def scale(u, factors, out):
+    """Multiply each matrix by its factor: computed in the factors' dtype, rounded once.
+
+    Args:
+        u: (batch, n, m), whose dtype is no wider than that of the factors; any strides.
+        factors: (batch,), of float32 or float64.
+        out: (batch, n, m), of any dtype and strides; u itself for one.
+    """
+    check(u.device, u.dtype)
+    if _transposed(u):
+        u, out = u.mT, out.mT
+    _over_tiles(scaling.scale_kernel, (u, factors, out), u, (*u.stride(), *out.stride()))
+
+
+def _tiles(x):
+    return math.prod(map(math.ceil, (x.shape[1] / TILE["BLOCK_M"], x.shape[2] / TILE["BLOCK_N"])))
+
+
+def _over_tiles(kernel, tensors, x, strides):
+    programs = len(x) * _tiles(x)
+    if programs:
+        call(kernel, programs, x.device, (*tensors, *x.shape[1:], *strides), TILE, OPTIONS)
 
 
 class Launch(NamedTuple):
