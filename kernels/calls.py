@@ -91,19 +91,24 @@ class Call:
             programs: how many, at least 1.
             arguments: the first ones, tensors among them; at every call of the same specialisation.
         """
-        with current(self.device):
-            if self.direct is None or watched(self.kernel):
-                self._through_the_jit(programs, arguments)
-                return
-            run, function, metadata, tail = self.direct
-            # an address is taken as it is; of a tensor the driver would ask where it lies
-            given = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-            active = driver.active
-            stream = active.get_current_stream(active.get_current_device())
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *given, *tail)
+        if self.direct is None or watched(self.kernel):
+            self._through_the_jit(programs, arguments)
+            return
+        active, own = driver.active, self.device.index
+        device = active.get_current_device()
+        if own != device and own is not None:
+            with current(self.device):
+                self(programs, *arguments)
+            return
+        run, function, metadata, tail = self.direct
+        # an address is taken as it is; of a tensor the driver would ask where it lies
+        given = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        stream = active.get_current_stream(device)
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *given, *tail)
 
     def _through_the_jit(self, programs, arguments):
-        found = self.kernel[(programs,)](*arguments, *self.rest, **self.named)
+        with current(self.device):
+            found = self.kernel[(programs,)](*arguments, *self.rest, **self.named)
         # nothing, or a promise, where others have taken compilation over
         if DIRECT and isinstance(found, CompiledKernel) and not watched(self.kernel):
             # a launcher is given constants as well, where the kernel has them

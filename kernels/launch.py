@@ -20,7 +20,11 @@ TYPES = {
 }
 # without contraction to fused multiply-adds rules round as in the other back ends, and a base has
 # the same bits whatever lookahead it is paired with; memory, not arithmetic, takes the time
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+if torch.version.hip is None:
+    # of a thread, far above what is needed: ptxas, left to itself, spills an address of one kernel
+    # to have the room for another program, which nobody asked for
+    OPTIONS["maxnreg"] = 128
 
 
 class Launch(NamedTuple):

@@ -102,7 +102,7 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
 
 
 # rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
-TILE = {"BLOCK_M": 16, "BLOCK_N": 256}
+TILE = {"BLOCK_M": 8, "BLOCK_N": 256}
 
 
 def norms(x):
@@ -111,7 +111,7 @@ def norms(x):
     x = _by_rows(x)
     count = _tiles(x)
     sums = torch.empty((len(x), count), dtype=torch.float64, device=x.device)
-    _over_tiles(scaling.squares_kernel, (x, sums), x, x.stride())
+    _over_tiles(scaling.tile_squares_kernel, (x, sums), x, x.stride())
     return sums.sum(1).sqrt_()
 
 
@@ -178,7 +178,7 @@ class Product:
         if self.swapped:
             a, b = b, a
         given = a, b, c if self.addend else None
-        kinds = tuple([specialised(self.device, t) for t in given]) if DIRECT else None
+        kinds = tuple(_each(given, lambda t: specialised(self.device, t))) if DIRECT else None
         call = self.calls.get(kinds)
         if call is None:
             call = self.calls[kinds] = Call(self.kernel, self.device, *self.compiled_for)
@@ -196,10 +196,18 @@ def _computed(make, operands, numbers, precision):
         precision: as for ``sym_mm``.
     """
     zeros = [number == 0 for number in numbers]
-    known = _known(make, precision, *zeros, *map(_layout, operands))
+    known = _known(make, precision, *zeros, *_each(operands, _layout))
     if not known:
         known.append(make(*operands, *numbers, precision))
     return known[0](operands, map(float, numbers))
+
+
+def _each(operands, facts):
+    """Facts of three operands, of which two or all are often the same tensor."""
+    a, b, c = operands
+    of_a = facts(a)
+    of_b = of_a if b is a else facts(b)
+    return of_a, of_b, of_a if c is a else of_b if c is b else facts(c)
 
 
 def _layout(t):

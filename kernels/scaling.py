@@ -29,7 +29,7 @@ def _pointers(tensor, matrix, batch, i, row, j, column):
 
 
 @triton.jit
-def squares_kernel(
+def tile_squares_kernel(
     x, sums, rows, columns, batch, row, column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """Leave the sum of squares of each tile, in float64."""

@@ -50,6 +50,11 @@ class OnGpu:
 
         return call
 
+    def scale(self, u, factors, out):
+        there = [moved(t, self.device) for t in (u, factors, out)]
+        backends.pick(self.device, "triton").products(self.device).scale(*there)
+        memory(out).copy_(memory(there[2]))
+
 
 @pytest.fixture(params=[*NAMES, pytest.param("a GPU", marks=pytest.mark.gpu)])
 def products(request):
@@ -94,6 +99,38 @@ CALLS = {
     ),
 }
 each_call = pytest.mark.parametrize("name", CALLS)
+
+
+@each_kind
+def test_norms_are_those_of_float64(products, size, dtype, layout):
+    x = LAYOUTS[layout](randn(*size, dtype=dtype))
+    # far beyond the squares that float32, let alone float16, can hold
+    x *= torch.finfo(dtype).max / 8 if dtype != torch.float64 else 1.0
+    found, expected = products.norms(x), x.double().square().sum((1, 2)).sqrt()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+@each_kind
+@pytest.mark.parametrize("to", [torch.float16, torch.float32])
+def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, layout, to):
+    u = LAYOUTS[layout](randn(*size, dtype=dtype))
+    factors = torch.tensor([0.3, 1.7])[: len(u)].to(torch.promote_types(dtype, torch.float32))
+    # in the midst of other memory, which stays as it is
+    _, n, m = size
+    whole = torch.full((len(u), n + 3, m + 5), 7.0, dtype=to)
+    products.scale(u, factors, whole[:, :n, :m])
+    expected = (u.to(factors.dtype) * factors[:, None, None]).to(to)
+    assert torch.equal(whole[:, :n, :m], expected)
+    assert (whole[:, n:] == 7).all()
+    assert (whole[:, :n, m:] == 7).all()
+
+
+def test_factors_can_be_applied_in_place(products):
+    x, factors = randn(2, 65, 70).float(), torch.tensor([0.5, 2.0])
+    expected = x * factors[:, None, None]
+    products.scale(x, factors, x)
+    assert torch.equal(x, expected)
 
 
 @each_call

@@ -17,7 +17,7 @@ from shared import once
 # test whether it interprets
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 
-# of a thread; with two programs of 256 threads on a multiprocessor, which has 65536, all fit
+# of a thread; with five programs of 128 threads on a multiprocessor, which has 65536, all fit
 MOST_REGISTERS = 96
 # in float64, whose numbers take two
 MOST_REGISTERS_WIDE = 128

@@ -6,6 +6,7 @@ import gc
 import inspect
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,6 +238,29 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
         assert isinstance(calls.current(device), contextlib.nullcontext)
 
 
+def test_a_known_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    here, launched = [0], []
+
+    @contextlib.contextmanager
+    def current(device):
+        before, here[0] = here[0], device.index
+        yield
+        here[0] = before
+
+    def run(programs, y, z, stream, *rest):
+        launched.append((here[0], stream))
+
+    active = SimpleNamespace(get_current_device=lambda: here[0], get_current_stream=str)
+    monkeypatch.setattr(calls, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(calls, "current", current)
+    for device in (0, 1):
+        each = calls.Call(plan.plan_kernel, torch.device("cuda", device), (), {}, {})
+        each.direct = run, None, None, ()
+        each(1)
+    assert launched == [(0, "0"), (1, "1")]
+    assert here == [0]
+
+
 def test_what_is_known_of_a_call_keeps_no_tensor():
     x = torch.zeros(2, 48, 64, dtype=torch.float16)
     result = newton_schulz.mm_add(x, newton_schulz.sym_mm(x), 1.0, 1.0)
@@ -310,10 +334,10 @@ def test_a_muon_step_launches_so_much():
         optimizer.step()
     names = collections.Counter(launched.kernel.name for launched in LAUNCHES)
     passes = {"momentum_kernel": 1, "squares_kernel": 1, "step_kernel": 1}
-    assert names == {**passes, "symmetric_kernel": 58, "product_kernel": 11}
+    # a shape's matrices are divided by their norms
+    assert names == {**passes, "scale_kernel": 4, "symmetric_kernel": 58, "product_kernel": 11}
     found = collections.Counter(others.names)
     # of addresses, if memory of this step lies elsewhere than that of the one before
     assert found.pop("copy_", 0) <= 2
-    # a shape's matrices are divided by their norms; a segment of the Gram form has an identity to
-    # add; and the norms of all matrices
-    assert found == {"mul": 4, "add_": 6, "sqrt_": 1, "clamp_": 1, "reciprocal": 1}
+    # a segment of the Gram form has an identity to add; and the norms of all matrices
+    assert found == {"add_": 6, "sqrt_": 1, "clamp_": 1, "reciprocal": 1}

@@ -14,7 +14,7 @@ from . import Found
 from .ceilings import seconds
 
 # elements of a chunk, and warps
-CONFIGURATIONS = list(itertools.product((1024, 2048, 4096), (4, 8)))
+CONFIGURATIONS = list(itertools.product((512, 1024, 2048), (2, 4, 8)))
 DTYPES = torch.float32, torch.bfloat16
 
 
