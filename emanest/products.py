@@ -28,7 +28,7 @@ def norms(x):
 
 
 def scale(u, factors, out):
-    """Multiply each matrix by its factor, in the factors' dtype, rounded once to that of ``out``."""
+    """Multiply each matrix by its factor, in the factors' dtype, and round to that of ``out``."""
     torch.mul(u, factors[:, None, None], out=out)
 
 

@@ -1,4 +1,4 @@
-"""The kernels that bring a batch of matrices into Newton-Schulz: their norms, and a factor for each.
+"""The kernels that bring a batch of matrices into Newton-Schulz: norms, and a factor for each.
 
 torch would first make a copy in float64 for the norms, and casts a product only with loads of one
 element. A program takes a tile of a matrix; strides are in elements, and which of them are 1 or

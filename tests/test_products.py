@@ -112,15 +112,18 @@ def test_norms_are_those_of_float64(products, size, dtype, layout):
 
 
 @each_kind
-@pytest.mark.parametrize("to", [torch.float16, torch.float32])
-def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, layout, to):
+@pytest.mark.parametrize("narrow", [True, False])
+def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, layout, narrow):
+    # torch itself goes from float64 to float16 by way of float32
+    wide = torch.promote_types(dtype, torch.float32)
+    to = {torch.float64: torch.float32, torch.float32: torch.float16}[wide] if narrow else wide
     u = LAYOUTS[layout](randn(*size, dtype=dtype))
-    factors = torch.tensor([0.3, 1.7])[: len(u)].to(torch.promote_types(dtype, torch.float32))
+    factors = torch.tensor([0.3, 1.7])[: len(u)].to(wide)
     # in the midst of other memory, which stays as it is
     _, n, m = size
     whole = torch.full((len(u), n + 3, m + 5), 7.0, dtype=to)
     products.scale(u, factors, whole[:, :n, :m])
-    expected = (u.to(factors.dtype) * factors[:, None, None]).to(to)
+    expected = (u.to(wide) * factors[:, None, None]).to(to)
     assert torch.equal(whole[:, :n, :m], expected)
     assert (whole[:, n:] == 7).all()
     assert (whole[:, :n, m:] == 7).all()
