@@ -55,10 +55,10 @@ STAGES = {
     "ceilings": Stage(30, "ceilings"),
     "elementwise": Stage(90, "cases", ("elementwise",)),
     "blocks": Stage(30, "blocks"),
-    "muon": Stage(100, "cases", ("muon",)),
+    "muon": Stage(140, "cases", ("muon",)),
     "tiles": Stage(75, "tiles"),
     "more tests": Stage(100, "tests", ("rest",)),
-    "tools": Stage(60, "tools"),
+    "tools": Stage(90, "tools"),
 }
 
 

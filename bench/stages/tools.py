@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 from . import ROOT, Found
 
@@ -34,7 +35,7 @@ TOOLS = {
 
 
 def run(settings):
-    lines, data = [], {}
+    lines, data, end = [], {}, time.monotonic() + settings.seconds
     for name, (shapes, command) in TOOLS.items():
         more = ["--metrics", ",".join(COUNTERS)] if name == "counters" else []
         shapes = SMALL if settings.small else shapes
@@ -47,7 +48,7 @@ def run(settings):
                 env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
                 capture_output=True,
                 text=True,
-                timeout=settings.seconds / len(TOOLS),
+                timeout=end - time.monotonic(),
             )
             text = done.stdout + done.stderr
             print(text)
