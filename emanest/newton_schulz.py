@@ -180,7 +180,12 @@ def orthogonalize(
     norms = _with_products("norms", g.device, backend, matrices)
     # float16 and bfloat16 have too small a range, or too few digits, for factors
     factors = inverses(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
-    return orthogonal(matrices, factors, rows, dtype, form, backend).to(g.dtype).view(g.shape)
+    found = orthogonal(matrices, factors, rows, dtype, form, backend)
+    if dtype != g.dtype:
+        rounded = torch.empty_like(found, dtype=g.dtype)
+        _with_products("scale", g.device, backend, found, None, rounded)
+        found = rounded
+    return found.view(g.shape)
 
 
 def working_dtype(device, dtype, form=None, asked=None):

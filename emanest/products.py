@@ -28,8 +28,17 @@ def norms(x):
 
 
 def scale(u, factors, out):
-    """Multiply each matrix by its factor, in the factors' dtype, and round to that of ``out``."""
-    torch.mul(u, factors[:, None, None], out=out)
+    """Multiply each matrix by its factor, in the factors' dtype, and round to that of ``out``.
+
+    Args:
+        u: (batch, n, m).
+        factors: (batch,), of float32 or float64; None: all are 1.
+        out: like u, of any dtype and strides; u itself for one.
+    """
+    if factors is None:
+        out.copy_(u)
+    else:
+        torch.mul(u, factors[:, None, None], out=out)
 
 
 def sym_mm(x):

@@ -120,7 +120,7 @@ def scale(u, factors, out):
 
     Args:
         u: (batch, n, m), whose dtype is no wider than that of the factors; any strides.
-        factors: (batch,), of float32 or float64.
+        factors: (batch,), of float32 or float64; None: all are 1.
         out: (batch, n, m), of any dtype and strides; u itself for one.
     """
     check(u.device, u.dtype)

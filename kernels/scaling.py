@@ -1,8 +1,8 @@
-"""The kernels that bring a batch of matrices into Newton-Schulz: norms, and a factor for each.
+"""The kernels before and after the products of Newton-Schulz: norms, and a factor for each matrix.
 
-torch would first make a copy in float64 for the norms, and casts a product only with loads of one
-element. A program takes a tile of a matrix; strides are in elements, and which of them are 1 or
-divided by 16 is compiled in, as in ``products``.
+torch would first make a copy in float64 for the norms, and casts with loads of one element, at half
+the rate of memory. A program takes a tile of a matrix; strides are in elements, and which of them
+are 1 or divided by 16 is compiled in, as in ``products``.
 """
 
 import triton
@@ -44,9 +44,16 @@ def scale_kernel(
     u, factors, out, rows, columns, u_batch, u_row, u_column, out_batch, out_row, out_column,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Multiply each matrix by its factor, in the factors' dtype, and round once to that of out."""
+    """Multiply each matrix by its factor, in the factors' dtype, and round once to that of out.
+
+    None of factors: round only.
+    """
     matrix, i, j, mask = _tile(rows, columns, BLOCK_M, BLOCK_N)
-    factor = tl.load(factors + matrix)
     value = tl.load(_pointers(u, matrix, u_batch, i, u_row, j, u_column), mask=mask)
-    value = _narrowed(_widened(value, factor.dtype) * factor, out.dtype.element_ty)
+    if factors is not None:
+        factor = tl.load(factors + matrix)
+        value = _widened(value, factor.dtype) * factor
+    else:
+        value = _widened(value, tl.float64 if value.dtype == tl.float64 else tl.float32)
+    value = _narrowed(value, out.dtype.element_ty)
     tl.store(_pointers(out, matrix, out_batch, i, out_row, j, out_column), value, mask=mask)

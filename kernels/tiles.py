@@ -7,9 +7,10 @@
 
 Rows of one arch, bytes and kind stand in order of preference, larger tiles first: the first one
 whose wishes (``programs``, ``terms``) a product meets is taken. The last has none. All have the
-same depth, and so add up in the same order: which one is taken changes no bit. Rows were chosen
-from what kernels compile to (matrix instructions, no spills, shared memory), and wishes from how
-many programs run at once, not yet from timings; ``write`` takes what a GPU has measured.
+same depth, and so add up in the same order: which one is taken changes no bit. Those of
+sm_90 are from timings on an H200 (``bench/NOTES.md``); the others were chosen from what kernels
+compile to (matrix instructions, no spills, shared memory), and their wishes from how many programs
+run at once. ``write`` takes what a GPU has measured.
 """
 
 import functools

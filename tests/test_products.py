@@ -51,7 +51,7 @@ class OnGpu:
         return call
 
     def scale(self, u, factors, out):
-        there = [moved(t, self.device) for t in (u, factors, out)]
+        there = [None if t is None else moved(t, self.device) for t in (u, factors, out)]
         backends.pick(self.device, "triton").products(self.device).scale(*there)
         memory(out).copy_(memory(there[2]))
 
@@ -127,6 +127,14 @@ def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, l
     assert torch.equal(whole[:, :n, :m], expected)
     assert (whole[:, n:] == 7).all()
     assert (whole[:, :n, m:] == 7).all()
+
+
+@each_kind
+def test_without_factors_matrices_are_rounded(products, size, dtype, layout):
+    u = LAYOUTS[layout](randn(*size, dtype=dtype))
+    out = torch.empty(size, dtype=torch.float32)
+    products.scale(u, None, out)
+    assert torch.equal(out, u.float())
 
 
 def test_factors_can_be_applied_in_place(products):

@@ -572,9 +572,12 @@ def test_tiles_of_any_size_change_no_bit():
 
 # (architecture, kind, batch and sides m, k, n) -> the tile
 CHOSEN = {
-    ("sm_90", "symmetric", (10, 768, 768, 768)): (64, 64),
-    ("sm_90", "symmetric", (11, 768, 768, 768)): (128, 128),
+    ("sm_90", "symmetric", (9, 768, 768, 768)): (64, 64),
+    ("sm_90", "symmetric", (10, 768, 768, 768)): (128, 128),
     ("sm_90", "symmetric", (1, 4096, 11008, 4096)): (128, 128),
+    # few programs, but each of them works long
+    ("sm_90", "symmetric", (1, 2048, 8192, 2048)): (128, 128),
+    ("sm_90", "symmetric", (1, 2048, 2048, 2048)): (64, 64),
     ("sm_90", "product", (1, 768, 768, 768)): (64, 64),
     ("sm_90", "product", (4, 768, 768, 768)): (64, 128),
     ("sm_90", "product", (7, 768, 768, 768)): (128, 128),
@@ -599,7 +602,7 @@ def test_a_tile_is_chosen_by_the_number_of_programs(arch, kind, shape):
 
 
 def test_more_multiprocessors_want_more_programs(monkeypatch):
-    for processors, side in ((144, 128), (145, 64)):
+    for processors, side in ((168, 128), (169, 64)):
         monkeypatch.setattr(tiles, "processors_of", lambda *_, n=processors: n)
         shape = 12, 768, 768, 768
         assert tiles.tile_for("sm_90", torch.float16, "symmetric", shape, ON_CPU).rows == side

@@ -155,7 +155,7 @@ def fitted(rows, processors):
 
     Each wants so many that, with as many or more, it was nowhere slower than the best by more than
     ``SLACK``; one that is nowhere among the best is left out. The last is the best of them for all
-    that is left.
+    that is left; if nothing is, the smallest, for what has fewer programs than all that was timed.
     """
     cases = {}
     for row in rows:
@@ -170,11 +170,15 @@ def fitted(rows, processors):
             chosen.append(tile._replace(programs=min(good)[0] / processors, terms=0))
             for _, case in good:
                 del left[case]
-    if not left:
-        return [*chosen[:-1], chosen[-1]._replace(programs=0.0)]
-    common = set.intersection(*(set(each) for each in left.values()))
-    last = min(common or sizes, key=lambda tile: _slowness(tile, left))
-    return [*chosen, last._replace(programs=0.0, terms=0)]
+    if left:
+        common = set.intersection(*(set(each) for each in left.values())) or sizes
+    else:
+        left, least = cases, min(tile.rows * tile.columns for tile in sizes)
+        common = [tile for tile in sizes if tile.rows * tile.columns == least]
+    last = min(common, key=lambda tile: _slowness(tile, left))._replace(programs=0.0, terms=0)
+    if chosen and chosen[-1][:6] == last[:6]:
+        chosen.pop()
+    return [*chosen, last]
 
 
 def _slowness(tile, cases):
