@@ -1,7 +1,8 @@
 """Markdown tables from the JSON of runs: ``python bench/report.py file.json [file.json ...]``.
 
-Ratios, and, where a step was timed in several ways, those times side by side. Reads what
-pytest-benchmark writes and what ``bench/gpu.py`` writes; needs nothing but Python.
+Ratios, and, where a step was timed in several ways, those times side by side; with ``--page`` only
+what was asked for and where a peer is faster, as in ``docs/speed.md``. Reads what pytest-benchmark
+writes and what ``bench/gpu.py`` writes; needs nothing but Python.
 """
 
 import json
@@ -57,8 +58,8 @@ QUANTITIES = {
 
 COLUMNS = (
     *("case", "quantity", "timing", "value", "must", "stretch", ""),
-    *("ours, ms", "peer, ms", "predicted", "peer's", "GB/s", "of ceiling"),
-    *("GFLOP/s", "peer's", "error", "peer's"),
+    *("ours, ms", "peer, ms", "predicted", "peer's predicted", "GB/s", "of ceiling"),
+    *("GFLOP/s", "peer's GFLOP/s", "error", "peer's error"),
 )
 TIMINGS = ("queued", "idle", "replayed")
 TIMES = ("case", "variant", *(f"{t}, ms" for t in TIMINGS), "predicted", "host, µs", "error")
@@ -230,10 +231,34 @@ def report(*runs):
     return "\n\n".join([*sections, *(["Failed:\n\n" + "\n".join(failed)] if failed else [])])
 
 
+# columns of the documentation's table
+PAGE = (
+    *("case", "timing", "quantity", "value", "must", "stretch", "", "ours, ms", "predicted"),
+    *("peer, ms", "peer's predicted", "error", "peer's error"),
+)
+
+
+def page(*runs):
+    """The text of the documentation: claims with bounds, and where a peer is faster."""
+    sections = []
+    for head, cases in grouped(runs):
+        found = []
+        for cells in rows(cases):
+            named = dict(zip(COLUMNS, cells, strict=True))
+            slower = " / ours" in named["quantity"] and float(named["value"]) < 1
+            if named["must"] or slower:
+                # the median alone
+                times = {k: named[k].partition(" ")[0] for k in ("ours, ms", "peer, ms")}
+                found.append([{**named, **times}[column] for column in PAGE])
+        sections.append("\n".join([head, "", *markdown(PAGE, found)]))
+    return "\n\n".join(sections)
+
+
 def read(paths):
     """The runs in some files."""
     return [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
 
 
 if __name__ == "__main__":
-    print(report(*read(sys.argv[1:])))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--page"]
+    print((page if len(arguments) < len(sys.argv) - 1 else report)(*read(arguments)))
