@@ -386,7 +386,7 @@ def test_nothing_is_kept_without_a_memo(uploads):
 def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
     arguments, memo = problem(SIZES), {}
     for stream in (1, 2, 1, 2):
-        monkeypatch.setattr(table, "_stream", lambda device, stream=stream: stream, raising=False)
+        monkeypatch.setattr(table, "stream_of", lambda device, stream=stream: stream)
         run(arguments, memo=memo)
     assert uploads == [(4,), (3, 6)] * 2
 
@@ -412,7 +412,7 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
     arguments, memo = problem(SIZES), {}
     run(arguments, memo=memo)
     with monkeypatch.context() as patch:
-        patch.setattr(table, "_stream", lambda device: stream)
+        patch.setattr(table, "stream_of", lambda device: stream)
         with Graph() as graph:
             run(arguments, memo=memo)
     assert graph.names == ["step_kernel"]
