@@ -119,6 +119,7 @@ def laid_out(ys, beside, columns, dtype, writes_beside=False):
     """``flat``, without its look at every tensor's strides in the usual case."""
     usual = (
         all(all(map(torch.Tensor.is_contiguous, c)) for c in (ys, beside, *columns))
+        and not any(any(map(torch.Tensor.is_neg, c)) for c in (ys, beside, *columns))
         and all({t.dtype for t in c} <= {dtype} for c in columns)
         and {t.dtype for t in beside} <= TYPES.keys()
     )
