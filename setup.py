@@ -26,6 +26,7 @@ SOURCES = [
         "bindings",
         "gather",
         "info",
+        "layout",
         "momentum_cpu",
         "products",
         "step_cpu",

@@ -6,6 +6,7 @@
 
 #include "gather.h"
 #include "info.h"
+#include "layout.h"
 #include "products.h"
 #include "storage.h"
 #include "target.h"
@@ -144,6 +145,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   emanest::bind_storage(m);
   emanest::bind_target(m);
   emanest::bind_watch(m);
+  emanest::bind_layout(m);
   emanest::bind_info(m);
   emanest::bind_products(m);
   m.def("step_", &emanest::step_);

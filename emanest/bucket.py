@@ -206,6 +206,10 @@ class Bucket:
         """Some parameters, as the user has them."""
         return self._chosen(self.params, indices)
 
+    def snapshots(self, indices):
+        """What some ``members`` held before the step; see ``Writes.take_snapshots``."""
+        return self._chosen(self.writes.snapshots, indices)
+
     def beside(self, tensors, indices):
         """Tensors of the shapes of some parameters, of a ``DTensor`` the part that lies here."""
         if self.mesh is None:

@@ -160,7 +160,8 @@ def step_all(optimizers, excluded, scaling):
         for inner in optimizers:
             params = [p for group in inner.param_groups for p in group["params"]]
             # a step in which all its gradients are excluded does not happen for it
-            if excluded.isdisjoint(params) or any(p.grad is not None for p in params):
+            nothing = not excluded or excluded.isdisjoint(params)
+            if nothing or any(p.grad is not None for p in params):
                 vars(inner).update(scaling)
                 with _no_global_hooks():
                     inner.step()

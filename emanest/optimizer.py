@@ -192,7 +192,9 @@ class Optimizer(torch.optim.Optimizer):
         self.buckets.record(unedited)
         for launch in planned:
             launch.done()
-            launch.bucket.writes.record(launch.indices)
+            # not twice those of a bucket of which all are recorded
+            if len(unedited[launch.bucket]) < len(launch.bucket.params):
+                launch.bucket.writes.record(launch.indices)
         for move_on in clocks:
             move_on()
         self._survey.remember(self)

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
 from .storage import dispatches, in_storage, waited
@@ -79,9 +80,31 @@ def _has(row, items):
     )
 
 
+class _Layout:
+    """Where and how the tensors of a call lie, to tell quickly whether those of another lie so too.
+
+    That is all that work on their memory depends on: of each tensor its address, device, dtype and
+    number of elements, and if it is not contiguous its shape and strides. No tensor is kept.
+    Tensors that are not in their storage lie nowhere. Here it is never known: to look at every
+    tensor takes as long as what is done where something has changed.
+
+    Args:
+        columns: lists of strided tensors.
+    """
+
+    def __init__(self, columns):
+        pass
+
+    def unchanged(self, columns):
+        """Whether tensors are known to lie where those did that this was made of."""
+        return False
+
+
 try:
     from . import _C
 except ImportError:
-    Watch, gradients, versions = _Watch, _gradients, _versions
+    Layout, Watch, count_writes = _Layout, _Watch, increment_version
+    gradients, versions = _gradients, _versions
 else:
-    Watch, gradients, versions = _C.Watch, functools.partial(_C.gradients, waited), _C.versions
+    Layout, Watch, count_writes = _C.Layout, _C.Watch, _C.count_writes
+    gradients, versions = functools.partial(_C.gradients, waited), _C.versions

@@ -232,7 +232,7 @@ class Wrap(Optimizer):
             ops.follow_(
                 launch.look,
                 bucket.reals(bucket.members(indices)),
-                bucket.reals([bucket.writes.snapshots[i] for i in indices]),
+                bucket.reals(bucket.snapshots(indices)),
                 bucket.columns(LOOKAHEADS[launch.look].state, indices),
                 numbers,
                 bucket.dtype,

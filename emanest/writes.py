@@ -100,7 +100,7 @@ class Writes:
     def replaced(self, i, tensor):
         """Take another tensor in place of one; its values are not known."""
         self._tensors[i] = tensor
-        self._versions[i] = self.snapshots[i] = None
+        self._versions[i] = self.snapshots[i] = self._snapshot_versions[i] = None
 
     def known(self, i):
         """What is known of a parameter."""
@@ -119,7 +119,11 @@ class Writes:
 
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
-        for i, version in zip(indices, self._now(indices), strict=True):
+        now = self._now(indices)
+        # where there is no snapshot there is no version of one
+        if len(indices) == len(self._params) and now == self._snapshot_versions:
+            return
+        for i, version in zip(indices, now, strict=True):
             if self.snapshots[i] is None:
                 self.snapshots[i] = self._tensors[i].detach().clone()
             elif self._snapshot_versions[i] != version:
@@ -127,7 +131,11 @@ class Writes:
 
     def snapshots_taken(self, indices):
         """Record that the snapshots equal the parameters."""
-        for i, version in zip(indices, self._now(indices), strict=True):
+        now = self._now(indices)
+        if len(indices) == len(self._params):
+            self._snapshot_versions = now
+            return
+        for i, version in zip(indices, now, strict=True):
             self._snapshot_versions[i] = version
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..layout import flat
 from .calls import call
 from .rounding import INTERPRETED
-from .table import Table, lookup, upload
+from .table import lookup, upload
 
 TYPES = {
     torch.float64: tl.float64,
@@ -35,7 +35,6 @@ class Launch(NamedTuple):
     device: torch.device
     arguments: tuple
     constants: dict
-    table: Table | None = None
 
     def __call__(self):
         """Run the kernel, unless it has nothing to do."""
@@ -43,35 +42,57 @@ class Launch(NamedTuple):
             call(self.kernel, self.programs, self.device, self.arguments, self.constants, OPTIONS)
 
 
-def prepare(
-    kernel, key, columns, numbers, others, dtype, memo, constants, block, sizes=None, more=()
-):
-    """A launch of a kernel over columns of tensors.
+class Prepared(NamedTuple):
+    """What a launch over columns of tensors needs of these."""
+
+    kernel: Any
+    programs: int
+    dtype: torch.dtype  # of the arithmetic
+    constants: dict
+    table: Any = None  # None: there are no tensors
+    addresses: list | None = None  # which the table had
+
+    def current(self):
+        """Whether the table still has the addresses."""
+        return self.table is None or self.table.addresses is self.addresses
+
+    def launch(self, numbers, others):
+        """The launch.
+
+        Args:
+            numbers: as a back end gets them; None if the kernel takes none.
+            others: the kernel's remaining arguments.
+        """
+        if self.table is None:
+            return Launch(self.kernel, 0, torch.device("cpu"), (), {})
+        device, constants = self.table.device, self.constants
+        if numbers is not None:
+            numbers = given(numbers, self.dtype, device)
+            constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
+            others = (numbers, *others)
+        arguments = self.table.chunks, self.table.rows, *others
+        return Launch(self.kernel, self.programs, device, arguments, constants)
+
+
+def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, more=()):
+    """What a launch over columns of tensors needs of these.
 
     Args:
         kernel, constants: what to run, and what it is compiled for.
         key: for the memo.
         columns: dense tensors, of one dtype in each column.
-        numbers: as a back end gets them; None if the kernel takes none.
-        others: the kernel's remaining arguments.
         dtype: of the arithmetic.
         memo: the back end's.
         block: elements of a chunk.
         sizes, more: as in ``table.lookup``.
     """
     if not columns[0]:
-        return Launch(kernel, 0, torch.device("cpu"), (), {})
+        return Prepared(kernel, 0, dtype, {})
     dtypes = [column[0].dtype for column in columns]
-    device = columns[0][0].device
-    check(device, dtypes[0])
+    check(columns[0][0].device, dtypes[0])
     table = lookup(memo, key, columns, block, sizes, more)
-    if numbers is not None:
-        numbers = given(numbers, dtype, device)
-        constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
-        others = (numbers, *others)
     constants = {**constants, **tensor_constants(dtypes, dtype, block)}
-    arguments = table.chunks, table.rows, *others
-    return Launch(kernel, len(table.chunks), device, arguments, constants, table)
+    return Prepared(kernel, len(table.chunks), dtype, constants, table, table.addresses)
 
 
 def tensor_constants(dtypes, dtype, block):
@@ -102,6 +123,7 @@ def laid_out(ys, beside, columns, dtype, writes_beside=False):
     """``flat``, without its look at every tensor's strides in the usual case."""
     usual = (
         all(all(map(torch.Tensor.is_contiguous, c)) for c in (ys, beside, *columns))
+        and not any(any(map(torch.Tensor.is_neg, c)) for c in (ys, beside, *columns))
         and all({t.dtype for t in c} <= {dtype} for c in columns)
         and {t.dtype for t in beside} <= TYPES.keys()
     )

@@ -4,14 +4,17 @@ Gradients of several dtypes in one bucket take a launch for each dtype. Under TR
 serves CPU tensors, without it those of a GPU.
 """
 
+import operator
+
 import torch
-from torch.autograd.graph import increment_version
 
 from .. import eager
-from ..layout import check_squares, is_dense, scaled
+from ..layout import check_squares, is_dense
 from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
+from ..watch import count_writes
 from . import momentum, newton_schulz, passes
-from .launch import TYPES, Launch, by_dtype, laid_out, prepare
+from .known import prepared, recall, remember
+from .launch import TYPES, Launch, by_dtype, prepare
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 from .table import firsts
@@ -35,20 +38,23 @@ def step_(
     base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
 ):
     """As ``eager.step_``."""
-    gs, scales = scaled(gs, ys, scales, dtype)
-    # in the rows: where a parameter's scales are, and how many elements share one
-    more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
-    with laid_out(ys, gs, [*base_state, *look_state], dtype) as (ys_, gs_, states):
-        key, constants = ("step", base, look, bool(scales)), step_constants(base, look, scales)
-        tail = numbers, (skip,), dtype, memo, constants, TILES[dtype], None
-        # all are prepared before the first runs: an error leaves everything as it was
-        launches = [
-            prepare(passes.step_kernel, (*key, grad_dtype), columns, *tail, rest)
-            for grad_dtype, columns, rest in by_dtype(gs_, [ys_, gs_, *states], more)
+    key = "step", base, look, bool(scales)
+
+    def anew(ys, gs, states, scales):
+        # in the rows: where a parameter's scales are, and how many elements share one
+        more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
+        common = dtype, memo, step_constants(base, look, scales), TILES[dtype], None
+        return [
+            prepare(passes.step_kernel, (*key, grad_dtype), columns, *common, rest)
+            for grad_dtype, columns, rest in by_dtype(gs, [ys, gs, *states], more)
         ]
-        for launch in launches:
+
+    states = [*base_state, *look_state]
+    with prepared(anew, memo, key, dtype, ys, gs, states, scales) as found:
+        # all are ready before the first runs: an error leaves everything as it was
+        for launch in [each.launch(numbers, (skip,)) for each in found]:
             launch()
-    increment_version(ys)
+    count_writes(ys)
 
 
 def _run(y, scale):
@@ -58,68 +64,103 @@ def _run(y, scale):
 
 def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
     """As ``eager.follow_``."""
-    key, constants = ("follow", look), follow_constants(look)
-    tail = numbers, (skip,), dtype, memo, constants, TILES[dtype]
-    with laid_out(ys, snapshots, look_state, dtype, True) as (ys_, snapshots_, states):
-        prepare(passes.follow_kernel, key, [ys_, snapshots_, *states], *tail)()
-    increment_version(ys)
+    key = "follow", look
+
+    def anew(ys, snapshots, states, _):
+        common = dtype, memo, follow_constants(look), TILES[dtype]
+        return [prepare(passes.follow_kernel, key, [ys, snapshots, *states], *common)]
+
+    columns = ys, snapshots, look_state
+    with prepared(anew, memo, key, dtype, *columns, writes_beside=True) as (found,):
+        found.launch(numbers, (skip,))()
+    count_writes(ys)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
     """As ``eager.move_``."""
-    key, constants = ("move", point), move_constants(point)
-    tail = numbers, (), dtype, memo, constants, TILES[dtype]
-    with laid_out(ys, [], state, dtype) as (ys_, _, states):
-        prepare(passes.move_kernel, key, [ys_, *states], *tail)()
-    increment_version(ys)
+    key = "move", point
+
+    def anew(ys, _, states, __):
+        common = dtype, memo, move_constants(point), TILES[dtype]
+        return [prepare(passes.move_kernel, key, [ys, *states], *common)]
+
+    with prepared(anew, memo, key, dtype, ys, [], state) as (found,):
+        found.launch(numbers, ())()
+    count_writes(ys)
 
 
 def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
     """As ``eager.momentum_``: a launch for each dtype of gradients, and one for its sums."""
     check_squares(squares, us)
-    constants, block, launches = momentum_constants(name), TILES[dtype], []
-    with laid_out(us, gs, state, dtype) as (us_, gs_, states):
-        each = by_dtype(gs_, [us_, gs_, *states], [[*range(len(us))]])
-        for grad_dtype, columns, positions in each:
-            key = "momentum", name, grad_dtype
-            first = firsts(map(torch.Tensor.numel, columns[0]), block)
-            sums = squares.new_empty(first[-1])
-            tail = numbers, (skip, sums), dtype, memo, constants, block
-            more = [first[:-1], *positions]
-            launch = prepare(momentum.momentum_kernel, key, columns, *tail, None, more)
-            others = launch.table.rows, skip, sums, squares
-            second = {"COLUMNS": len(columns), "BLOCK": block}
-            kernel, count = momentum.squares_kernel, len(columns[0])
-            launches += launch, Launch(kernel, count, squares.device, others, second)
+    key, block = ("momentum", name), TILES[dtype]
+
+    def anew(us, gs, states, _):
+        each = by_dtype(gs, [us, gs, *states], [[*range(len(us))]])
+        common = dtype, memo, momentum_constants(name), block, None
+        return [
+            prepare(
+                momentum.momentum_kernel,
+                (*key, grad_dtype),
+                columns,
+                *common,
+                [firsts(map(torch.Tensor.numel, columns[0]), block)[:-1], *positions],
+            )
+            for grad_dtype, columns, positions in each
+        ]
+
+    launches = []
+    with prepared(anew, memo, key, dtype, us, gs, state) as found:
+        for each in found:
+            sums = squares.new_empty(each.programs)
+            others = each.table.rows, skip, sums, squares
+            second = {"COLUMNS": 2 + len(state), "BLOCK": block}
+            kernel, count = momentum.squares_kernel, len(each.table.rows)
+            launches += (
+                each.launch(numbers, (skip, sums)),
+                Launch(kernel, count, squares.device, others, second),
+            )
         for launch in launches:
             launch()
-    increment_version([*us, squares])
+    count_writes([*us, squares])
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
     """As ``eager.rows_``: a launch for the rows, and one for the matrices."""
-    columns = [os, *state, factors, scales]
-    usual = all(t.is_contiguous() for column in columns for t in column)
-    if not usual or not all(t.dtype == dtype for column in columns[1:] for t in column):
-        # of one value for each row, and in an odd format: not worth a kernel of its own
-        eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
-        return
-    constants, launches = rows_constants(name), []
-    for o_dtype, some, _ in by_dtype(os, columns):
-        key, sizes = ("rows", name, o_dtype), tuple(map(len, some[0]))
-        first = firsts(sizes, 1)
-        sums = torch.empty(first[-1], dtype=torch.float64, device=os[0].device)
-        tail = numbers, (skip, sums), dtype, memo, constants, ROWS_TILE
-        more = [[o.shape[1] for o in some[0]], first[:-1]]
-        launch = prepare(momentum.rows_kernel, key, some, *tail, sizes, more)
+    key, columns = ("rows", name), [os, *state, factors, scales]
+    found = recall(memo, key, dtype, columns)
+    if found is None:
+        usual = all(t.is_contiguous() for column in columns for t in column)
+        if not usual or not all(t.dtype == dtype for column in columns[1:] for t in column):
+            # of one value for each row, and in an odd format: not worth a kernel of its own
+            eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
+            return
+        found = [
+            _of_rows((*key, o_dtype), some, rows_constants(name), dtype, memo)
+            for o_dtype, some, _ in by_dtype(os, columns)
+        ]
+        remember(memo, key, dtype, columns, found)
+    launches = []
+    for each in found:
+        sums = torch.empty(sum(each.table.sizes), dtype=torch.float64, device=each.table.device)
+        launch = each.launch(numbers, (skip, sums))
         _, _, given, *others = launch.arguments
         second = {k: launch.constants[k] for k in ("STATES", "NUMBERS", "LOADED", "DTYPE")}
-        arguments = launch.table.rows, given, *others
-        kernel, second = momentum.norms_kernel, {**second, "COLUMNS": len(some)}
-        launches += launch, Launch(kernel, len(sizes), sums.device, arguments, second)
+        arguments = each.table.rows, given, *others
+        kernel, second = momentum.norms_kernel, {**second, "COLUMNS": len(columns)}
+        count = len(each.table.rows)
+        launches += launch, Launch(kernel, count, sums.device, arguments, second)
     for launch in launches:
         launch()
-    increment_version([t for column in (factors, *state) for t in column])
+    count_writes([t for column in (factors, *state) for t in column])
+
+
+def _of_rows(key, columns, constants, dtype, memo):
+    """The launch for the rows of matrices."""
+    os = columns[0]
+    sizes = tuple(map(len, os))
+    more = [[o.shape[1] for o in os], firsts(sizes, 1)[:-1]]
+    kernel = momentum.rows_kernel
+    return prepare(kernel, key, columns, dtype, memo, constants, ROWS_TILE, sizes, more)
 
 
 def products(device_type):
@@ -130,14 +171,23 @@ def products(device_type):
 def nonfinite(gs, memo=None):
     """As ``eager.nonfinite``."""
     flag = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
-    gs = [g if g.dtype in TYPES else g.float() for g in gs]
-    # of any order: only whether a value is there matters
-    gs = [g if is_dense(g) else g.contiguous() for g in gs]
-    for grad_dtype, columns, _ in by_dtype(gs, [gs]):
-        key, dtype = ("nonfinite", grad_dtype), torch.promote_types(grad_dtype, torch.float32)
-        tail = None, (flag,), dtype, memo, {}, NONFINITE_TILES[dtype]
-        prepare(passes.nonfinite_kernel, key, columns, *tail)()
+    found = recall(memo, ("nonfinite",), None, [gs])
+    if found is None:
+        placed = [g if g.dtype in TYPES else g.float() for g in gs]
+        # of any order: only whether a value is there matters
+        placed = [g if is_dense(g) else g.contiguous() for g in placed]
+        found = [_search(*each, memo) for each in by_dtype(placed, [placed])]
+        if all(map(operator.is_, gs, placed)):
+            remember(memo, ("nonfinite",), None, [gs], found)
+    for each in found:
+        each.launch(None, (flag,))()
     return flag
+
+
+def _search(grad_dtype, columns, _, memo):
+    """The launch for gradients of a dtype."""
+    key, dtype = ("nonfinite", grad_dtype), torch.promote_types(grad_dtype, torch.float32)
+    return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
 
 
 def step_constants(base, look, scales=()):

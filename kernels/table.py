@@ -99,7 +99,7 @@ def lookup(memo, key, columns, block, sizes=None, more=()):
     addresses = [*(list(map(torch.Tensor.data_ptr, column)) for column in columns), *more]
     # kernels that read other columns of the same parameters have the same chunks
     streams = {} if memo is None else memo.setdefault(("tables", block, sizes), {})
-    stream = _stream(device)
+    stream = stream_of(device)
     if capture.capturing(device.type):
         found = _frozen(streams, key, addresses)
         if found is not None:
@@ -130,7 +130,8 @@ def _frozen(streams, key, addresses):
     return None
 
 
-def _stream(device):
+def stream_of(device):
+    """The current stream of a device, for a memo."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 

@@ -42,7 +42,7 @@ IMPORTS = {
     "watch": {"_C", "storage"},
     "eager": {"layout", "products", "rules", "tape"},
     "cpp": {"_C", "cpu_products", "eager", "layout", "products"},
-    "kernels": {"capture", "eager", "layout", "rules", "storage"},
+    "kernels": {"capture", "eager", "layout", "rules", "storage", "watch"},
     "lookahead": {"options", "rules", "schedules"},
     "scalars": {"storage"},
     "writes": {"watch"},

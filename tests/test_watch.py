@@ -134,6 +134,87 @@ def test_every_change_is_noticed(kind, change):
     assert found == (change in HARMLESS)
 
 
+class Columns:
+    """Three columns of a call."""
+
+    def __init__(self):
+        self.lists = [[torch.ones(4, 6), torch.ones(3), torch.ones(2, 2).t()] for _ in range(3)]
+
+
+def put(tensor, column=1, i=0):
+    """A change of columns: what a tensor is replaced by, made of it."""
+
+    def change(columns):
+        columns[column][i] = tensor(columns[column][i])
+
+    return change
+
+
+def freed(t):
+    t.untyped_storage().resize_(0)
+    return t
+
+
+# change -> whether the tensors lie as before
+LAYOUTS = {
+    "nothing": (lambda columns: None, True),
+    "values": (lambda columns: columns[1][0].zero_(), True),
+    "another tensor of this memory": (put(torch.Tensor.detach), True),
+    "as many elements": (put(lambda t: t.view(6, 4)), True),
+    "a list of its own": (lambda columns: columns.insert(1, list(columns.pop(1))), True),
+    "address": (put(torch.clone), False),
+    "address of the last": (put(torch.clone, 2, 2), False),
+    "data": (lambda columns: columns[0][0].set_(torch.zeros(4, 6)), False),
+    "dtype": (put(lambda t: t.view(torch.int32)), False),
+    "strides": (put(lambda t: t.as_strided((4, 6), (1, 4))), False),
+    "strides of one that has others": (put(lambda t: t.t(), 1, 2), False),
+    "shape of one that has others": (put(lambda t: t.as_strided((4,), (1,)), 1, 2), False),
+    "fewer elements": (put(lambda t: t[:3]), False),
+    "negation": (put(torch._neg_view), False),
+    "order": (lambda columns: columns[1].reverse(), False),
+    "a tensor less": (lambda columns: columns[1].pop(), False),
+    "a tensor more": (lambda columns: columns[1].append(torch.ones(1)), False),
+    "a tensor in the next column": (lambda columns: columns[2].insert(0, columns[1].pop()), False),
+    "a column less": (lambda columns: columns.pop(), False),
+    "a column more": (lambda columns: columns.append([]), False),
+    "class": (put(lambda t: TwoTensor(t, t)), False),
+    "sparse": (put(torch.Tensor.to_sparse), False),
+    "freed": (put(freed), False),
+    "meta": (put(lambda t: t.to("meta")), False),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS)
+@pytest.mark.skipif(watch.Layout is watch._Layout, reason="the extension is not built")
+def test_every_change_of_memory_is_noticed(change):
+    columns, (apply, same) = Columns().lists, LAYOUTS[change]
+    layout = watch.Layout(columns)
+    apply(columns)
+    found = layout.unchanged(columns)
+    assert found == same
+    # what is in no storage lies nowhere, and not where it was
+    again = watch.Layout(columns).unchanged(columns)
+    assert again == (change not in ("class", "sparse", "freed", "meta"))
+
+
+@pytest.mark.skipif(watch.Layout is watch._Layout, reason="the extension is not built")
+def test_memory_that_was_shared_since_is_that_of_another():
+    """A copy that is made when one of them is written must not be written itself."""
+    columns = Columns().lists
+    layout = watch.Layout(columns)
+    copy = torch._lazy_clone(columns[1][0])
+    assert not layout.unchanged(columns)
+    assert copy.data_ptr() != columns[1][0].data_ptr()
+
+
+def test_writes_are_counted():
+    tensors = [torch.ones(1), torch.ones(2)[1:]]
+    for count in (watch.count_writes, watch.increment_version):
+        before = watch.versions(tensors)
+        count(tensors)
+        assert watch.versions(tensors) == [version + 1 for version in before]
+
+
 def test_lists_of_versions_and_gradients():
     params = parameters()
     set_gradients(params[:2], 0)

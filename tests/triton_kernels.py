@@ -23,8 +23,8 @@ import test_rules
 import test_stack
 from bench.no_gpu.graph import Graph
 from bench.stages.tiles import forced
-from emanest import doctor, eager
-from emanest.kernels import newton_schulz, passes, step, table, tiles
+from emanest import doctor, eager, watch
+from emanest.kernels import known, newton_schulz, passes, step, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
@@ -365,6 +365,128 @@ def test_a_tensor_without_an_address_has_no_row(column):
             run(arguments, memo=each)
 
 
+def test_gradients_with_a_pending_negation_are_negated():
+    found, expected = problem(SIZES), problem(SIZES)
+    found[3][:] = [torch._neg_view(-g) for g in found[3]]
+    assert all(g.is_contiguous() for g in found[3])
+    assert same(run(found), run(expected))
+
+
+needs_extension = pytest.mark.skipif(
+    watch.Layout is watch._Layout, reason="the extension is not built"
+)
+
+
+def stepping(memo):
+    """Work on the same tensors, of each kind that a memo serves."""
+    arguments, scales = problem(SIZES), [torch.ones(1) for _ in SIZES]
+    transposed = problem([(3, 4), (1, 5)], make=lambda t: t.mT.contiguous().mT)
+    _, _, ys, gs, base_state, *_ = arguments
+    squares, matrices = torch.zeros(len(SIZES)).double(), [torch.ones(3, 4) for _ in SIZES]
+    state, factors = ([torch.ones(3) for _ in SIZES] for _ in range(2))
+    yield lambda: run(arguments, memo=memo)
+    yield lambda: step.step_(*arguments, scales=scales, memo=memo)
+    yield lambda: run(transposed, memo=memo)
+    yield lambda: step.follow_("gpa", ys, gs, base_state[:1], (0, 1, 0), FLOAT32, memo=memo)
+    yield lambda: step.move_("x_slow", ys, base_state[:1], (0.0,), FLOAT32, memo=memo)
+    numbers = 1.0, 0.1, 0.1
+    yield lambda: step.momentum_(
+        "ema", ys, gs, base_state[:1], squares, numbers, FLOAT32, memo=memo
+    )
+    yield lambda: step.rows_(
+        "normuon", matrices, [state], scales, factors, (0.1, 1e-8), FLOAT32, memo=memo
+    )
+    yield lambda: step.nonfinite(gs, memo)
+
+
+@needs_extension
+def test_what_lies_where_it_did_is_not_looked_at_again(launches, monkeypatch):
+    for work in stepping({}):
+        work()
+        first = list(launches)
+        with monkeypatch.context() as patch:
+            for module in (known, step):
+                for name in ("laid_out", "by_dtype", "prepare"):
+                    patch.setattr(module, name, None, raising=False)
+            work()
+        assert launches == 2 * first
+        launches.clear()
+
+
+def at(t, dtype):
+    """A tensor of another dtype with other values, in the memory of one."""
+    return t.view(dtype)[: len(t)].copy_(torch.arange(len(t)) / 8)
+
+
+def moved_data(arguments):
+    y = arguments[2][1]
+    y.data = y.data.clone()
+
+
+# what happens to the tensors of a memo's last call before the next
+CHANGES = {
+    "another gradient": lambda a: a[3].__setitem__(1, -a[3][1]),
+    "dtype in its place": lambda a: a[3].__setitem__(1, at(a[3][1], torch.bfloat16)),
+    "negated in its place": lambda a: a[3].__setitem__(1, torch._neg_view(a[3][1])),
+    "reversed order in its place": lambda a: a[3].__setitem__(3, a[3][3].mT),
+    "data of a parameter": moved_data,
+    "state": lambda a: a[4][0].__setitem__(1, a[4][0][1].clone()),
+    "one parameter less": lambda a: [column.pop() for column in (a[2], a[3], *a[4], *a[5])],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_since_the_last_call_is_seen(change):
+    found = []
+    for memo in ({}, None):
+        arguments = problem([*SIZES, (4, 4)])
+        run(arguments, memo=memo)
+        CHANGES[change](arguments)
+        for _ in range(2):
+            run(arguments, memo=memo)
+        found.append(written(arguments))
+    assert same(*found)
+
+
+@pytest.mark.parametrize("make", [torch.clone, lambda t: t.repeat_interleave(2)[::2]])
+def test_what_a_call_between_wrote_is_not_taken_for_its_own(make):
+    """The same sizes and rules, other tensors, with copies of them perhaps, and back."""
+    memo, plain = {}, problem(SIZES)
+    pair = problem(SIZES), problem(SIZES, make=make)
+    for arguments in (*pair, *pair):
+        run(arguments, memo=memo)
+    for _ in range(2):
+        run(plain)
+    for arguments in pair:
+        assert same(written(arguments), written(plain))
+
+
+def test_a_memo_keeps_no_tensor():
+    arguments, memo = problem(SIZES), {}
+    for _ in range(2):
+        run(arguments, memo=memo)
+    gone = [weakref.ref(g) for g in arguments[3]]
+    arguments[3].clear()
+    assert [ref() for ref in gone] == [None] * len(gone)
+
+
+def test_a_graph_after_steady_calls_has_a_table_that_stays(rows):
+    """Calls that recall and calls that find other addresses leave it as it is."""
+    arguments, memo = problem(SIZES), {}
+    for _ in range(3):
+        run(arguments, memo=memo)
+    with Graph() as graph:
+        run(arguments, memo=memo)
+    read, frozen = rows[-1]
+    for _ in range(2):
+        run(arguments, memo=memo)
+    arguments[3][:] = [g.clone() for g in arguments[3]]
+    for _ in range(2):
+        run(arguments, memo=memo)
+    assert (frozen().numpy() == read).all()
+    assert graph.names == ["step_kernel"]
+
+
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
     memo = {}
     for sizes in (SIZES, [5, 5], SIZES):
@@ -386,7 +508,7 @@ def test_nothing_is_kept_without_a_memo(uploads):
 def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
     arguments, memo = problem(SIZES), {}
     for stream in (1, 2, 1, 2):
-        monkeypatch.setattr(table, "_stream", lambda device, stream=stream: stream, raising=False)
+        monkeypatch.setattr(table, "stream_of", lambda device, stream=stream: stream)
         run(arguments, memo=memo)
     assert uploads == [(4,), (3, 6)] * 2
 
@@ -412,7 +534,7 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
     arguments, memo = problem(SIZES), {}
     run(arguments, memo=memo)
     with monkeypatch.context() as patch:
-        patch.setattr(table, "_stream", lambda device: stream)
+        patch.setattr(table, "stream_of", lambda device: stream)
         with Graph() as graph:
             run(arguments, memo=memo)
     assert graph.names == ["step_kernel"]

@@ -1,0 +1,93 @@
+"""What a call has prepared, for a later one that finds its tensors where that one found them.
+
+A step is much the same as the one before: then no tensor is looked at but to see that it is. Kept
+are a few integers of each tensor, and none of these itself.
+"""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import capture
+from ..layout import scaled
+from ..watch import Layout
+from . import table
+from .launch import Prepared, laid_out
+
+
+class Known(NamedTuple):
+    """What a memo keeps of the last call of a kind on one stream."""
+
+    dtype: torch.dtype | None
+    layout: Any
+    prepared: list[Prepared]
+
+
+def recall(memo, key, dtype, columns):
+    """What was prepared for tensors that lay where these do, or None.
+
+    Args:
+        memo: the back end's, or None.
+        key: tells apart calls of different kinds.
+        dtype: of the arithmetic.
+        columns: lists of tensors, those of the call.
+    """
+    where = _where(memo, key, columns)
+    known = where and memo.get(where)
+    # another call may have written the tables since
+    fits = (
+        known is not None
+        and known.dtype == dtype
+        and all(each.current() for each in known.prepared)
+        and known.layout.unchanged(columns)
+    )
+    return known.prepared if fits else None
+
+
+def remember(memo, key, dtype, columns, prepared):
+    """Keep what was prepared for tensors, of which none is a copy, for ``recall``."""
+    where = _where(memo, key, columns)
+    if where is not None:
+        memo[where] = Known(dtype, Layout(columns), prepared)
+
+
+def _where(memo, key, columns):
+    """Where a memo has what it keeps of a call; None for one of which nothing is kept."""
+    if memo is None or not columns[0]:
+        return None
+    device = columns[0][0].device
+    # a graph has tables that are kept for it alone
+    if capture.capturing(device.type):
+        return None
+    return "known", key, table.stream_of(device)
+
+
+@contextlib.contextmanager
+def prepared(prepare, memo, key, dtype, ys, beside, columns, scales=(), writes_beside=False):
+    """For a ``with`` block that launches it, what is prepared for tensors that need not be flat.
+
+    Args:
+        prepare: makes it of ys, beside, columns and scales as kernels take them.
+        memo, key, dtype: as in ``recall``.
+        ys, beside, columns, writes_beside: as in ``layout.flat``.
+        scales: as in ``layout.scaled``.
+    """
+    given = [ys, beside, *columns, scales]
+    found = recall(memo, key, dtype, given)
+    if found is not None:
+        yield found
+        return
+    if scales:
+        beside, scales = scaled(beside, ys, scales, dtype)
+    with laid_out(ys, beside, columns, dtype, writes_beside) as (ys, beside, columns):
+        found = prepare(ys, beside, columns, scales)
+        placed = [ys, beside, *columns, scales]
+        if all(map(_same, given, placed)):
+            remember(memo, key, dtype, given, found)
+        yield found
+
+
+def _same(tensors, others):
+    """Whether two lists hold the same tensors."""
+    return tensors is others or all(a is b for a, b in zip(tensors, others, strict=True))
