@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -288,3 +289,33 @@ def test_the_source_tree_needs_no_installation(tmp_path):
     code = "import bench.source_tree, emanest.kernels; print(emanest.kernels.__file__)"
     printed = subprocess_run(["-c", code], tmp_path, PYTHONPATH=str(tmp_path))
     assert printed.strip() == str(tmp_path / "kernels" / "__init__.py")
+
+
+def test_the_page_of_speed_is_what_was_measured():
+    results = report.read(sorted((ROOT / "bench" / "results").glob("*.json")))
+    text = (ROOT / "docs" / "speed.md").read_text()
+    assert report.page(*results) in text
+    # and README has no number that the page has not
+    table = (ROOT / "README.md").read_text().partition("One NVIDIA H200")[2].partition("`make")[0]
+    ratios = [line.split("|")[3] for line in table.splitlines() if line.startswith("|")]
+    numbers = re.findall(r"\d+\.\d\d", " ".join(ratios))
+    assert len(numbers) >= 15
+    assert all(re.search(rf"\b{number}\b", text) for number in numbers)
+
+
+def test_a_peer_that_is_faster_is_named():
+    """But for one that computes something else, and by the same timing."""
+    claims = [["speedup", "quick", 1, 2, "idle"], ["cost", "less", 2, 1, "idle"]]
+    entries = [
+        entry("c", "ours", 2e-3, family="f", claims=claims),
+        entry("c", "ours", 1e-3, "queued", family="f"),
+        entry("c", "quick", 1e-3, family="f"),
+        entry("c", "quick", 1.5e-3, "queued", family="f"),
+        entry("c", "less", 1e-3, family="g"),
+    ]
+    (cases,) = [cases for _, cases in report.grouped([{"benchmarks": entries}])]
+    assert list(report.faster(cases)) == [("c", "idle", "quick", "0.50", "2", "1")]
+    assert [row[3:7] for row in report.asked(cases)] == [
+        ["0.50", "1", "2", "miss"],
+        ["2.00", "2", "1", "ok"],
+    ]
