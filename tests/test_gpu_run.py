@@ -175,11 +175,19 @@ def test_an_extension_that_does_not_load_is_built(settings, monkeypatch):
 
 def test_tools_see_tensors_and_end_within_the_limit(settings, monkeypatch):
     """Accesses beyond a tensor would lie within a block of torch's."""
-    calls = []
-    done = types.SimpleNamespace(stdout="", stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **more: calls.append(more) or done)
+    calls, clock = [], [100.0]
+    monkeypatch.setattr(tools.time, "monotonic", lambda: clock[0])
+
+    def run(command, timeout, **more):
+        # the first is quick, the second hangs
+        calls.append({"timeout": timeout, **more})
+        clock[0] += (5.0, timeout, 0.0)[len(calls) - 1]
+        return types.SimpleNamespace(stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
     tools.run(settings)
-    assert sum(each["timeout"] for each in calls) <= settings.seconds
+    seconds = settings.seconds
+    assert [each["timeout"] for each in calls] == [seconds, seconds - 5, 0]
     assert {each["env"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] for each in calls} == {"1"}
 
 
