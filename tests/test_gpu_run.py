@@ -52,6 +52,7 @@ def test_a_rehearsal_runs_every_stage_to_its_end(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "bench.gpu_run", "--rehearse", "--brief", "--out", str(out)]
     command += ["--work", str(tmp_path / "work"), "--carry", str(tmp_path / "carry")]
+    command += ["--stages", *gpu_run.STAGES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     entries = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [e["stage"] for e in entries] == list(gpu_run.STAGES)

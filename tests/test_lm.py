@@ -190,8 +190,7 @@ def test_diverged_run_is_reported(folder, tmp_path, capsys):
     assert "diverged." in out
 
 
-def test_every_method_trains_on_every_base(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.EVALUATIONS", 1)
+def test_every_method_trains_on_every_base(folder, tmp_path):
     # SNOO's first step of the iterate is the 28th
     args = lm.parse([*TINY, "--corpus", str(folder), "--out", str(tmp_path), "--steps", "30"])
     runs = [
@@ -199,7 +198,8 @@ def test_every_method_trains_on_every_base(folder, tmp_path, monkeypatch):
         for base in lm.BASES
         for method in lm.LOOKAHEADS
     ]
-    train(runs, args.text, steps=30, batch=4, context=8, seed=0, device=args.device)
+    settings = {"steps": 30, "batch": 4, "context": 8, "seed": 0, "device": args.device}
+    train(runs, args.text, **settings, evaluations=1)
     for each in runs:
         assert each.at_x[-1] < each.at_x[0] - 0.05, each.label
 
