@@ -1,11 +1,12 @@
-"""What came of the training of a run on a GPU: ``python3 -m bench.train_report FILE [FIGURE]``.
+"""What comes of the training of a run on a GPU: ``python3 -m bench.train_report FILE [FIGURE]``.
 
-Prints a table of the runs in ``train.jsonl`` and what they say; draws the long ones.
+Prints a table of the runs in ``train.jsonl``, one a line, and what they say; draws the long ones.
 """
 
 import itertools
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,36 @@ def read(path):
         except ValueError:
             continue
     return found
+
+
+class Lines:
+    """The results of runs, one a line of a file.
+
+    Args:
+        path: of the file; runs that end are added to it.
+        others: files whose lines are added to it as well.
+        commit: whose lines count.
+    """
+
+    def __init__(self, path, others, commit):
+        self.path, self.commit = path, commit
+        every = [line for each in (*others, path) for line in read(each)]
+        text = "".join(dict.fromkeys(json.dumps(line) + "\n" for line in every))
+        # in place of what may end in half a line
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        os.replace(new, path)
+        self.lines = [line for line in every if line["commit"] == commit]
+
+    def find(self, key):
+        """The result of a run of these settings, or None."""
+        return next((line for line in self.lines if line["key"] == key), None)
+
+    def add(self, line):
+        """Keep a result."""
+        self.lines.append(line)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def number(value):

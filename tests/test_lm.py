@@ -248,7 +248,7 @@ def test_every_method_trains_on_every_base(folder, tmp_path):
         for method in lm.LOOKAHEADS
     ]
     settings = {"steps": 30, "batch": 4, "context": 8, "seed": 0, "device": args.device}
-    train(runs, args.text, **settings, evaluations=1)
+    train(runs, args.text, **settings, evaluations=1, validation=(1, 64))
     for each in runs:
         assert each.at_x[-1] < each.at_x[0] - 0.05, each.label
 

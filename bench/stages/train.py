@@ -7,7 +7,6 @@ done again, so that a training that was cut off goes on in the next call.
 
 import dataclasses
 import json
-import os
 import sys
 import time
 import traceback
@@ -70,39 +69,11 @@ class Sizes(NamedTuple):
 
 
 # what stands in for a GPU is not understood by a compiler
-SMALL = Sizes(1, 16, 4, 4, 8, "bfloat16", (3, 1), (8, 4), (1, 4), 2**18, LRS, None)
+SMALL = Sizes(
+    *(1, 16, 4, 4, 8), short=(3, 1), long=(8, 4), validation=(1, 4), corpus=2**18, compiler=None
+)
 # without the kernels of Muon
 BRIEF = SMALL._replace(short=(2, 1), long=(4, 2), lrs={"adamw": LRS["adamw"][:2]})
-
-
-class Lines:
-    """The results of runs, one a line of a file.
-
-    Args:
-        path: of the file; runs that end are added to it.
-        others: files whose lines are added to it as well.
-        commit: whose lines count.
-    """
-
-    def __init__(self, path, others, commit):
-        self.path, self.commit = path, commit
-        every = [line for each in (*others, path) for line in train_report.read(each)]
-        text = "".join(dict.fromkeys(json.dumps(line) + "\n" for line in every))
-        # in place of what may end in half a line
-        new = path.with_suffix(".new")
-        new.write_text(text)
-        os.replace(new, path)
-        self.lines = [line for line in every if line["commit"] == commit]
-
-    def find(self, key):
-        """The result of a run of these settings, or None."""
-        return next((line for line in self.lines if line["key"] == key), None)
-
-    def add(self, line):
-        """Keep a result."""
-        self.lines.append(line)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 class Trainer:
@@ -225,7 +196,7 @@ def run(settings, sizes=None, device="cuda"):
     check_length(text, sizes.context)
     trainer = Trainer(sizes, text, torch.device(device))
     print(trainer.about, flush=True)
-    lines = Lines(settings.out / NAME, [settings.carry / NAME], settings.commit)
+    lines = train_report.Lines(settings.out / NAME, [settings.carry / NAME], settings.commit)
     done, left, before = [], [], len(lines.lines)
 
     def result(planned):
