@@ -44,6 +44,7 @@ class Stage(NamedTuple):
     module: str  # of bench.stages
     arguments: tuple = ()
     backend: str = "triton"
+    asked: bool = False  # done only where it is named
 
 
 # in order of value: what comes later is worth less, or nothing if what comes before has failed
@@ -59,6 +60,8 @@ STAGES = {
     "tiles": Stage(75, "tiles"),
     "more tests": Stage(100, "tests", ("rest",)),
     "tools": Stage(90, "tools"),
+    # longer than any other
+    "train": Stage(300 + SPARE, "train", asked=True),
 }
 
 
@@ -131,13 +134,15 @@ def main(arguments=None):
     """Run the stages; the exit status is 1 if one is not ok."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="default: all but train")
     parser.add_argument("--commit", default=None, help="where there is no git to ask")
     parser.add_argument("--carry", type=Path, default=ROOT / "build" / "carry")
     parser.add_argument("--work", type=Path, default=Path("/tmp/emanest-gpu"))
     parser.add_argument("--rehearse", action="store_true", help="without a GPU")
     parser.add_argument("--brief", action="store_true", help="six kernels")
     args = parser.parse_args(arguments)
+    # a rehearsal is of all of them
+    stages = args.stages or [k for k, stage in STAGES.items() if args.rehearse or not stage.asked]
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(
@@ -157,7 +162,7 @@ def main(arguments=None):
         no_gpu.install()
     about = [f"emanest {settings.commit}, torch {torch.__version__}, {time.strftime('%F %T')}"]
     entries = []
-    for name in args.stages:
+    for name in stages:
         entries.append(run(name, settings, REHEARSED if args.rehearse else 1))
         with open(settings.out / "results.jsonl", "a") as results:
             results.write(json.dumps(entries[-1]) + "\n")

@@ -39,8 +39,34 @@ def standard_library():
     """The running Python's standard library: its ``.py`` files, without tests."""
     folder = pathlib.Path(sysconfig.get_path("stdlib"))
     name = f"Python {platform.python_version()} standard library"
-    paths = (p for p in folder.rglob("*.py") if not SKIPPED & set(p.relative_to(folder).parts))
-    return _from_files(paths, name, folder)
+    return _from_files(_python_files(folder), name, folder)
+
+
+def installed_python(limit, folders=None):
+    """``.py`` files of the standard library and of installed packages, without tests.
+
+    Args:
+        limit: bytes to stay within, training and validation together. Files are taken in the
+            order of the hashes of their paths, and left out where they no longer fit.
+        folders: of packages; None: those of the running Python.
+    """
+    if folders is None:
+        names = ("stdlib", "purelib", "platlib")
+        # where a distribution keeps packages elsewhere, torch is one of them
+        found = [*map(sysconfig.get_path, names), pathlib.Path(torch.__file__).parents[1]]
+        folders = dict.fromkeys(pathlib.Path(folder).resolve() for folder in found)
+    ordered, left = {}, limit
+    for folder in folders:
+        for path in _python_files(folder):
+            key = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
+            ordered.setdefault((key, path), path.stat().st_size)
+    chosen = []
+    for (_, path), size in sorted(ordered.items()):
+        if size <= left:
+            chosen.append(path)
+            left -= size
+    name = f"Python {platform.python_version()} and installed packages"
+    return _from_files(chosen, name, " and ".join(map(str, folders)))
 
 
 def from_folder(folder):
@@ -76,6 +102,10 @@ def split(texts):
         size += len(ordered[count][1])
         count += 1
     return ordered[count:], ordered[:count]
+
+
+def _python_files(folder):
+    return (p for p in folder.rglob("*.py") if not SKIPPED & set(p.relative_to(folder).parts))
 
 
 def _from_files(paths, name, folder):
@@ -119,8 +149,8 @@ def check_length(corpus, context):
 def sample(text, batch, context, generator, device):
     """Windows at random places: (inputs, targets), int64 of shape (batch, context) on ``device``.
 
-    A target is the byte that follows its input.
+    A target is the byte that follows its input. ``generator`` is one of the device of ``text``.
     """
-    starts = torch.randint(len(text) - context, (batch, 1), generator=generator)
-    windows = text[starts + torch.arange(context + 1)].long().to(device)
+    starts = torch.randint(len(text) - context, (batch, 1), generator=generator, device=text.device)
+    windows = text[starts + torch.arange(context + 1, device=text.device)].long().to(device)
     return windows[:, :-1], windows[:, 1:]

@@ -11,124 +11,22 @@ GPU, sums whose order varies may change the last digits.
 """
 
 import argparse
-import dataclasses
 import math
 import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 
 import corpus
-import emanest
 import lm_report
-from training import Run, lr_factor, train
+import methods
+from methods import BASES, LOOKAHEADS
+from training import train
 from transformer import HEADS, make_model
 
 SWEEP = (0.25, 0.5, 1.0, 2.0)
-# lr of AdamW beside Muon, relative to Muon's
-ADAMW_SHARE = 0.3
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """A base optimizer: ``make(model, lr, lookahead, **options)`` and the best lr for it here."""
-
-    make: Callable
-    lr: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A lookahead method.
-
-    Attributes:
-        make: steps of the run -> the method, or None for the base alone.
-        gain: method -> how much faster than its base it moves where gradients are steady. The
-            base at lr * gain is the control that tells a lookahead from a larger lr.
-        options: arguments that the method asks of a base, by the name of the base.
-        decays: False if the method stands in for the decay of the lr.
-    """
-
-    make: Callable
-    gain: Callable = lambda look: 1.0
-    options: dict = dataclasses.field(default_factory=dict)
-    decays: bool = True
-
-
-def adamw(model, lr, lookahead, **options):
-    return emanest.AdamW(model.parameters(), lr=lr, lookahead=lookahead, **options)
-
-
-def sgd(model, lr, lookahead, momentum=0.9):
-    return emanest.SGD(model.parameters(), lr=lr, momentum=momentum, lookahead=lookahead)
-
-
-def orthogonal(cls):
-    """A base that orthogonalises: matrices to it, the rest to AdamW at a lr in proportion."""
-
-    def make(model, lr, lookahead, adamw=(), **options):
-        # queries, keys and values are three matrices
-        rest = {"lr": lr * ADAMW_SHARE, **dict(adamw)}
-        groups = emanest.split_params(model, {"qkv": {"split": 3}}, adamw=rest, verbose=False)
-        return cls(groups, lr=lr, weight_decay=0.01, lookahead=lookahead, **options)
-
-    return make
-
-
-def ema_nesterov(steps):
-    # the paper's stepsize and window; its decay of 0.99 suits runs of 2,500 steps and more
-    warmup = steps // 4
-    rest = max(warmup + 1, steps * 4 // 5)
-    return emanest.EMANesterov(stepsize=0.5, decay=0.98, warmup=warmup, rest=rest)
-
-
-# lr: the best on a grid of factors of 2, at the default size and length; sgd diverges at 1.6
-BASES = {
-    "adamw": Base(adamw, lr=6e-3),
-    "sgd": Base(sgd, lr=0.8),
-    "muon": Base(orthogonal(emanest.Muon), lr=0.02),
-    "normuon": Base(orthogonal(emanest.NorMuon), lr=0.04),
-}
-# without momentum, which Schedule-Free brings along
-PLAIN_ADAMW = {"betas": (0.0, 0.999)}
-PLAIN_MUON = {"momentum": 0.0, "nesterov": False, "adamw": PLAIN_ADAMW}
-LOOKAHEADS = {
-    "none": Method(lambda steps: None),
-    "ema-nesterov": Method(ema_nesterov, gain=lambda look: 1 / (1 - look.stepsize)),
-    # less than the usual 0.9: the bases here have momentum of their own
-    "nag": Method(
-        lambda steps: emanest.NAG(momentum=0.5), gain=lambda look: 1 / (1 - look.momentum)
-    ),
-    # the settings of the papers and, for SNOO, of the modded-nanogpt record
-    "lookahead": Method(
-        lambda steps: emanest.Lookahead(every=5, alpha=0.5), gain=lambda look: look.alpha
-    ),
-    "long-horizon": Method(
-        lambda steps: emanest.LongHorizon(every=10, stepsize=0.5),
-        gain=lambda look: 1 / (1 - look.stepsize),
-    ),
-    "snoo": Method(
-        lambda steps: emanest.SNOO(every=28, lr=0.68, momentum=0.37),
-        gain=lambda look: look.lr / (1 - look.momentum),
-    ),
-    "gpa": Method(lambda steps: emanest.GPA(mu_x=0.9869, mu_y=0.7)),
-    "schedule-free": Method(
-        lambda steps: emanest.ScheduleFree(momentum=0.9),
-        options={
-            "adamw": PLAIN_ADAMW,
-            "sgd": {"momentum": 0.0},
-            "muon": PLAIN_MUON,
-            "normuon": PLAIN_MUON,
-        },
-        decays=False,
-    ),
-    "nala": Method(
-        lambda steps: emanest.NALA(every=5, lr=1e-3, mu=-0.5), gain=lambda look: 1 + look.mu
-    ),
-}
 
 
 def one(args):
@@ -153,15 +51,7 @@ def sweep(args):
 def make_run(args, base, method, lr):
     """One run; all runs of a command start from the same weights."""
     model = make_model(args.layers, args.width, args.context, args.seed, args.device)
-    lookahead = LOOKAHEADS[method].make(args.steps)
-    options = LOOKAHEADS[method].options.get(base, {})
-    decays = LOOKAHEADS[method].decays
-    optimizer = BASES[base].make(model, lr, lookahead, **options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, args.steps, decays)
-    )
-    name = base if lookahead is None else f"{base} + {method}"
-    return Run(name, lr, lookahead, model, optimizer, schedule)
+    return methods.make_run(model, base, method, lr, args.steps, args.device)
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,11 +5,9 @@ import math
 import os
 import platform
 
-import matplotlib.pyplot as plt
 import torch
 
 import emanest
-from lm_figure import figure
 
 COLUMNS = {
     "loss at x": ("loss_x", ".4f"),
@@ -145,6 +143,11 @@ def strict(value):
 
 def write(args, runs, seconds):
     """Print the table; write it, the figure and the JSON into ``args.out``."""
+    # the rest of this file is of use where there is nothing to draw with
+    import matplotlib.pyplot as plt
+
+    from lm_figure import figure
+
     text = table(args, runs)
     print(f"\n{text}\n")
     (args.out / "lm.md").write_text(f"{heading(args, runs)}\n\n{text}\n")

@@ -62,6 +62,22 @@ def test_a_rehearsal_runs_every_stage_to_its_end(tmp_path):
     assert len(list(out.iterdir())) <= 8
 
 
+def test_training_is_a_stage_that_is_asked_for(tmp_path, monkeypatch):
+    """It takes as long as all that is worth more."""
+    ran = []
+    entry = {"state": "ok", "seconds": 1.0, "lines": []}
+    monkeypatch.setattr(
+        gpu_run, "run", lambda name, *_: ran.append(name) or {"stage": name, **entry}
+    )
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--commit", "abc"]
+    gpu_run.main(folders)
+    assert ran == [name for name in gpu_run.STAGES if name != "train"]
+    gpu_run.main([*folders, "--stages", "set-up", "train"])
+    assert ran[-2:] == ["set-up", "train"]
+
+
 def test_what_a_stage_finds_is_a_line(settings, stage):
     stage(lambda settings: Found([f"at {settings.commit}"], {"x": 1}))
     entry = gpu_run.run("made", settings)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
@@ -82,6 +83,27 @@ def test_standard_library_is_found():
     assert b"class ArgumentParser" in both
 
 
+def test_installed_python_stays_within_its_limit(tmp_path):
+    places = [tmp_path / name for name in ("library", "packages")]
+    for k in range(60):
+        folder = places[k % 2] / ("tests" if k < 4 else f"part{k % 3}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{k}.py").write_text(f"x{k} = 1\n" * 20)
+        (folder / f"{k}.txt").write_text("no Python")
+    small, large = (corpus.installed_python(limit, places) for limit in (3000, 10**6))
+    sizes = [len(text.train) + len(text.validation) for text in (small, large)]
+    # 56 files of 120 bytes and more, and a zero byte between two
+    assert 3000 - 160 < sizes[0] - sum(small.files) + 2 <= 3000
+    assert sum(large.files) == 56
+    texts = [
+        set(torch.cat([text.train, text.validation]).numpy().tobytes().split(b"\n"))
+        for text in (small, large)
+    ]
+    assert b"x0 = 1" not in texts[1]
+    assert {t.strip(b"\0") for t in texts[0]} <= {t.strip(b"\0") for t in texts[1]}
+    assert corpus.installed_python(3000, places).digest == small.digest
+
+
 def test_targets_are_the_bytes_that_follow():
     text = torch.arange(100, dtype=torch.uint8)
     inputs, targets = corpus.sample(text, 50, 8, torch.Generator().manual_seed(0), "cpu")
@@ -114,6 +136,33 @@ def test_model_reads_earlier_bytes():
     changed = inputs.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 256
     assert (model(changed)[:, -1] - model(inputs)[:, -1]).abs().max() > 1e-5
+
+
+# dynamo hides it, which does not help where warnings are errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_blocks_are_compiled_once_and_compute_the_same():
+    counters = torch._dynamo.utils.counters["stats"]
+    options = {"layers": 3, "width": 16, "context": 12, "seed": 0, "device": "cpu"}
+    plain, compiled = (make_model(**options, heads=2, dtype=torch.bfloat16) for _ in range(2))
+    compiled.compile_blocks(backend="eager", dynamic=False)
+    before = counters["unique_graphs"]
+    inputs = torch.randint(256, (3, 12))
+    for model in (plain, compiled):
+        model.loss(inputs, inputs).backward()
+        with torch.no_grad():
+            model.loss(inputs, inputs)
+    # one to train, one to evaluate
+    assert counters["unique_graphs"] - before == 2
+    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_products_are_of_the_dtype_that_was_asked_for():
+    seen = []
+    model = make_model(1, 16, 8, seed=0, device="cpu", heads=2, dtype=torch.bfloat16)
+    model.blocks[0].up.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    loss = model.loss(*torch.randint(256, (2, 4, 8)))
+    assert (seen, loss.dtype) == ([torch.bfloat16], torch.float32)
 
 
 def test_loss_is_in_nats():
@@ -190,8 +239,7 @@ def test_diverged_run_is_reported(folder, tmp_path, capsys):
     assert "diverged." in out
 
 
-def test_every_method_trains_on_every_base(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.EVALUATIONS", 1)
+def test_every_method_trains_on_every_base(folder, tmp_path):
     # SNOO's first step of the iterate is the 28th
     args = lm.parse([*TINY, "--corpus", str(folder), "--out", str(tmp_path), "--steps", "30"])
     runs = [
@@ -199,9 +247,35 @@ def test_every_method_trains_on_every_base(folder, tmp_path, monkeypatch):
         for base in lm.BASES
         for method in lm.LOOKAHEADS
     ]
-    train(runs, args.text, steps=30, batch=4, context=8, seed=0, device=args.device)
+    settings = {"steps": 30, "batch": 4, "context": 8, "seed": 0, "device": args.device}
+    train(runs, args.text, **settings, evaluations=1, validation=(1, 64))
     for each in runs:
         assert each.at_x[-1] < each.at_x[0] - 0.05, each.label
+
+
+class Reads(TorchDispatchMode):
+    """Collects tensors whose values the host waits for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.found.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_its_loss(folder, tmp_path):
+    args = lm.parse([*TINY, "--corpus", str(folder), "--out", str(tmp_path), "--steps", "4"])
+    run = lm.make_run(args, "adamw", "ema-nesterov", 0.01)
+    losses, usual = [], run.model.loss
+    run.model.loss = lambda *batch: losses.append(usual(*batch)) or losses[-1]
+    settings = {"steps": 4, "batch": 4, "context": 8, "seed": 0, "device": args.device}
+    with Reads() as reads:
+        reads.found = []
+        train([run], args.text, **settings, evaluations=1, validation=(1, 2))
+    # two of the first evaluation, then the steps
+    assert run.train == [loss.item() for loss in losses[2:6]]
+    # kept, so that none lies where another was
+    assert not {t.data_ptr() for t in reads.found} & {t.data_ptr() for t in losses}
+    assert len(run.step_ms) == len(run.optimizer_ms) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,162 @@
+"""The training of a run on a GPU, on a CPU and much smaller."""
+
+import json
+import math
+import types
+
+import pytest
+import torch
+
+from bench import train_report
+from bench.stages import Settings, train
+
+LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
+SIZES = train.Sizes(1, 16, 2, 8, 8, None, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
+RUNS = [
+    *(("adamw", "none", 0.003, 6), ("adamw", "none", 0.02, 6)),
+    *(("muon", "none", 0.01, 6), ("muon", "none", 0.04, 6)),
+    *(("adamw", "none", 0.02, 12), ("adamw", "ema-nesterov", 0.02, 12)),
+    *(("muon", "none", 0.04, 12), ("muon", "ema-nesterov", 0.04, 12)),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """One, as a stage of small sizes sets it for its process; put back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def settings_in(folder):
+    folders = [folder / name for name in ("out", "work", "carry")]
+    for each in folders:
+        each.mkdir()
+    return Settings(*folders, "abc", small=True, brief=True, seconds=60.0)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a training that nothing interrupts finds and leaves; and where."""
+    settings = settings_in(tmp_path_factory.mktemp("whole"))
+    found, path = train.run(settings, SIZES, "cpu"), settings.out / train.NAME
+    return found, train_report.read(path), path
+
+
+def names(lines):
+    return [
+        tuple(line["key"][name] for name in ("base", "method", "lr", "steps")) for line in lines
+    ]
+
+
+def numbers(line):
+    """What a repeated run has in common with the first."""
+    return {name: line[name] for name in ("name", "key", "at_x", "at_y", "train", "diverged")}
+
+
+def test_the_best_lr_of_short_runs_is_that_of_the_long_ones(whole):
+    found, lines, _ = whole
+    assert names(lines) == RUNS
+    assert found.data == {"left": [], "lr": {"adamw": 0.02, "muon": 0.04}}
+    for line in lines:
+        assert line["at_x"][-1] < line["at_x"][0] - 0.05, line["name"]
+        assert len(line["train"]) == line["key"]["steps"] == line["steps"][-1]
+        assert 0 < line["share"] < 1
+        assert (line["commit"], line["diverged"]) == ("abc", None)
+    # the same weights and batches, whatever was trained before on the same module
+    assert len({line["at_x"][0] for line in lines}) == 1
+    assert lines[1]["train"][0] == lines[4]["train"][0] == lines[6]["train"][0]
+    plain, ahead = lines[4:6]
+    assert ahead["train"][:3] == plain["train"][:3]
+    assert ahead["train"][-1] != plain["train"][-1]
+
+
+def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings, monkeypatch):
+    _, lines, _ = whole
+    path = settings.out / train.NAME
+    # two were brought along, two are here, and one was cut off while it was written; an early one
+    # is of another commit, and would change the best lr
+    kept, other = [json.dumps(line) for line in lines], dict(lines[0], commit="def")
+    other["final"] = {**other["final"], "loss_x": 0.0}
+    (settings.carry / train.NAME).write_text("\n".join([json.dumps(other), *kept[1:3]]) + "\n")
+    path.write_text("\n".join([*kept[3:5], kept[5][:40]]))
+    done = []
+    usual = train.Trainer.train
+    monkeypatch.setattr(
+        train.Trainer, "train", lambda self, planned: done.append(planned) or usual(self, planned)
+    )
+    found = train.run(settings, SIZES, "cpu")
+    assert [each[:4] for each in done] == [RUNS[0], *RUNS[5:]]
+    assert found.lines[0].startswith("4 of 8 runs were there")
+    after = train_report.read(path)
+    assert after[0] == other
+    assert sorted(map(numbers, after[1:]), key=str) == sorted(map(numbers, lines), key=str)
+    # nothing is left to do
+    done.clear()
+    train.run(settings, SIZES, "cpu")
+    assert done == []
+
+
+def test_runs_that_would_not_end_in_time_are_named(settings):
+    found = train.run(settings._replace(seconds=0.0), SIZES, "cpu")
+    assert found.lines[0] == (
+        "not done: adamw with none at lr 0.003, 6 steps; adamw with none at lr 0.02, 6 steps; "
+        "muon with none at lr 0.01, 6 steps; muon with none at lr 0.04, 6 steps; "
+        "adamw, 12 steps: its lr is not known; muon, 12 steps: its lr is not known"
+    )
+    assert (settings.out / train.NAME).read_text() == ""
+
+
+def test_a_run_that_diverges_is_never_the_best(settings):
+    sizes = SIZES._replace(lrs={"adamw": (1e38, 0.003)}, short=(3, 1), long=(4, 1))
+    found = train.run(settings, sizes, "cpu")
+    assert found.data["lr"] == {"adamw": 0.003}
+    gone = train_report.read(settings.out / train.NAME)[0]
+    assert gone["diverged"] <= 3
+    assert gone["final"]["loss_x"] is None
+    assert "1e+38 nan" in found.lines[-1]
+
+
+def test_a_compiler_that_fails_leaves_the_runs(settings, capfd):
+    lrs = {"adamw": (0.003,)}
+    sizes = SIZES._replace(compiler="no such one", lrs=lrs, short=(2, 1), long=(3, 1))
+    found = train.run(settings, sizes, "cpu")
+    assert "not compiled: " in found.lines[0]
+    assert len(train_report.read(settings.out / train.NAME)) == 3
+    assert "no such one" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        ([5.0, 3.0, 2.0, 1.0], 15),  # halfway between steps 10 and 20
+        ([5.0, 3.0, 2.5, 1.0], 10),
+        ([5.0, 3.0, 2.8, 2.5], 0),
+        ([5.0, 3.0, 2.8, 2.6], None),
+        ([5.0, 2.0, 2.8, 2.6], 30 - 10 * 2.5 / 3),
+    ],
+)
+def test_steps_that_were_saved_lie_between_evaluations(losses, steps):
+    run = types.SimpleNamespace(steps=[0, 10, 20, 30], at_x=losses)
+    found = train_report.earlier(run, types.SimpleNamespace(at_x=[5.0, 2.5]))
+    assert found == (None if steps is None else pytest.approx(steps))
+
+
+def test_the_report_has_every_run_and_draws_the_long_ones(whole, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    found, lines, path = whole
+    capsys.readouterr()
+    train_report.main([str(path), str(tmp_path / "train.png")])
+    out = capsys.readouterr().out
+    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+    assert sum(line.startswith(("| adamw", "| muon")) for line in out.splitlines()) == len(RUNS)
+    gap = lines[5]["at_x"][-1] - lines[4]["at_x"][-1]
+    words = f"ends {abs(gap):.4f} {'below' if gap < 0 else 'above'} adamw, lr 0.02."
+    assert f"adamw + ema-nesterov, lr 0.02 {words}" in out
+    assert not math.isnan(gap)
+    assert all(line in out for line in found.lines[1:])
