@@ -14,7 +14,7 @@ from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 from ..watch import count_writes
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
-from .launch import TYPES, Launch, by_dtype, prepare
+from .launch import TYPES, Launch, as_they_are, by_dtype, prepare
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 from .table import firsts
@@ -129,8 +129,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     key, columns = ("rows", name), [os, *state, factors, scales]
     found = recall(memo, key, dtype, columns)
     if found is None:
-        usual = all(t.is_contiguous() for column in columns for t in column)
-        if not usual or not all(t.dtype == dtype for column in columns[1:] for t in column):
+        if not as_they_are([os], columns[1:], dtype):
             # of one value for each row, and in an odd format: not worth a kernel of its own
             eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
             return

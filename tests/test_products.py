@@ -199,6 +199,13 @@ def test_larger_tiles_change_no_bit(name, size):
         assert torch.equal(alone[0], whole[i])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", LARGER, ids=str)
+def test_larger_batches_change_no_bit_of_a_norm(size):
+    x, norms = randn(*size).cuda(), backends.pick("cuda", "triton").products("cuda").norms
+    assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
+
+
 # the interpreter's, of NumPy
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
