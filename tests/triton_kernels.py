@@ -462,6 +462,24 @@ def test_what_a_call_between_wrote_is_not_taken_for_its_own(make):
         assert same(written(arguments), written(plain))
 
 
+def test_a_memo_tells_the_dtypes_of_arithmetic_apart():
+    """Of what has no state they are not those of any tensor."""
+    found = []
+    for memo in ({}, None):
+        ys, gs = [torch.zeros(64)], [torch.arange(64.0) / 7]
+        for dtype in (FLOAT32, torch.float64, FLOAT32):
+            step.step_("sgd", "none", ys, gs, [], [], (1.0, 0.3, 0.0), dtype, memo=memo)
+            found.append(ys[0].clone())
+    assert same(found[:3], found[3:])
+
+
+def test_copies_are_made_anew_for_a_search():
+    g, memo = torch.ones(4, 4)[:, ::2], {}
+    assert step.nonfinite([g], memo).item() == 0
+    g[1, 1] = torch.inf
+    assert step.nonfinite([g], memo).item() == 1
+
+
 def test_a_memo_keeps_no_tensor():
     arguments, memo = problem(SIZES), {}
     for _ in range(2):
