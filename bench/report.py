@@ -278,4 +278,4 @@ def read(paths):
 
 if __name__ == "__main__":
     arguments = [argument for argument in sys.argv[1:] if argument != "--page"]
-    print((page if len(arguments) < len(sys.argv) - 1 else report)(*read(arguments)))
+    print((page if "--page" in sys.argv else report)(*read(arguments)))

@@ -175,9 +175,10 @@ def orthogonalize(
     rows, margin = polynomials(coefficients, steps)
     form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
-    matrices = g.detach().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
+    # back ends read memory as it is
+    matrices = g.detach().resolve_neg().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
     eps = real("eps", eps, 0)
-    norms = _with_products("norms", g.device, backend, matrices)
+    norms = norms_of(matrices, backend)
     # float16 and bfloat16 have too small a range, or too few digits, for factors
     factors = inverses(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
     found = orthogonal(matrices, factors, rows, dtype, form, backend)
@@ -250,6 +251,11 @@ def _with_products(name, device, backend, *args):
     return backends.run(
         lambda module: getattr(module.products(device.type), name)(*args), device.type, backend
     )
+
+
+def norms_of(u, backend=None):
+    """Frobenius norms of (batch, m, n), in float64: (batch,)."""
+    return _with_products("norms", u.device, backend, u)
 
 
 def inverses(norms, eps, margin, dtype):

@@ -1,10 +1,10 @@
 """What Newton-Schulz is made of, in torch operations; a namespace of six functions.
 
 Other back ends have modules with the same names (``cpu_products``, ``kernels.newton_schulz``).
-Matrices come in batches, (batch, rows, columns), with any strides. Results are new, of the
-operands' dtype; operands are never written. Each matrix of a result depends on its own operands
-alone, bit for bit: a batch gives what its matrices give one by one. Symmetric results are exactly
-symmetric.
+Matrices come in batches, (batch, rows, columns), with any strides. Results of products are new, of
+the operands' dtype; operands are never written. All that is found of a matrix depends on its own
+operands alone, bit for bit: a batch gives what its matrices give one by one. Symmetric results are
+exactly symmetric.
 """
 
 import math
@@ -24,7 +24,12 @@ ALIGNMENT = 64
 
 def norms(x):
     """Frobenius norms of (batch, n, m), in float64: (batch,)."""
-    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
+    x, found = x.mT if transposed(x) else x, x.new_empty(len(x), dtype=torch.float64)
+    # one by one, each as a vector: a batch, gaps and threads have a say in the order of additions
+    vectors = (_placed(matrix.contiguous().view(-1)) for matrix in x)
+    for vector, norm in zip(vectors, found, strict=True):
+        torch.linalg.vector_norm(vector, dtype=torch.float64, out=norm)
+    return found
 
 
 def scale(u, factors, out):

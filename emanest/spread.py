@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .exchange import Exchange, Spread
+from .newton_schulz import norms_of
 from .rules import MOMENTA, ROWS
 from .search import HEAD, ROW_HEAD, EvenRows, Search, at_once
 from .shapes import is_stack
@@ -92,8 +93,7 @@ class SpreadSearch(Search):
         if not wholes:
             return []
         u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
-        norms = torch.linalg.vector_norm(u, dim=(1, 2), dtype=torch.float64)
-        o = self.orthogonal(u, self.inverses(norms))
+        o = self.orthogonal(u, self.inverses(norms_of(u, self.backend)))
         return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
     def finish(self, exchange, shape, units, os, factors, numbers, skip):

@@ -7,8 +7,6 @@ are a few integers of each tensor, and none of these itself.
 import contextlib
 from typing import Any, NamedTuple
 
-import torch
-
 from .. import capture
 from ..layout import scaled
 from ..watch import Layout
@@ -19,18 +17,16 @@ from .launch import Prepared, laid_out
 class Known(NamedTuple):
     """What a memo keeps of the last call of a kind on one stream."""
 
-    dtype: torch.dtype | None
     layout: Any
     prepared: list[Prepared]
 
 
-def recall(memo, key, dtype, columns):
+def recall(memo, key, columns):
     """What was prepared for tensors that lay where these do, or None.
 
     Args:
         memo: the back end's, or None.
         key: tells apart calls of different kinds.
-        dtype: of the arithmetic.
         columns: lists of tensors, those of the call.
     """
     where = _where(memo, key, columns)
@@ -38,18 +34,17 @@ def recall(memo, key, dtype, columns):
     # another call may have written the tables since
     fits = (
         known is not None
-        and known.dtype == dtype
         and all(each.current() for each in known.prepared)
         and known.layout.unchanged(columns)
     )
     return known.prepared if fits else None
 
 
-def remember(memo, key, dtype, columns, prepared):
+def remember(memo, key, columns, prepared):
     """Keep what was prepared for tensors, of which none is a copy, for ``recall``."""
     where = _where(memo, key, columns)
     if where is not None:
-        memo[where] = Known(dtype, Layout(columns), prepared)
+        memo[where] = Known(Layout(columns), prepared)
 
 
 def _where(memo, key, columns):
@@ -69,12 +64,13 @@ def prepared(prepare, memo, key, dtype, ys, beside, columns, scales=(), writes_b
 
     Args:
         prepare: makes it of ys, beside, columns and scales as kernels take them.
-        memo, key, dtype: as in ``recall``.
+        memo, key: as in ``recall``.
+        dtype: of the arithmetic; part of the key.
         ys, beside, columns, writes_beside: as in ``layout.flat``.
         scales: as in ``layout.scaled``.
     """
-    given = [ys, beside, *columns, scales]
-    found = recall(memo, key, dtype, given)
+    given, key = [ys, beside, *columns, scales], (*key, dtype)
+    found = recall(memo, key, given)
     if found is not None:
         yield found
         return
@@ -84,7 +80,7 @@ def prepared(prepare, memo, key, dtype, ys, beside, columns, scales=(), writes_b
         found = prepare(ys, beside, columns, scales)
         placed = [ys, beside, *columns, scales]
         if all(map(_same, given, placed)):
-            remember(memo, key, dtype, given, found)
+            remember(memo, key, given, found)
         yield found
 
 

@@ -121,15 +121,19 @@ def given(numbers, dtype, device):
 
 def laid_out(ys, beside, columns, dtype, writes_beside=False):
     """``flat``, without its look at every tensor's strides in the usual case."""
-    usual = (
-        all(all(map(torch.Tensor.is_contiguous, c)) for c in (ys, beside, *columns))
-        and not any(any(map(torch.Tensor.is_neg, c)) for c in (ys, beside, *columns))
-        and all({t.dtype for t in c} <= {dtype} for c in columns)
-        and {t.dtype for t in beside} <= TYPES.keys()
-    )
-    if usual:
+    if {t.dtype for t in beside} <= TYPES.keys() and as_they_are((ys, beside), columns, dtype):
         return contextlib.nullcontext((ys, beside, columns))
     return flat(ys, beside, columns, dtype, writes_beside)
+
+
+def as_they_are(given, columns, dtype):
+    """Whether tensors are contiguous, with no negation pending, and those of columns of a dtype."""
+    every = [t for column in (*given, *columns) for t in column]
+    return (
+        all(map(torch.Tensor.is_contiguous, every))
+        and not any(map(torch.Tensor.is_neg, every))
+        and all(t.dtype == dtype for column in columns for t in column)
+    )
 
 
 def by_dtype(tensors, columns, more=()):

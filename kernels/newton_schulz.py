@@ -103,16 +103,23 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
 
 # rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
 TILE = {"BLOCK_M": 8, "BLOCK_N": 256}
+# matrices whose sums of tiles torch adds up at once, always as many: their number has a say in the
+# order in which a GPU adds up the numbers of one
+ADDED = 32
 
 
 def norms(x):
     """Frobenius norms of (batch, n, m), whatever its strides, with sums in float64: (batch,)."""
     check(x.device, x.dtype)
     x = _by_rows(x)
-    count = _tiles(x)
-    sums = torch.empty((len(x), count), dtype=torch.float64, device=x.device)
+    # rows beyond the batch may hold anything
+    high = math.ceil(len(x) / ADDED) * ADDED
+    sums = torch.empty((high, _tiles(x)), dtype=torch.float64, device=x.device)
     _over_tiles(scaling.tile_squares_kernel, (x, sums), x, x.stride())
-    return sums.sum(1).sqrt_()
+    found = sums.new_empty(high)
+    for some, to in zip(sums.split(ADDED), found.split(ADDED), strict=True):
+        torch.sum(some, 1, out=to)
+    return found[: len(x)].sqrt_()
 
 
 def scale(u, factors, out):

@@ -14,7 +14,7 @@ from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 from ..watch import count_writes
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
-from .launch import TYPES, Launch, by_dtype, prepare
+from .launch import TYPES, Launch, as_they_are, by_dtype, prepare
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 from .table import firsts
@@ -126,11 +126,10 @@ def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
     """As ``eager.rows_``: a launch for the rows, and one for the matrices."""
-    key, columns = ("rows", name), [os, *state, factors, scales]
-    found = recall(memo, key, dtype, columns)
+    key, columns = ("rows", name, dtype), [os, *state, factors, scales]
+    found = recall(memo, key, columns)
     if found is None:
-        usual = all(t.is_contiguous() for column in columns for t in column)
-        if not usual or not all(t.dtype == dtype for column in columns[1:] for t in column):
+        if not as_they_are([os], columns[1:], dtype):
             # of one value for each row, and in an odd format: not worth a kernel of its own
             eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
             return
@@ -138,7 +137,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
             _of_rows((*key, o_dtype), some, rows_constants(name), dtype, memo)
             for o_dtype, some, _ in by_dtype(os, columns)
         ]
-        remember(memo, key, dtype, columns, found)
+        remember(memo, key, columns, found)
     launches = []
     for each in found:
         sums = torch.empty(sum(each.table.sizes), dtype=torch.float64, device=each.table.device)
@@ -171,14 +170,14 @@ def products(device_type):
 def nonfinite(gs, memo=None):
     """As ``eager.nonfinite``."""
     flag = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
-    found = recall(memo, ("nonfinite",), None, [gs])
+    found = recall(memo, ("nonfinite",), [gs])
     if found is None:
         placed = [g if g.dtype in TYPES else g.float() for g in gs]
         # of any order: only whether a value is there matters
         placed = [g if is_dense(g) else g.contiguous() for g in placed]
         found = [_search(*each, memo) for each in by_dtype(placed, [placed])]
         if all(map(operator.is_, gs, placed)):
-            remember(memo, ("nonfinite",), None, [gs], found)
+            remember(memo, ("nonfinite",), [gs], found)
     for each in found:
         each.launch(None, (flag,))()
     return flag

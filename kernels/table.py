@@ -30,7 +30,9 @@ class Table:
 
     def __init__(self, chunks, sizes, columns, device):
         self.chunks, self.sizes, self.device, self.frozen = chunks, sizes, device, False
-        self.rows = torch.empty((len(sizes), columns + 1), dtype=torch.int64, device=device)
+        # an evaluation in inference mode may be the first that needs them, and not the last
+        with torch.inference_mode(False):
+            self.rows = torch.empty((len(sizes), columns + 1), dtype=torch.int64, device=device)
         # what the device has, by column and by row
         self.addresses, self.entries = None, [None] * len(sizes)
 

@@ -301,6 +301,9 @@ def test_the_table_of_tiles_follows_the_times():
     assert sweep.fitted(measured, 132) == [large._replace(programs=2.0), small]
     # nothing was timed with fewer
     assert sweep.fitted(measured[:6], 132) == [large._replace(programs=2.0), small]
+    # one that failed in all cases but one has a time less to add up
+    once = {**measured[1], "tile": small._replace(warps=8)}
+    assert sweep.fitted([once, *measured[:6]], 132)[-1] == small
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ IMPORTS = {
         *("rules", "shapes"),
     },
     "exchange": set(),
-    "spread": {"exchange", "rules", "search", "shapes"},
+    "spread": {"exchange", "newton_schulz", "rules", "search", "shapes"},
     "orthogonal": {"bases", "rules", "search", "shapes", "shards", "spread"},
     "split": set(),
     "backends": {"capture", "storage"},

@@ -199,6 +199,14 @@ def test_larger_tiles_change_no_bit(name, size):
         assert torch.equal(alone[0], whole[i])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("size", LARGER, ids=str)
+def test_larger_batches_change_no_bit_of_a_norm(size, backend):
+    x, norms = randn(*size).cuda(), backends.pick("cuda", backend).products("cuda").norms
+    assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
+
+
 # the interpreter's, of NumPy
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -258,6 +266,20 @@ def test_threads_and_company_change_no_bit(name, size, dtype, layout):
     assert (found[0].double() - expected).norm() <= 16 * unit * expected.norm()
     if symmetric:
         assert torch.equal(found[0], found[0].mT)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "triton"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout):
+    norms = backends.pick("cpu", name).products("cpu").norms
+    x, threads, found = LAYOUTS[layout](randn(2, 300, 301)), torch.get_num_threads(), []
+    try:
+        for count in (1, 4, 2):
+            torch.set_num_threads(count)
+            found += norms(x), torch.cat([norms(m) for m in x.split(1)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_products_leave_the_number_of_threads_alone():

@@ -13,6 +13,7 @@ from array import array
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import emanest
 import helpers
@@ -461,6 +462,24 @@ def test_what_a_call_between_wrote_is_not_taken_for_its_own(make):
         assert same(written(arguments), written(plain))
 
 
+def test_a_memo_tells_the_dtypes_of_arithmetic_apart():
+    """Of what has no state they are not those of any tensor."""
+    found = []
+    for memo in ({}, None):
+        ys, gs = [torch.zeros(64)], [torch.arange(64.0) / 7]
+        for dtype in (FLOAT32, torch.float64, FLOAT32):
+            step.step_("sgd", "none", ys, gs, [], [], (1.0, 0.3, 0.0), dtype, memo=memo)
+            found.append(ys[0].clone())
+    assert same(found[:3], found[3:])
+
+
+def test_copies_are_made_anew_for_a_search():
+    g, memo = torch.ones(4, 4)[:, ::2], {}
+    assert step.nonfinite([g], memo).item() == 0
+    g[1, 1] = torch.inf
+    assert step.nonfinite([g], memo).item() == 1
+
+
 def test_a_memo_keeps_no_tensor():
     arguments, memo = problem(SIZES), {}
     for _ in range(2):
@@ -485,6 +504,17 @@ def test_a_graph_after_steady_calls_has_a_table_that_stays(rows):
         run(arguments, memo=memo)
     assert (frozen().numpy() == read).all()
     assert graph.names == ["step_kernel"]
+
+
+def test_a_table_that_was_made_in_inference_mode_is_written_outside_of_it():
+    """By an evaluation, say, before parameters get other memory."""
+    arguments, expected, memo = problem(SIZES), problem(SIZES), {}
+    with torch.inference_mode():
+        run(arguments, memo=memo)
+    run(expected)
+    for each in (arguments, expected):
+        moved_data(each)
+    assert same(run(arguments, memo=memo), run(expected))
 
 
 def test_a_memo_serves_other_rules_and_other_sizes(uploads):
@@ -656,6 +686,44 @@ def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
     assert all(aligned)
     assert torch.equal(found, orthogonal(g, 1))
     assert not all(aligned)
+
+
+def test_sums_of_tiles_are_added_up_alike_whatever_the_batch():
+    """The order in which torch adds up on a GPU depends on the shape of a sum."""
+    shapes = []
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "sum" in func._schema.name:
+                shapes.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    for batch in (1, 3, 17):
+        with Sums():
+            assert newton_schulz.norms(torch.ones(batch, 2, 2)).tolist() == [2.0] * batch
+    assert len(set(shapes)) == 1
+
+
+def test_a_pending_negation_is_part_of_the_matrix():
+    """That of an imaginary part, say: memory holds the opposite of its values."""
+    g = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
+    found, expected = (
+        emanest.orthogonalize(each, 2, backend="triton") for each in (torch._neg_view(-g), g)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("negated", ["state", "factor"])
+def test_rows_know_a_pending_negation(negated):
+    def found(make):
+        given = {"state": torch.arange(1.0, 4.0), "factor": torch.zeros(3)}
+        given[negated] = make(given[negated])
+        state, factor = given.values()
+        os, scales = [torch.ones(3, 4)], [torch.ones(1)]
+        step.rows_("normuon", os, [[state]], scales, [factor], (0.1, 1e-8), FLOAT32)
+        return state, factor
+
+    assert same(found(lambda t: torch._neg_view(-t)), found(torch.clone))
 
 
 # the interpreter's, of NumPy
