@@ -155,8 +155,8 @@ def orthogonalize(
         A tensor of g's shape and dtype; zero where a matrix of g is zero. A matrix with NaN or
         infinite entries comes out as NaN and leaves the others alone. Not differentiable.
 
-    Memory: a few copies of all of g in the dtype of the iteration, on a GPU with sides rounded up to
-    multiples of 16.
+    Memory: a few copies of all of g in the dtype of the iteration, on a GPU with sides rounded up
+    to multiples of 16.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind (a ``DTensor`` say, or another
