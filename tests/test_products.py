@@ -200,10 +200,10 @@ def test_larger_tiles_change_no_bit(name, size):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("choice", ["triton", "eager"])
 @pytest.mark.parametrize("size", LARGER, ids=str)
-def test_larger_batches_change_no_bit_of_a_norm(size, backend):
-    x, norms = randn(*size).cuda(), backends.pick("cuda", backend).products("cuda").norms
+def test_larger_batches_change_no_bit_of_a_norm(size, choice):
+    x, norms = randn(*size).cuda(), backends.pick("cuda", choice).products("cuda").norms
     assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
 
 
