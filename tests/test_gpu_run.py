@@ -27,12 +27,17 @@ from emanest.kernels import tiles
 ROOT = Path(__file__).parents[1]
 
 
+def settings_in(folder):
+    """Of a stage, in new folders."""
+    folders = [folder / name for name in ("out", "work", "carry")]
+    for each in folders:
+        each.mkdir()
+    return Settings(*folders, "abc", small=True, brief=True, seconds=30.0)
+
+
 @pytest.fixture
 def settings(tmp_path):
-    folders = [tmp_path / name for name in ("out", "work", "carry")]
-    for folder in folders:
-        folder.mkdir()
-    return Settings(*folders, "abc", small=True, brief=True, seconds=30.0)
+    return settings_in(tmp_path)
 
 
 @pytest.fixture

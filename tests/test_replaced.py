@@ -11,6 +11,7 @@ from torch import nn
 import helpers
 from bad_input import EVERY, make, matrices
 from emanest import AdamW
+from emanest.writes import Writes
 from helpers import METHODS, adamw, bits, content, differing, params_of, run
 
 BASES = {"adamw": adamw, "wrap": helpers.wrap_adamw}
@@ -281,3 +282,16 @@ def test_a_bucket_may_have_another_order_than_its_group(base, method):
         optimizer.eval()
         found.append([bits(p) for p in params[:2]])
     assert found[0] == found[1]
+
+
+def test_a_part_in_place_of_another_has_a_snapshot_of_its_own():
+    """Of a ``DTensor``, say: its counter may stand where that of the part before it stood."""
+    parts = [torch.ones(2), torch.ones(2)]
+    writes = Writes(parts, list(parts), [False, False])
+    writes.take_snapshots([0, 1])
+    writes.snapshots_taken([0, 1])
+    new = torch.full((2,), 3.0)
+    assert new._version == parts[1]._version
+    writes.replaced(1, new)
+    writes.take_snapshots([0, 1])
+    assert torch.equal(writes.snapshots[1], new)

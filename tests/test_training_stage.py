@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench import train_report
-from bench.stages import Settings, train
+from bench.stages import train
+from test_gpu_run import settings_in
 
 LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
 SIZES = train.Sizes(1, 16, 2, 8, 8, None, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
@@ -26,13 +27,6 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def settings_in(folder):
-    folders = [folder / name for name in ("out", "work", "carry")]
-    for each in folders:
-        each.mkdir()
-    return Settings(*folders, "abc", small=True, brief=True, seconds=60.0)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ torch.cuda.synchronize()
 COUNTERS = {
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "memory",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps",
-    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor cores",
+    # not instructions, of which one of Hopper's takes 128 cycles
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor cores",
 }
 # the first matrix products, and the pass after them
 KERNELS = "regex:symmetric_kernel|product_kernel|step_kernel"
