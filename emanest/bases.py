@@ -1,25 +1,44 @@
-"""From a parameter group's options to a base rule and its numbers."""
+"""What a base optimizer is: a row of fields, and the rows of AdamW and SGD."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch.nn.parameter import is_lazy
+
+from .checks import check_group
+
+
+def _all_to_be_stepped(group):
+    params = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+    return [p for p in params if not is_lazy(p)]
+
+
+def _weight_decay(group):
+    return group["weight_decay"]
+
 
 class Base(NamedTuple):
     """A base optimizer, as a group names it in ``group["base"]``.
 
-    ``search(group, bucket, indices)`` is called while a step is planned; it may raise, nothing has
-    changed. What it returns is called as (gradients, numbers, skip) before the pass, and returns
-    what the pass takes in their place: directions, factors of them, and the numbers that are left.
+    ``directions(part)`` is called while a step is planned; it may raise, nothing has changed. What
+    it returns is called as (gradients, numbers, skip) before the pass, and returns what the pass
+    takes in their place: directions, factors of them, and the numbers of the pass.
     """
 
-    rule: Callable[[dict], str]  # group -> a row of rules.BASES
-    numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers: search's, rule's
+    rule: Callable[[dict], str | None]  # group -> a row of rules.BASES; None: updated elsewhere
+    numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers: directions', rule's
     options: Mapping[str, Any]  # its own options of a group, with their defaults
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error
-    search: Callable | None = None
-    state: tuple[str, ...] = ()  # what the search keeps
+    directions: Callable | None = None
+    state: tuple[str, ...] = ()  # what directions are found with
     check: Callable[[str, Any, dict], None] | None = None  # (name, parameter, group): may raise
+    checked: Callable[[dict], dict] = check_group  # a group -> the same, its options checked
+    # group -> those of its parameters whose state is allocated together, at the first step
+    allocated: Callable[[dict], list] = _all_to_be_stepped
+    # group -> the weight decay that a lookahead method may move to another point
+    weight_decay: Callable[[dict], float] = _weight_decay
+    dense_only: bool = True  # whether sparse gradients are an error
 
 
 def _adamw_rule(group):
@@ -72,15 +91,3 @@ SGD = Base(
     # torch saves no `step` for SGD, and only the first one differs from the others
     uncounted=1.0,
 )
-
-# rule -> factor of an orthogonal update of a matrix (rows, columns), whose entries have a root mean
-# square of 1 / sqrt(max(rows, columns))
-SCALES = {
-    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
-    "match_rms_adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
-    "spectral_norm": lambda rows, columns: (rows / columns) ** 0.5,
-    "unit_rms": lambda rows, columns: max(rows, columns) ** 0.5,
-    "none": lambda rows, columns: 1.0,
-}
-# torch's name, from 2.14 on
-SCALES["spectral_unclamped"] = SCALES["spectral_norm"]

@@ -1,5 +1,6 @@
 """Which bucket each parameter lives in."""
 
+import contextlib
 import itertools
 import warnings
 
@@ -37,7 +38,8 @@ class Buckets:
             group: theirs.
 
         Returns:
-            bucket -> indices of ``params`` in it. New buckets are all there, not yet published.
+            Pairs of a bucket and the indices of ``params`` in it. New buckets are all there, not
+            yet published.
 
         Raises:
             RuntimeError: a parameter changed shape, is on the meta device, or is a partial sum.
@@ -61,7 +63,7 @@ class Buckets:
                 if bucket.published:
                     bucket.adopt()
                 bucket.allocate(names)
-        return chosen
+        return list(chosen.items())
 
     def keep(self, params):
         """Let go of all parameters but these; to be called when groups may have changed.
@@ -87,21 +89,39 @@ class Buckets:
         """Those parameters whose bucket was taken apart and that are not housed yet."""
         return [p for p in params if p in self._left] if self._left else []
 
-    def unedited(self, new=()):
-        """Bucket -> indices of the parameters that are as we left them, in ``new`` buckets too.
+    @contextlib.contextmanager
+    def ours(self, parts=()):
+        """What is written to parameters in a ``with`` block is no edit.
 
-        To be recorded after a write of ours to any parameter: those that are views of one tensor
-        share a version counter, and writing to one of them seems to write to all.
+        Parameters that are views of one tensor share a version counter, and writing to one of them
+        seems to write to all: those that were unedited before the block are so after it.
+
+        Args:
+            parts: what is written on purpose, edited or not: unedited afterwards, but if the block
+                raises edited.
         """
-        buckets = self._published | dict.fromkeys(new)
-        return {each: each.writes.unedited(range(len(each.params))) for each in buckets}
+        buckets = self._published | dict.fromkeys(part.bucket for part in parts)
+        unedited = {each: each.writes.unedited(range(len(each.params))) for each in buckets}
+        try:
+            yield
+        except BaseException:
+            for part in parts:
+                written = set(part.indices)
+                unedited[part.bucket] = [i for i in unedited[part.bucket] if i not in written]
+            self._record(unedited)
+            raise
+        self._record(unedited)
+        for part in parts:
+            # not twice those of a bucket of which all are recorded
+            if len(unedited[part.bucket]) < len(part.bucket.params):
+                part.bucket.writes.record(part.indices)
 
     def record_all(self):
         """Take all parameters for unedited: they have come with their state."""
-        self.record({each: range(len(each.params)) for each in self._published})
+        self._record({each: range(len(each.params)) for each in self._published})
 
     @staticmethod
-    def record(unedited):
+    def _record(unedited):
         """Take parameters for unedited, whatever we have written since."""
         for bucket, indices in unedited.items():
             bucket.writes.record(indices)

@@ -27,17 +27,17 @@ def need_warm_up(device_type, what):
     )
 
 
-def check(optimizer, buckets):
+def check(optimizer, parts):
     """Raise RuntimeError if a step is being recorded whose numbers would be those of the capture.
 
     Args:
         optimizer: whose step.
-        buckets: what is stepped.
+        parts: what is stepped.
     """
-    device_types = {bucket.device.type for bucket in buckets}
-    device_type = next(filter(capturing, device_types), None)
-    if device_type is None:
+    captured = {part.bucket.device.type for part in parts if capturing(part.bucket.device.type)}
+    if not captured:
         return
+    device_type = captured.pop()
     name = type(optimizer).__name__
     for index, group in enumerate(optimizer.param_groups):
         if not group.get("capturable", False):

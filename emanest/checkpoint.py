@@ -9,7 +9,7 @@ import torch
 from .bucket import forget_others
 from .checks import CHECKS, SEQUENCES
 from .gradients import parameter_name
-from .groups import defaults_of, is_lookahead_entry
+from .groups import is_lookahead_entry
 from .lookahead import METHODS, method_of
 from .options import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
@@ -179,7 +179,7 @@ def complete(optimizer):
     for group in optimizer.param_groups:
         # a group of torch's has no lookahead, not even none
         bare = "lookahead" not in group
-        for key, value in defaults_of(group, optimizer).items():
+        for key, value in optimizer._defaults(group).items():
             if bare or not is_lookahead_entry(key):
                 group.setdefault(key, value)
 
@@ -190,13 +190,17 @@ def adopt(optimizer):
         group.update({k: v.value for k, v in group.items() if isinstance(v, _Kept)})
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
+    key = optimizer.buckets.key
     for group in optimizer.param_groups:
         method = method_of(group)
-        names = method.state if method else ()
-        keys = {optimizer._key(name) for name in names}
         for p in group["params"]:
             if p in optimizer.state:
-                forget_others(optimizer.state[p], optimizer._key, names)
-        # positions that are missing start where the parameters are at the first step, not now
-        if all(keys <= optimizer.state[p].keys() for p in group["params"] if p in optimizer.state):
-            optimizer.housed(group)
+                forget_others(optimizer.state[p], key, method.state if method else ())
+
+    def has_all(group, method):
+        keys = {key(name) for name in (method.state if method else ())}
+        held = (optimizer.state[p].keys() for p in group["params"] if p in optimizer.state)
+        return all(map(keys.issubset, held))
+
+    # positions that are missing start where the parameters are at the first step, not now
+    optimizer.with_state(has_all)

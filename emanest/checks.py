@@ -2,9 +2,9 @@
 
 import torch
 
-from .bases import SCALES
 from .coefficients import check_coefficients
 from .options import betas, choice, count, flag, learning_rate, optional_flag, real
+from .shapes import SCALES
 
 
 def _at_least_zero(torch_words):

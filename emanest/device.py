@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import backends, shards
-from .groups import clock_of
-from .lookahead import At, Plan
+from .clock import clock_of, planned, sign
 from .tape import Program, Tape
 
 # entries of a group that are no options: they come to a program as its inputs, or not at all
@@ -32,34 +31,30 @@ class Recorded(NamedTuple):
     look: str = "none"  # a row of rules.LOOKAHEADS
 
 
-def record(group, method, base, *, scale, weight_decay, scaled=False, clock=True):
+def record(group, method, base, *, scaled=False, clock=True):
     """Record the step of a bucket.
 
     The numbers are those of the pass: a factor of the gradients, the base's, the lookahead's; or
-    the lookahead's alone where the base is None. ``step`` and ``lookahead`` go on; so do
-    ``lookahead_t`` and the method's memory with ``clock``. A method without syncs is assumed.
+    the lookahead's alone where another optimizer makes the update. ``step`` and ``lookahead`` go
+    on; so do ``lookahead_t`` and the method's memory with ``clock``. A method without syncs is
+    assumed.
 
     Args:
         group: a parameter group; its lr and what it remembers are not looked at.
         method: its lookahead method, or None.
-        base: (group, plan, lr, step) -> base rule and its numbers, or None.
-        scale: factor of the gradients.
-        weight_decay: what the method sees of it.
-        scaled: divide by an input ``grad_scale``.
+        base: its ``bases.Base``.
+        scaled: divide gradients by an input ``grad_scale``.
         clock: this is the group's last bucket, or its only one.
     """
     tape = Tape()
     now = clock_of(method, tape.input)
     step, ahead = tape.input("step"), tape.input("lookahead")
-    plan = Plan()
-    if method is not None:
-        plan = method.plan(At(now.t, step, ahead, now.lr, weight_decay), now.memory)
-    rule, numbers = base(group, plan, now.lr, step) or (None, None)
-    if numbers is not None:
-        factor = scale / tape.input("grad_scale") if scaled else scale
+    plan, rule, numbers = planned(group, method, base, now, step, ahead)
+    if rule is not None:
+        factor = sign(group) / tape.input("grad_scale") if scaled else sign(group)
         numbers = factor, *numbers
-    after = {"step": step + 1, "lookahead": plan.lookahead, **(now.after() if clock else {})}
-    return Recorded(*tape.finish((*(numbers or ()), *plan.numbers), after), rule, plan.rule)
+    after = {"step": step + 1, "lookahead": plan.ahead, **(now.after() if clock else {})}
+    return Recorded(*tape.finish((*numbers, *plan.numbers), after), rule, plan.rule)
 
 
 def record_clock(method):
@@ -83,11 +78,11 @@ class DevicePlan:
         self._vectors = {}
         self._moved: tuple = ()
 
-    def record(self, group, method, base, *, scaled=False, clock=True, **given):
+    def record(self, group, method, base, *, scaled=False, clock=True):
         """As ``record``, done again only if an option of the group has changed."""
-        key = options(group), method, scaled, clock, given
+        key = options(group), method, base, scaled, clock
         if key != self._key:
-            recorded = record(group, method, base, scaled=scaled, clock=clock, **given)
+            recorded = record(group, method, base, scaled=scaled, clock=clock)
             self._key, self._recorded = key, recorded
         return self._recorded
 

@@ -3,7 +3,7 @@
 import contextlib
 
 from .optimizer import Optimizer
-from .points import follow_all_edits, unseen_by
+from .points import restart_all_edited, training, unseen_by
 
 # under which wrappers, schedulers and trainers keep optimizers
 _ATTRIBUTES = ("optimizer", "_optimizer", "optim", "optimizers", "_optimizers")
@@ -73,23 +73,23 @@ def at_iterate(holder):
         TypeError: it holds no optimizer of this library.
     """
     optimizers = find_all(holder)
-    training = [each for each in optimizers if each._training]
+    were_training = [each for each in optimizers if training(each)]
     try:
         eval_all(optimizers)
         yield holder
     finally:
-        train_all(training)
+        train_all(were_training)
 
 
 def eval_all(optimizers):
     """``eval()`` of optimizers that may share parameters."""
-    training = [each for each in optimizers if each._training]
-    if len(training) > 1:
+    to_eval = [each for each in optimizers if training(each)]
+    if len(to_eval) > 1:
         # before the first of them writes, which would hide other writes
-        for each in training:
-            follow_all_edits(each)
-    for each in training:
-        with unseen_by(other for other in training if other is not each):
+        for each in to_eval:
+            restart_all_edited(each)
+    for each in to_eval:
+        with unseen_by(other for other in to_eval if other is not each):
             each.eval()
 
 

@@ -11,19 +11,24 @@ def parameter_name(group, index, j):
     return f"parameter {j} of group {index}" + (f" ({names[j]!r})" if names else "")
 
 
-def with_gradients(optimizer):
+def with_gradients(optimizer, setups):
     """For each group, the parameters that have a gradient.
+
+    Args:
+        optimizer: whose step.
+        setups: of each of its groups.
 
     Raises:
         RuntimeError: a gradient is sparse, or a parameter is an inference tensor.
         TypeError: the values of one or the other are not in its storage.
     """
-    for index, group in enumerate(optimizer.param_groups):
+    for index, setup in enumerate(setups):
+        group = setup.group
         for j, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
             name = parameter_name(group, index, j)
-            if optimizer.dense_only and p.grad.layout != torch.strided:
+            if setup.base.dense_only and p.grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(optimizer).__name__} does not support sparse gradients: {name} has "
                     f"one of layout {p.grad.layout}; use a dense layer (sparse=False)"
@@ -33,7 +38,7 @@ def with_gradients(optimizer):
                     f"{name} was made in inference mode and cannot be updated: clone() it outside"
                 )
             _check_storage(name, p)
-    return [[p for p in g["params"] if p.grad is not None] for g in optimizer.param_groups]
+    return [[p for p in setup.group["params"] if p.grad is not None] for setup in setups]
 
 
 def _check_storage(name, p):

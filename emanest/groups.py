@@ -7,15 +7,14 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from . import backends, rules, shards
+from .bases import Base
 from .checks import CHECKS, SEQUENCES, check_group
 from .gradients import parameter_name
-from .lookahead import METHODS, group_entries, method_of
+from .lookahead import Method, group_entries, method_of
 from .options import check_parameter, choice, learning_rate, warn_of_typos
 
 # entries that all groups of an optimizer share, at their start
 CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
-# what methods remember from step to step
-_MEMORY = sorted({name for method in METHODS.values() for name in method.memory})
 
 
 def is_lookahead_entry(key):
@@ -33,7 +32,7 @@ def completed(index, group, optimizer):
         raise TypeError(f"param_group must be a dict, got {type(group).__name__}")
     if "params" not in group:
         raise ValueError(f"group {index} has no 'params'")
-    defaults = defaults_of(group, optimizer)
+    defaults = optimizer._defaults(group)
     complete = {**completed_entries(group, defaults), **shared_clock(optimizer.param_groups)}
     known = {"params", "param_names", *defaults, *group_entries(method_of(complete), complete)}
     warn_of_typos(f"group {index}", group, known)
@@ -53,9 +52,8 @@ def shared_clock(groups):
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in held.items()}
 
 
-def defaults_of(group, optimizer):
+def defaults_of(group, defaults, bases):
     """What a group starts from: the optimizer's defaults, or the options of another base's own."""
-    defaults, bases = optimizer.defaults, optimizer.bases
     own = defaults["base"]
     name = choice("base", group.get("base", own), bases)
     if name == own:
@@ -96,15 +94,42 @@ def check_method(group):
     return method
 
 
-def check_set_since(optimizer):
-    """Raise TypeError or ValueError for what schedulers may have set to what is not valid."""
+class Setup(NamedTuple):
+    """How a group is stepped."""
+
+    group: dict[str, Any]
+    method: Method | None  # its lookahead
+    base: Base
+    state: tuple[str, ...]  # names of all state that its parameters need
+
+
+def setups(optimizer):
+    """How each group is stepped.
+
+    Raises:
+        TypeError, ValueError: an option that was set since, by a scheduler say, is not valid.
+    """
+    found = []
     for index, group in enumerate(optimizer.param_groups):
         learning_rate(f"lr of group {index}", group.get("lr"))
-        check_method(group)
-        for name in SEQUENCES if optimizer.bases else ():
+        base = optimizer._base(group)
+        for name in SEQUENCES:
             # one of another kind would not be saved as it is, nor seen to change on a device
-            if not isinstance(group.get(name, ()), (tuple, str)):
+            if name in base.options and not isinstance(group.get(name, ()), (tuple, str)):
                 group[name] = CHECKS[name](name, group[name])
+        policy = group.get("nonfinite", "propagate")
+        if policy != "propagate":
+            CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
+        method = check_method(group)
+        found.append(Setup(group, method, base, state_names(group, method, base)))
+    return found
+
+
+def state_names(group, method, base):
+    """Names of all state that a group's parameters need."""
+    rule = base.rule(group)
+    names = base.state if rule is None else (*base.state, *rules.BASES[rule].state)
+    return names if method is None else (*names, *method.state)
 
 
 def check_params_of(index, group):
@@ -118,87 +143,12 @@ def check_params_of(index, group):
         backends.require(p.device.type, group.get("backend"))
 
 
-def check_fit(index, group, bases):
+def check_fit(index, group, base):
     """Raise ValueError if the group's base cannot step one of its parameters."""
-    check = bases[group["base"]].check
-    if check is None:
+    if base.check is None:
         return
     for j, p in enumerate(group["params"]):
         name = parameter_name(group, index, j)
         if is_lazy(p):
             raise ValueError(f"{name} has no shape yet: run one forward pass first")
-        check(name, p, group)
-
-
-def state_names(bases, group):
-    """Names of all state that a group's parameters need."""
-    method = method_of(group)
-    base = bases[group["base"]] if bases else None
-    searched = (*base.state, *rules.BASES[base.rule(group)].state) if base else ()
-    return (*searched, *(method.state if method else ()))
-
-
-class Clock(NamedTuple):
-    """A group in time: when and how fast its step is, and what to remember of it."""
-
-    t: Any
-    lr: Any
-    memory: dict[str, Any]  # of the lookahead method, this step included
-
-    def after(self):
-        """The group's entries once the step has happened."""
-        memory = {f"lookahead_{name}": value for name, value in self.memory.items()}
-        return {"lookahead_t": self.t + 1, **memory}
-
-
-def clock_of(method, read):
-    """A group's clock at the start of a step; ``read`` gives its entries as numbers or symbols."""
-    t, lr = read("lookahead_t"), read("lr")
-    if method is None:
-        return Clock(t, lr, {})
-    memory = {name: read(f"lookahead_{name}") for name in method.memory}
-    return Clock(t, lr, method.remember(t, lr, read("initial_lr"), memory))
-
-
-def host_clock(group, method):
-    """The same in numbers of the host; a tensor lr is read, as torch does."""
-    entries = clock_entries(group, method)
-
-    def read(name):
-        value = entries[name]
-        if isinstance(value, torch.Tensor):
-            value = value.item()
-        # steps are counted in whole numbers
-        return value if isinstance(value, int) else float(value)
-
-    return clock_of(method, read)
-
-
-def clock_entries(group, method):
-    """The entries of a group that its clock is read from."""
-    names = "lookahead_t", "lr", *memory_entries(method)
-    return {**{name: group[name] for name in names}, "initial_lr": group.get("initial_lr", 0.0)}
-
-
-def memory_entries(method):
-    """The entries of a group that hold a method's memory."""
-    return [f"lookahead_{name}" for name in (method.memory if method else ())]
-
-
-def place_clock(group, method, device):
-    """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
-    memory = method.memory if method else {}
-    for name in _MEMORY:
-        # a method that has taken another one's place has none yet, and leaves none behind
-        if name in memory:
-            group.setdefault(f"lookahead_{name}", memory[name])
-        else:
-            group.pop(f"lookahead_{name}", None)
-    for name in ("lookahead_t", *memory_entries(method)):
-        held = group[name]
-        if device is not None:
-            group[name] = torch.as_tensor(held, dtype=torch.float64, device=device)
-        elif isinstance(held, torch.Tensor):
-            group[name] = held.item()
-    if device is None:
-        group["lookahead_t"] = int(group["lookahead_t"])
+        base.check(name, p, group)

@@ -11,29 +11,29 @@ from typing import Any
 
 import torch
 
-from . import backends, shards
-from .bucket import Bucket
+from . import backends, ops, shards
+from .clock import clock_entries, host_clock, place_clock, planned, sign
 from .device import DevicePlan, record_clock
-from .groups import check_method, clock_entries, host_clock, place_clock
-from .lookahead import At, Plan, method_of
+from .groups import check_method
+from .rules import BASES, LOOKAHEADS
+from .survey import Part
 
 
 class Launch:
-    """Parameters of a bucket that take the same step: one call of a back end.
+    """Parameters that take the same step: one call of a back end.
 
     Attributes:
+        part: the parameters.
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
         look: a row of ``rules.LOOKAHEADS``.
-        search: what ``bases.Base.search`` has made, or None.
+        directions: what ``bases.Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
-    bucket: Bucket
-    indices: list[int]
-    group: dict[str, Any]
+    part: Part
     base: str | None
     look: str
-    search: Callable | None
+    directions: Callable | None = None
     skip: torch.Tensor | None = None
 
     def numbers(self) -> contextlib.AbstractContextManager[Any]:
@@ -43,24 +43,65 @@ class Launch:
     def done(self):
         """Record that the pass happened."""
 
+    def found(self, gs, numbers):
+        """What the pass takes as gradients, further factors of them, and its numbers."""
+        if self.directions is None:
+            return gs, (), numbers
+        return self.directions(gs, numbers, self.skip)
+
+    def step(self, gs, scales, numbers):
+        """Run the pass: base update and lookahead."""
+        bucket, indices = self.part.bucket, self.part.indices
+        ops.step_(
+            self.base,
+            self.look,
+            bucket.reals(bucket.members(indices)),
+            gs,
+            bucket.columns(BASES[self.base].state, indices),
+            bucket.columns(LOOKAHEADS[self.look].state, indices),
+            numbers,
+            bucket.dtype,
+            self.skip,
+            scales,
+            bucket.memo(indices),
+            self.part.group.get("backend"),
+        )
+
+    def follow(self, numbers):
+        """Run the pass after the update of another optimizer."""
+        bucket, indices = self.part.bucket, self.part.indices
+        ops.follow_(
+            self.look,
+            bucket.reals(bucket.members(indices)),
+            bucket.reals(bucket.snapshots(indices)),
+            bucket.columns(LOOKAHEADS[self.look].state, indices),
+            numbers,
+            bucket.dtype,
+            self.skip,
+            bucket.memo(indices),
+            self.part.group.get("backend"),
+        )
+
 
 class HostLaunch(Launch):
-    """A launch whose numbers the host knows."""
+    """A launch whose numbers the host knows.
 
-    def __init__(self, optimizer, group, method, clock, bucket, indices, scalars):
-        self.bucket, self.indices, self.group = bucket, indices, group
-        step, ahead = scalars
-        at = At(clock.t, step, ahead, clock.lr, optimizer._weight_decay(group))
-        plan = method.plan(at, clock.memory) if method else Plan()
-        base = plan.base or optimizer._base_numbers(group, plan, clock.lr, step)
-        self.base, numbers = base or (None, None)
-        self.look = plan.rule
+    Args:
+        part: parameters whose ``step`` and ``ahead`` are the same.
+        step, ahead: these.
+        clock: their group's.
+        grad_scale: a GradScaler's, or None.
+    """
+
+    def __init__(self, part, step, ahead, clock, grad_scale):
+        self.part = part
+        self._plan, self.base, numbers = planned(*part[:3], clock, step, ahead)
+        self.look, self._numbers = self._plan.rule, self._plan.numbers
+        if self.base is not None:
+            self._numbers = _factor(part.group, grad_scale), *numbers, *self._numbers
         # a base of the method's own takes gradients as they are
-        self.search = None if plan.base else optimizer._search(group, bucket, indices)
-        self._counts, self._lookahead = plan.base is None, plan.lookahead
-        self._numbers = plan.numbers
-        if numbers is not None:
-            self._numbers = _gradient_scale(optimizer, group), *numbers, *plan.numbers
+        if part.base.directions is not None and self._plan.base is None:
+            self.directions = part.base.directions(part)
 
     def numbers(self):
         """Known since the launch was planned."""
@@ -68,36 +109,38 @@ class HostLaunch(Launch):
 
     def done(self):
         """Move the scalars of the parameters on."""
-        self.bucket.scalars.advance(self.indices, self._counts, self._lookahead)
+        counts = self._plan.base is None
+        self.part.bucket.scalars.advance(self.part.indices, counts, self._plan.ahead)
 
 
 class DeviceLaunch(Launch):
-    """A launch whose numbers the device finds."""
+    """A launch whose numbers the device finds.
 
-    def __init__(self, optimizer, group, method, bucket, indices, skip, last):
-        self.bucket, self.indices, self.group, self.skip = bucket, indices, group, skip
-        grad_scale = getattr(optimizer, "grad_scale", None)
+    Args:
+        part: all parameters of a bucket.
+        skip: a flag on the device, or None.
+        grad_scale: a GradScaler's, or None.
+        last: whether this is the last launch of the group, which moves its clock on.
+    """
+
+    def __init__(self, part, skip, grad_scale, last):
+        group, method, base, bucket, _ = part
+        self.part, self.skip = part, skip
         # it stays with the bucket: a captured graph goes on writing to its memory
         self._plan = bucket.device_plan = bucket.device_plan or DevicePlan(bucket.device)
-        self._recorded = self._plan.record(
-            group,
-            method,
-            optimizer._base_numbers,
-            scaled=grad_scale is not None,
-            clock=last,
-            scale=optimizer._sign(group),
-            weight_decay=optimizer._weight_decay(group),
-        )
+        scaled = grad_scale is not None
+        self._recorded = self._plan.record(group, method, base, scaled=scaled, clock=last)
         self._inputs = {**clock_entries(group, method), "grad_scale": grad_scale}
         self.base, self.look = self._recorded.base, self._recorded.look
-        self.search = optimizer._search(group, bucket, indices)
+        if base.directions is not None:
+            self.directions = base.directions(part)
 
     @contextlib.contextmanager
     def numbers(self):
         """One launch finds them and moves everything on, back again if the pass fails."""
-        held = self.bucket.scalars
+        held = self.part.bucket.scalars
         scalars = {"step": held.steps[:1], "lookahead": held.lookaheads[:1]}
-        inputs, backend = {**self._inputs, **scalars}, self.group.get("backend")
+        inputs, backend = {**self._inputs, **scalars}, self.part.group.get("backend")
         found = self._plan.run(self._recorded, inputs, self.skip, backend)
         try:
             yield found
@@ -106,61 +149,97 @@ class DeviceLaunch(Launch):
             raise
 
 
-def plan(optimizer, chosen, skip):
+class HostClock:
+    """A group's clock, moved on by the host."""
+
+    def __init__(self, setup):
+        self._group = setup.group
+        place_clock(setup.group, setup.method, None)
+        self.now = host_clock(setup.group, setup.method)
+
+    def done(self):
+        """Record that the step happened."""
+        self._group.update(self.now.after())
+
+
+class DeviceClock:
+    """A group's clock on a device, where the group's last launch moves it on.
+
+    Args:
+        setup: the group's.
+        device: where it is.
+        skip: a flag on the device, or None.
+        idle: whether there is no launch.
+    """
+
+    def __init__(self, setup, device, skip, idle):
+        self._setup, self._device, self._skip, self._idle = setup, device, skip, idle
+        place_clock(setup.group, setup.method, device)
+
+    def done(self):
+        """Move on the clock of a group none of whose parameters has a gradient."""
+        if self._idle:
+            group, method = self._setup.group, self._setup.method
+            inputs = clock_entries(group, method)
+            plan = DevicePlan(self._device)
+            plan.run(record_clock(method), inputs, self._skip, group.get("backend"))
+
+
+def plan(optimizer, setups, parts, skip):
     """Decide everything about a step.
 
     Args:
         optimizer: whose step.
-        chosen: for each group its buckets, with the indices of the parameters to be stepped.
+        setups: of its groups.
+        parts: what is stepped.
         skip: a flag on the device, or None.
 
     Returns:
-        Its launches, and a function for each group that moves its clock on.
+        Its launches, and the clocks of the groups: each is told when it is ``done``.
     """
-    launches, clocks = [], []
-    for group, buckets in zip(optimizer.param_groups, chosen, strict=True):
-        for bucket in buckets:
-            # one that cannot be had is an error now, while nothing has changed
-            backends.pick(bucket.device.type, group.get("backend"))
-        on_device = skip is not None or group.get("capturable", False)
-        planned, clock = (_on_device if on_device else _on_host)(optimizer, group, buckets, skip)
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    launches, clocks, of_group = [], [], {}
+    for part in parts:
+        # one that cannot be had is an error now, while nothing has changed
+        backends.pick(part.bucket.device.type, part.group.get("backend"))
+        of_group.setdefault(id(part.group), []).append(part)
+    for setup in setups:
+        its = of_group.get(id(setup.group), [])
+        on_device = skip is not None or setup.group.get("capturable", False)
+        where = _on_device if on_device else _on_host
+        planned, clock = where(setup, its, skip, grad_scale)
         launches += planned
-        clocks.append(clock)
+        clocks += clock
     return launches, clocks
 
 
-def _on_host(optimizer, group, buckets, skip):
-    method = method_of(group)
-    place_clock(group, method, None)
-    clock = host_clock(group, method)
+def _on_host(setup, parts, skip, grad_scale):
+    clock, launches = HostClock(setup), []
+    for part in parts:
+        part.bucket.place_scalars(on_device=False)
+        for scalars, same in part.bucket.scalars.groups(part.indices).items():
+            its = part._replace(indices=same)
+            launches.append(HostLaunch(its, *scalars, clock.now, grad_scale))
+    return launches, [clock]
+
+
+def _on_device(setup, parts, skip, grad_scale):
+    parts = [part for part in parts if part.indices]
+    for part in parts:
+        part.bucket.check_together(part.indices)
+    if not setup.group["params"]:
+        return [], []
+    clock = DeviceClock(setup, _only_device(setup.group, parts), skip, idle=not parts)
     launches = []
-    for bucket, indices in buckets.items():
-        bucket.place_scalars(on_device=False)
-        for scalars, same in bucket.scalars.groups(indices).items():
-            launches.append(HostLaunch(optimizer, group, method, clock, bucket, same, scalars))
-    return launches, lambda: group.update(clock.after())
+    for part in parts:
+        part.bucket.place_scalars(on_device=True)
+        launches.append(DeviceLaunch(part, skip, grad_scale, last=part is parts[-1]))
+    return launches, [clock]
 
 
-def _on_device(optimizer, group, buckets, skip):
-    method = method_of(group)
-    used = {bucket: indices for bucket, indices in buckets.items() if indices}
-    for bucket, indices in used.items():
-        bucket.check_together(indices)
-    if not group["params"]:
-        return [], lambda: None
-    device = _only_device(group, used)
-    place_clock(group, method, device)
-    launches = []
-    for left, (bucket, indices) in zip(reversed(range(len(used))), used.items(), strict=True):
-        bucket.place_scalars(on_device=True)
-        last = left == 0
-        launches.append(DeviceLaunch(optimizer, group, method, bucket, indices, skip, last))
-    return launches, lambda: None if used else _idle(group, method, skip, device)
-
-
-def _only_device(group, used):
+def _only_device(group, parts):
     """Where the group's clock is: with the parameters that are stepped."""
-    devices = {bucket.device for bucket in used} or {group["params"][0].device}
+    devices = {part.bucket.device for part in parts} or {group["params"][0].device}
     if len(devices) > 1:
         raise RuntimeError(
             f"capturable=True: parameters of one group are on {sorted(map(str, devices))}; give "
@@ -169,27 +248,19 @@ def _only_device(group, used):
     return devices.pop()
 
 
-def _idle(group, method, skip, device):
-    """Move on the clock of a group none of whose parameters has a gradient."""
-    inputs = clock_entries(group, method)
-    idle = DevicePlan(device)
-    idle.run(record_clock(method), inputs, skip, group.get("backend"))
-
-
-def _gradient_scale(optimizer, group):
-    grad_scale = getattr(optimizer, "grad_scale", None)
-    sign = optimizer._sign(group)
+def _factor(group, grad_scale):
+    """What gradients are multiplied by."""
     if isinstance(grad_scale, torch.Tensor):
         grad_scale = shards.whole("grad_scale", grad_scale)
-    return sign if grad_scale is None else sign / float(grad_scale)
+    return sign(group) if grad_scale is None else sign(group) / float(grad_scale)
 
 
-def possible_on_device(optimizer, chosen):
+def possible_on_device(optimizer, parts):
     """Whether the device can plan a step: one device, all together, no method that looks at t."""
-    buckets = [each for buckets in chosen for each in buckets.items() if each[1]]
+    parts = [part for part in parts if part.indices]
     return (
-        len({bucket.device for bucket, _ in buckets}) == 1
-        and all(bucket.together(indices) for bucket, indices in buckets)
+        len({part.bucket.device for part in parts}) == 1
+        and all(part.bucket.together(part.indices) for part in parts)
         and _methods_can(optimizer)
     )
 

@@ -4,26 +4,16 @@ import contextlib
 from typing import ClassVar
 
 import torch
-from torch.nn.parameter import is_lazy
 
-from . import capture, checkpoint, launches, ops, points
+from . import capture, checkpoint, launches, points, verdict
 from .bases import Base
-from .buckets import all_fake
 from .checks import check_group
-from .groups import (
-    CLOCK,
-    check_fit,
-    check_params_of,
-    check_set_since,
-    completed,
-    defaults_of,
-)
+from .groups import CLOCK, check_fit, check_params_of, completed, defaults_of, setups
 from .lookahead import group_entries
-from .metrics import Skips, metrics
+from .metrics import metrics
 from .options import check_params
-from .rules import BASES, LOOKAHEADS
-from .survey import Survey
-from .verdict import verdict
+from .points import training
+from .survey import Selection
 from .watch import gradients
 
 
@@ -51,7 +41,6 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     bases: ClassVar[dict[str, Base]] = {}
-    dense_only: ClassVar[bool] = True
 
     def __init__(self, params, defaults, lookahead=None):
         """Check everything; state is allocated at the first step."""
@@ -87,11 +76,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self):
         """Set up what no pickle and no checkpoint holds."""
-        owned = "_survey" in vars(self) and self.buckets.owned
-        self._survey = Survey(self.state, self._key)
+        owned = "_selection" in vars(self) and self.buckets.owned
+        self._selection = Selection(self.state, self._key)
         self.buckets.own(owned)
         # a load goes on counting
-        self._skips: Skips = vars(self).get("_skips") or Skips()
+        self._skips: verdict.Skips = vars(self).get("_skips") or verdict.Skips()
 
     # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
     @staticmethod
@@ -99,13 +88,30 @@ class Optimizer(torch.optim.Optimizer):
         """The key of a state name in ``state[p]``."""
         return name
 
-    def _checked(self, group):
-        """A group's options, checked."""
-        return check_group(group)
+    # ---- what other modules ask of an optimizer -------------------------------------------------
 
-    def _options(self, group):
+    def _base(self, group) -> Base:
+        """The base optimizer of a group."""
+        return self.bases[group["base"]]
+
+    def _defaults(self, group):
         """The options of a group by name, with their defaults; its other entries are the user's."""
-        return defaults_of(group, self)
+        return defaults_of(group, self.defaults, self.bases)
+
+    def _holders(self):
+        """The optimizers that hold the groups and the state."""
+        return [self]
+
+    @property
+    def buckets(self):
+        """Where the parameters' state is."""
+        return self._selection.buckets
+
+    def with_state(self, wanted=None):
+        """The parts that hold state; see ``Selection.with_state``."""
+        return self._selection.with_state(self, wanted)
+
+    # ---- groups ---------------------------------------------------------------------------------
 
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
@@ -122,7 +128,7 @@ class Optimizer(torch.optim.Optimizer):
         try:
             super().add_param_group(group)
             check_params_of(index, group)
-            check_fit(index, group, self.bases)
+            check_fit(index, group, self._base(group))
             for key in stale:
                 group.pop(key, None)
         except BaseException:
@@ -162,144 +168,65 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _check_mode(self, name="step()"):
-        if self.state and not self._training:
+        if self.state and not training(self):
             raise RuntimeError(
                 f"{name} in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
             )
 
     def _step(self):
-        check_set_since(self)
-        chosen = self._survey.of(self)
-        if chosen is None:
+        groups = setups(self)
+        parts = self._selection.with_gradients(self, groups)
+        if parts is None:
             self._skipped()
             return
-        buckets = dict.fromkeys(bucket for each in chosen for bucket in each)
-        if all_fake(buckets):
+        if self._selection.fake:
             # state appears as after any step, and there is nothing to compute
-            self._allocate(buckets)
+            self._allocate(parts)
             return
-        capture.check(self, buckets)
-        happens, skip = verdict(self, chosen)
+        capture.check(self, parts)
+        happens, skip = verdict.check(self, parts)
         self._skips.add(happens, skip)
         if not happens:
             self._skipped()
             return
-        points.follow_edits(self, chosen)
-        planned, clocks = launches.plan(self, chosen, skip)
-        unedited = self.buckets.unedited(buckets)
-        self._run(planned)
-        self.buckets.record(unedited)
-        for launch in planned:
-            launch.done()
-            # not twice those of a bucket of which all are recorded
-            if len(unedited[launch.bucket]) < len(launch.bucket.params):
-                launch.bucket.writes.record(launch.indices)
-        for move_on in clocks:
-            move_on()
-        self._survey.remember(self)
-        if not self._training:
+        points.restart_edited(self, parts)
+        planned, clocks = launches.plan(self, groups, parts, skip)
+        with self.buckets.ours(parts):
+            self._run(planned)
+        for each in (*planned, *clocks):
+            each.done()
+        self._selection.remember(self, groups)
+        if not training(self):
             points.to_x(self)
-
-    def _allocate(self, buckets):
-        self.buckets.publish(buckets)
-
-    def _run(self, planned):
-        self.buckets.publish({launch.bucket: None for launch in planned})
-        self._run_bases(planned)
-
-    def _run_bases(self, launches):
-        """All searches come before the first pass: one that fails has moved no parameter."""
-        with contextlib.ExitStack() as stack:
-            numbers = [stack.enter_context(launch.numbers()) for launch in launches]
-            given = [self._given(*each) for each in zip(launches, numbers, strict=True)]
-            for launch, (gs, scales, left) in zip(launches, given, strict=True):
-                bucket, indices = launch.bucket, launch.indices
-                ops.step_(
-                    launch.base,
-                    launch.look,
-                    bucket.reals(bucket.members(indices)),
-                    gs,
-                    bucket.columns(BASES[launch.base].state, indices),
-                    bucket.columns(LOOKAHEADS[launch.look].state, indices),
-                    left,
-                    bucket.dtype,
-                    launch.skip,
-                    scales,
-                    bucket.memo(indices),
-                    launch.group.get("backend"),
-                )
-
-    def _given(self, launch, numbers):
-        """What the pass takes as gradients, further factors of them, and numbers."""
-        bucket = launch.bucket
-        gs = self._gradients(bucket.owners(launch.indices))
-        gs = bucket.reals(bucket.beside(gs, launch.indices))
-        if launch.search is None:
-            return gs, (), numbers
-        return launch.search(gs, numbers, launch.skip)
 
     def _skipped(self):
         """A step does not happen: nothing changes."""
 
+    def _allocate(self, parts):
+        self.buckets.publish(part.bucket for part in parts)
+
+    def _run(self, planned):
+        self._allocate(launch.part for launch in planned)
+        self._run_passes(planned)
+
+    def _run_passes(self, planned):
+        """All directions are found before the first pass: one that fails has moved no parameter."""
+        with contextlib.ExitStack() as stack:
+            found = [(each, *self._found(each, stack)) for each in planned]
+            for launch, gs, scales, numbers in found:
+                launch.step(gs, scales, numbers)
+
+    def _found(self, launch, stack):
+        bucket, indices = launch.part.bucket, launch.part.indices
+        numbers = stack.enter_context(launch.numbers())
+        gs = self._gradients(bucket.owners(indices))
+        return launch.found(bucket.reals(bucket.beside(gs, indices)), numbers)
+
     def _gradients(self, params):
         return gradients(params)
 
-    # ---- what the modules of a step ask of the optimizer ----------------------------------------
-
-    @property
-    def buckets(self):
-        """Where the parameters' state is."""
-        return self._survey.buckets
-
-    def _newcomers(self, group):
-        """The parameters whose state is allocated together at the first step."""
-        params = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-        return [p for p in params if not is_lazy(p)]
-
-    def _mappings(self):
-        """The dicts that hold the state."""
-        return [self.state]
-
-    def _holders(self):
-        """The optimizers whose attributes are the groups and the state."""
-        return [self]
-
-    def housed(self, group):
-        """The group's buckets that hold state, with the indices of its parameters in them."""
-        mark = self._key("lookahead")
-        params = [p for p in group["params"] if mark in self.state.get(p, ())]
-        chosen = self._survey.find(self, group, params, params)
-        self.buckets.publish(chosen)
-        return chosen
-
-    def _weight_decay(self, group):
-        """The weight decay that a lookahead method may move to another point."""
-        return group["weight_decay"]
-
-    def _base_numbers(self, group, plan, lr, step) -> tuple[str, tuple] | None:
-        """The base rule of a group and its numbers; None: another optimizer makes the update."""
-        base = self.bases[group["base"]]
-        return base.rule(group), base.numbers({**group, **plan.options}, lr, step)
-
-    def _search(self, group, bucket, indices):
-        """What finds directions before the pass, as ``bases.Base.search`` makes it; or None."""
-        make = self.bases[group["base"]].search
-        return make and make(group, bucket, indices)
-
-    def _uncounted(self, group):
-        """The ``step`` of state that was saved without one; None: that is an error."""
-        return self.bases[group["base"]].uncounted
-
-    def _sign(self, group):
-        """-1 to maximize, else 1."""
-        return -1.0 if group.get("maximize") else 1.0
-
     # ---- x and y --------------------------------------------------------------------------------
-
-    @property
-    def _training(self):
-        return self.param_groups[0]["train_mode"]
 
     def eval(self):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
@@ -309,7 +236,7 @@ class Optimizer(torch.optim.Optimizer):
         hold where y is x (between the syncs of the first, and with ``mu_y`` or ``momentum`` 1): to
         tell whether it has been written when ``train()`` comes.
         """
-        if self._training:
+        if training(self):
             points.to_x(self)
 
     def train(self):
@@ -319,13 +246,13 @@ class Optimizer(torch.optim.Optimizer):
         as the new x; not if its bits are those that it had, as when averages of the weights were
         put in and taken out again. To tell, one copy of such a parameter is made for a moment.
         """
-        if not self._training:
+        if not training(self):
             points.to_y(self)
 
     @contextlib.contextmanager
     def at_iterate(self):
         """``eval()`` for the length of a ``with`` block; ``train()`` after it if it was in that."""
-        was_training = self._training
+        was_training = training(self)
         self.eval()
         try:
             yield self
@@ -427,7 +354,7 @@ class Optimizer(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
         try:
             # what is loaded will be written outside inference mode
-            with checkpoint.all_or_nothing(self._holders()), torch.inference_mode(False):
+            with checkpoint.all_or_nothing([self, *self._holders()]), torch.inference_mode(False):
                 super().load_state_dict(state_dict)
         finally:
             handle.remove()

@@ -5,9 +5,9 @@ import functools
 from . import shards
 from .bases import Base
 from .rules import MOMENTA, ROWS
-from .search import OPTIONS, EvenRows, Search
+from .search import OPTIONS, Directions, EvenRows, Numbers
 from .shapes import check_matrices
-from .spread import SpreadEvenRows, SpreadSearch, divided
+from .spread import SpreadDirections, SpreadEvenRows, divided
 
 
 def _check_matrix(name, p, group):
@@ -39,16 +39,18 @@ def _rule(group):
 
 
 def _muon_numbers(group, lr, step):
-    # weights are subtracted here, in double
-    weight = 1 - group["momentum"]
-    momentum = weight, weight if group["nesterov"] else 0.0
-    # what was a factor of the gradients is in the directions' place now: 1
-    return *momentum, 1.0, lr, lr * group["weight_decay"]
+    return _numbers(group, lr, ())
 
 
 def _normuon_numbers(group, lr, step):
-    weight, blend, *tail = _muon_numbers(group, lr, step)
-    return weight, blend, 1 - group["beta2"], group["eps"], *tail
+    return _numbers(group, lr, (1 - group["beta2"], group["eps"]))
+
+
+def _numbers(group, lr, rows):
+    # weights are subtracted here, in double
+    weight = 1 - group["momentum"]
+    momentum = weight, weight if group["nesterov"] else 0.0
+    return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
 
 
 MUON = Base(
@@ -57,7 +59,7 @@ MUON = Base(
     OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    search=functools.partial(divided, Search, SpreadSearch),
+    directions=functools.partial(divided, Directions, SpreadDirections),
     state=MOMENTA["ema"].state,
     check=_check_matrix,
 )
@@ -66,7 +68,7 @@ NORMUON = Base(
     _normuon_numbers,
     {**OPTIONS, "eps": 1e-10, "beta2": 0.95},
     uncounted=1.0,
-    search=functools.partial(divided, EvenRows, SpreadEvenRows),
+    directions=functools.partial(divided, EvenRows, SpreadEvenRows),
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=_check_matrix,
 )

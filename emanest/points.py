@@ -5,164 +5,174 @@ x can be found again, which tells whether a parameter that was written holds oth
 """
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 
 from . import capture, ops
-from .lookahead import method_of
 from .options import warn
-from .rules import LOOKAHEAD_STATE, POSITIONS
+from .rules import LOOKAHEAD_STATE
+from .survey import Part
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 
 
+class _Move(NamedTuple):
+    """Parameters that go to another point.
+
+    ``ahead`` is where they are, or come from, as the lookahead's plan said.
+    """
+
+    part: Part
+    ahead: float
+
+
 @_eager
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
-    _leave(optimizer)
-    stateful = list(_stateful(optimizer))
-    _restart(optimizer, (each[1:] for each in stateful))
+    parts = _under_lookahead(optimizer)
+    restart_edited(optimizer, parts)
     moves = [
-        (method.points[0], group, method, bucket, same, b)
-        for group, method, bucket, indices in stateful
-        for b, same in bucket.scalars.ahead(indices).items()
-        if b != 0 or _keeps_x(method) or optimizer.buckets.owned
+        move
+        for move in _moves(parts)
+        if move.ahead != 0 or _keeps_x(move.part.method) or optimizer.buckets.owned
     ]
-    with _all_or_nothing(optimizer, moves) as kept:
-        for (*_, bucket, same, _), ys in zip(moves, kept, strict=True):
-            for i, y in zip(same, ys, strict=True):
-                bucket.set_aside(i, y)
-        for move in moves:
-            if move[-1] != 0:
-                _move(*move)
-        _enter(optimizer, train_mode=False)
+    with _all_or_nothing(optimizer, parts, moves) as kept:
+        for (part, _), ys in zip(moves, kept, strict=True):
+            for i, y in zip(part.indices, ys, strict=True):
+                part.bucket.set_aside(i, y)
+        for part, ahead in moves:
+            if ahead != 0:
+                _move(part.method.points[0], part, ahead)
+        _enter(optimizer, parts, train_mode=False)
 
 
 @_eager
 def to_y(optimizer):
     """Bring back every y that was kept, take edited parameters as new x, enter train mode."""
-    _leave(optimizer)
-    moves, anchors, kept = [], [], []
+    parts = _under_lookahead(optimizer)
+    moves, anchored, kept = [], [], []
     # all edits are looked up before the first write, which may touch shared version counters
-    for group, method, bucket, indices in _stateful(optimizer):
-        edited = set(_edited_at_x(group, method, bucket, indices))
-        for b, same in bucket.scalars.ahead(indices).items():
-            unedited = [i for i in same if i not in edited]
-            lost = [i for i in unedited if b != 0 and bucket.aside(i) is None]
-            kept.append((bucket, [i for i in unedited if bucket.aside(i) is not None]))
+    for part in parts:
+        bucket, method, edited = part.bucket, part.method, set(_edited_at_x(part))
+        for its, ahead in _moves([part]):
+            unedited = [i for i in its.indices if i not in edited]
+            lost = [i for i in unedited if ahead != 0 and bucket.aside(i) is None]
+            kept += [(bucket, i) for i in unedited if bucket.aside(i) is not None]
             _warn_of_lost(optimizer, method, lost)
-            found = [i for i in same if i in edited]
-            for written, anchored in ((found, _positions(method)), (lost, _unknown_y(method))):
-                if anchored:
-                    anchors.append((method, bucket, written))
-                elif written and b != 0:
-                    moves.append((method.points[1], group, method, bucket, written, b))
-    with _all_or_nothing(optimizer, moves):
-        for move in moves:
-            _move(*move)
-        for anchor in anchors:
-            _anchor(*anchor)
-        for bucket, indices in kept:
-            _restore(bucket, indices)
+            found = [i for i in its.indices if i in edited]
+            for written, anchors in ((found, method.positions), (lost, _unknown_y(method))):
+                its = part._replace(indices=written)
+                if anchors:
+                    anchored.append(its)
+                elif written and ahead != 0:
+                    moves.append(_Move(its, ahead))
+    with _all_or_nothing(optimizer, parts, moves):
+        for part, ahead in moves:
+            _move(part.method.points[1], part, ahead)
+        for part in anchored:
+            _anchor(part)
+        for bucket, i in kept:
+            _write(bucket, i, bucket.aside(i))
+        key = optimizer.buckets.key("y")
         for entries in _entries(optimizer, optimizer.param_groups):
-            entries.pop(optimizer._key("y"), None)
-        _enter(optimizer, train_mode=True)
+            entries.pop(key, None)
+        _enter(optimizer, parts, train_mode=True)
 
 
-def _edited_at_x(group, method, bucket, indices):
+def _moves(parts):
+    """The parameters of some parts, by where they are."""
+    for part in parts:
+        for ahead, same in part.bucket.scalars.ahead(part.indices).items():
+            yield _Move(part._replace(indices=same), ahead)
+
+
+def _edited_at_x(part):
     """Those parameters that were written since ``eval`` and do not hold the x of then."""
-    written = bucket.writes.written(indices)
-    return bucket.differing(
-        (i, _x_of_then(group, method, bucket, i, b))
-        for b, same in bucket.scalars.ahead(written).items()
-        for i in same
+    written = part._replace(indices=part.bucket.writes.written(part.indices))
+    return part.bucket.differing(
+        (i, _x_of_then(part, i, ahead)) for its, ahead in _moves([written]) for i in its.indices
     )
 
 
-def _x_of_then(group, method, bucket, i, b):
+def _x_of_then(part, i, ahead):
     """What a parameter held after ``eval``; None where that cannot be told."""
-    y = bucket.aside(i)
+    y = part.bucket.aside(i)
     if y is not None:
-        return y if b == 0 else x_of(y, group, method, bucket, i, b)
+        return y if ahead == 0 else x_of(y, part, i, ahead)
     # found by a back end, which rounds NaN as the step did
-    at_rest = b == 0 and method.rests
-    return x_of(bucket.tensors[i], group, method, bucket, i, b) if at_rest else None
+    at_rest = ahead == 0 and part.method.rests
+    return x_of(part.bucket.tensors[i], part, i, ahead) if at_rest else None
 
 
-def x_of(y, group, method, bucket, i, b):
+def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
-    x = _clone(y)
+    x, bucket, method = _clone(y), part.bucket, part.method
     ops.move_(
         method.points[0],
         bucket.reals([x]),
         bucket.columns(method.state[:1], [i]),
-        (b,),
+        (ahead,),
         bucket.dtype,
         None,
-        group.get("backend"),
+        part.group.get("backend"),
     )
     return x
 
 
 @contextlib.contextmanager
-def _all_or_nothing(optimizer, moves):
+def _all_or_nothing(optimizer, parts, moves):
     """Give copies of the parameters that moves write; where the block raises, put them back.
 
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
     """
-    stateful = [each[2:] for each in _stateful(optimizer)]
     # all copies before the first move: running out of memory then changes nothing
-    kept = [[_clone(bucket.tensors[i]) for i in same] for *_, bucket, same, _ in moves]
-    aside = [(bucket, i, bucket.aside(i)) for bucket, indices in stateful for i in indices]
-    unedited = optimizer.buckets.unedited()
-    training = optimizer._training
-    try:
-        yield kept
-    except BaseException:
-        for (*_, bucket, same, _), tensors in zip(moves, kept, strict=True):
-            for i, tensor in zip(same, tensors, strict=True):
-                _write(bucket, i, tensor)
-        for bucket, i, y in aside:
-            if y is None:
-                bucket.take_back(i)
-            else:
-                bucket.set_aside(i, y)
-        optimizer.buckets.record(unedited)
-        for group in optimizer.param_groups:
-            group["train_mode"] = training
-        raise
+    kept = [[_clone(part.bucket.tensors[i]) for i in part.indices] for part, _ in moves]
+    aside = [(part.bucket, i, part.bucket.aside(i)) for part in parts for i in part.indices]
+    was_training = training(optimizer)
+    with optimizer.buckets.ours():
+        try:
+            yield kept
+        except BaseException:
+            for (part, _), tensors in zip(moves, kept, strict=True):
+                for i, tensor in zip(part.indices, tensors, strict=True):
+                    _write(part.bucket, i, tensor)
+            for bucket, i, y in aside:
+                if y is None:
+                    bucket.take_back(i)
+                else:
+                    bucket.set_aside(i, y)
+            for group in optimizer.param_groups:
+                group["train_mode"] = was_training
+            raise
 
 
-def follow_edits(optimizer, chosen):
-    """Before a step: methods that keep positions restart from parameters that were edited.
+def training(optimizer):
+    """Whether the parameters hold y."""
+    return optimizer.param_groups[0]["train_mode"]
+
+
+def restart_edited(optimizer, parts):
+    """Have methods that keep positions restart from parameters that were edited.
 
     For the others x and y have moved together and nothing is to be done.
     """
-    _restart(
-        optimizer,
-        (
-            (method, bucket, indices)
-            for group, buckets in zip(optimizer.param_groups, chosen, strict=True)
-            if (method := method_of(group)) is not None
-            for bucket, indices in buckets.items()
-        ),
-    )
-
-
-def _restart(optimizer, stateful):
     counts = {}
-    for method, bucket, indices in stateful:
-        edited = bucket.writes.edited(indices)
-        if edited and _positions(method):
+    for part in parts:
+        method, bucket = part.method, part.bucket
+        if method is None or not method.positions:
+            continue
+        edited = bucket.writes.edited(part.indices)
+        if edited:
+            name = type(method).__name__
             capture.refuse(
                 bucket.device.type,
                 f"{len(edited)} parameters were written since the last step, and every replay "
-                f"would restart {type(method).__name__} from where they are; write them inside "
+                f"would restart {name} from where they are; write them inside "
                 "`with opt.part_of_step():`, or before a step outside of the capture",
             )
-            _anchor(method, bucket, edited)
-            name = type(method).__name__
+            _anchor(part._replace(indices=edited))
             counts[name] = counts.get(name, 0) + len(edited)
     for name, count in counts.items():
         _warn_once(
@@ -182,45 +192,48 @@ def part_of_step(optimizer):
     try:
         yield
     finally:
-        if not optimizer._training:
+        if not training(optimizer):
             # their bits will tell whether they were written since ``eval``
             mark_edited(optimizer)
         optimizer.buckets.own(before)
 
 
-def follow_all_edits(optimizer):
-    """Have methods that keep positions restart now from parameters that were edited."""
-    stateful = [each[1:] for each in _stateful(optimizer)]
-    _restart(optimizer, stateful)
-    for _, bucket, indices in stateful:
-        bucket.writes.record(indices)
+def restart_all_edited(optimizer):
+    """Restart now, as the next step would, from all parameters that were edited."""
+    parts = _under_lookahead(optimizer)
+    restart_edited(optimizer, parts)
+    for part in parts:
+        part.bucket.writes.record(part.indices)
 
 
 @contextlib.contextmanager
 def unseen_by(optimizers):
     """What one optimizer writes to parameters in a ``with`` block is no edit for others."""
-    known = [(each.buckets, each.buckets.unedited()) for each in optimizers]
-    try:
+    with contextlib.ExitStack() as stack:
+        for each in optimizers:
+            stack.enter_context(each.buckets.ours())
         yield
-    finally:
-        for buckets, unedited in known:
-            buckets.record(unedited)
 
 
 @_eager
 def mark_edited(optimizer):
     """Treat every parameter as edited."""
-    for _, _, bucket, indices in _stateful(optimizer):
-        bucket.writes.forget(indices)
+    for part in _under_lookahead(optimizer):
+        part.bucket.writes.forget(part.indices)
 
 
-def _stateful(optimizer):
-    """(group, method, bucket, indices) of all parameters with state under a lookahead."""
-    for group in optimizer.param_groups:
-        method = method_of(group)
-        if method is not None:
-            for bucket, indices in optimizer.housed(group).items():
-                yield group, method, bucket, indices
+def _under_lookahead(optimizer):
+    """The parts that hold state under a lookahead.
+
+    What methods kept that were switched off is forgotten: parameters are where they are.
+    """
+    keys = {optimizer.buckets.key(name) for name in LOOKAHEAD_STATE}
+
+    def wanted(group, method):
+        kept = (entries.keys() for entries in _entries(optimizer, [group]))
+        return method is not None or not all(map(keys.isdisjoint, kept))
+
+    return [part for part in optimizer.with_state(wanted) if part.method is not None]
 
 
 def _entries(optimizer, groups):
@@ -228,21 +241,11 @@ def _entries(optimizer, groups):
     return [optimizer.state[p] for g in groups for p in g["params"] if p in optimizer.state]
 
 
-def _leave(optimizer):
-    """Forget what methods kept that were switched off: parameters are where they are."""
-    keys = {optimizer._key(name) for name in LOOKAHEAD_STATE}
-    for group in optimizer.param_groups:
-        if method_of(group) is None and any(
-            not keys.isdisjoint(entries) for entries in _entries(optimizer, [group])
-        ):
-            optimizer.housed(group)
-
-
-def _enter(optimizer, train_mode):
+def _enter(optimizer, parts, train_mode):
     for group in optimizer.param_groups:
         group["train_mode"] = train_mode
-    for _, _, bucket, indices in _stateful(optimizer):
-        bucket.writes.record(indices)
+    for part in parts:
+        part.bucket.writes.record(part.indices)
 
 
 def _clone(p):
@@ -252,11 +255,6 @@ def _clone(p):
 @torch.no_grad()
 def _write(bucket, i, tensor):
     bucket.tensors[i].copy_(tensor)
-
-
-def _restore(bucket, indices):
-    for i in indices:
-        _write(bucket, i, bucket.aside(i))
 
 
 def _unknown_y(method):
@@ -279,32 +277,30 @@ def _warn_of_lost(optimizer, method, lost):
 
 def _keeps_x(method):
     """Whether a parameter at rest is kept, too: it has positions and is at none of them."""
-    return bool(_positions(method)) and not method.rests
-
-
-def _positions(method):
-    return [name for name in method.state if name in POSITIONS]
+    return bool(method.positions) and not method.rests
 
 
 @torch.no_grad()
-def _anchor(method, bucket, indices):
-    """Put all positions of a parameter where the parameter is: x = y = z."""
-    for i in indices:
-        for name in _positions(method):
+def _anchor(part):
+    """Put all positions of parameters where the parameters are: x = y = z."""
+    bucket = part.bucket
+    for i in part.indices:
+        for name in part.method.positions:
             bucket.views[name][i].copy_(bucket.tensors[i])
         bucket.scalars.arrive(i)
 
 
 @torch.no_grad()
-def _move(point, group, method, bucket, indices, b):
+def _move(point, part, ahead):
+    bucket, indices = part.bucket, part.indices
     ops.move_(
         point,
         bucket.reals(bucket.members(indices)),
-        bucket.columns(method.state[:1], indices),
-        (b,),
+        bucket.columns(part.method.state[:1], indices),
+        (ahead,),
         bucket.dtype,
         bucket.memo(indices),
-        group.get("backend"),
+        part.group.get("backend"),
     )
 
 

@@ -37,55 +37,52 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of emanest, got {type(optimizer).__name__}")
-    moving = [
-        _Moving(group, bucket, same, 0.0 if not group["train_mode"] else b)
-        for group in optimizer.param_groups
-        if _has_direction(group)
-        for bucket, indices in optimizer.housed(group).items()
-        for b, same in bucket.scalars.ahead(indices).items()
-    ]
-    if not any(_has_direction(group) for group in optimizer.param_groups):
+    parts = optimizer.with_state(_has_direction)
+    if not any(_has_direction(group, method_of(group)) for group in optimizer.param_groups):
         raise ValueError(
             "no group of the optimizer has a lookahead direction m; EMANesterov and NAG have one"
         )
+    moving = [
+        _Moving(part._replace(indices=same), ahead if part.group["train_mode"] else 0.0)
+        for part in parts
+        for ahead, same in part.bucket.scalars.ahead(part.indices).items()
+    ]
     stepsizes = [real("stepsizes", b) for b in stepsizes]
-    losses, unedited = [], optimizer.buckets.unedited()
-    try:
-        for b in stepsizes:
+    losses = []
+    with optimizer.buckets.ours():
+        try:
+            for b in stepsizes:
+                for each in moving:
+                    each.go(b)
+                losses.append(float(loss_fn()))
+        finally:
             for each in moving:
-                each.go(b)
-            losses.append(float(loss_fn()))
-    finally:
-        for each in moving:
-            each.restore()
-        optimizer.buckets.record(unedited)
+                each.restore()
     return losses
 
 
-def _has_direction(group):
-    method = method_of(group)
+def _has_direction(group, method):
     return method is not None and method.along
 
 
 class _Moving:
     """Parameters at ``x + here * m`` that go elsewhere along m and come back."""
 
-    def __init__(self, group, bucket, indices, here):
-        self.group, self.bucket, self.indices, self.here = group, bucket, indices, here
-        self.params = bucket.members(indices)
+    def __init__(self, part, here):
+        self.part, self.here = part, here
+        self.params = part.bucket.members(part.indices)
         self.kept = [p.clone() for p in self.params]
 
     def go(self, b):
-        bucket, method = self.bucket, method_of(self.group)
-        assert method is not None
+        bucket, method = self.part.bucket, self.part.method
         self.restore()
         ops.move_(
             method.points[1],
-            bucket.reals(bucket.members(self.indices)),
-            bucket.columns(method.state, self.indices),
+            bucket.reals(self.params),
+            bucket.columns(method.state, self.part.indices),
             (b - self.here,),
             bucket.dtype,
-            backend=self.group.get("backend"),
+            backend=self.part.group.get("backend"),
         )
 
     def restore(self):

@@ -6,12 +6,12 @@ import torch
 
 from . import shards, storage
 from .bucket import forget_others, shape_like
+from .clock import memory_entries
 from .groups import (
     CLOCK,
     check_fit,
     check_method,
     is_lookahead_entry,
-    memory_entries,
     state_names,
 )
 from .lookahead import group_entries, method_of
@@ -69,7 +69,7 @@ def merged(optimizer, index, live, saved):
                 "optimizer the same callable before loading"
             )
     saved = {k: live[k] if is_callable(v) else v for k, v in saved.items()}
-    known = {k for k in optimizer._options(live) if not is_lookahead_entry(k)}
+    known = {k for k in optimizer._defaults(live) if not is_lookahead_entry(k)}
     same = not starts and saved["lookahead"] == live.get("lookahead")
     method = method_of({**live, **saved}) if same else None
     known.update(method.settings() if method else ())
@@ -78,10 +78,10 @@ def merged(optimizer, index, live, saved):
     kept.update(_notes(method, {**live, **saved}))
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
-    group = optimizer._checked({**kept, **saved, **here})
+    base = optimizer._base(live)
+    group = base.checked({**kept, **saved, **here})
     method = check_method(group)
-    if optimizer.bases:
-        check_fit(index, {**group, "params": params}, optimizer.bases)
+    check_fit(index, {**group, "params": params}, base)
     flag("train_mode", group["train_mode"])
     for key in ("lookahead_t", *memory_entries(method)):
         if key not in group:
@@ -132,12 +132,12 @@ def _check_names(index, live, saved):
 
 def _check_writer(optimizer, index, saved, live):
     """Refuse a group of another optimizer of torch, whose state may go by the same names."""
-    if "base" in saved or "base" not in live:
+    if "base" in saved:
         return
-    options = optimizer.bases[live["base"]].options
+    options = optimizer._base(live).options
     here = sorted(k for k in TELLTALES if k in options)
     there = sorted(k for k in TELLTALES if k in saved)
-    if there and not set(here) & set(there):
+    if here and there and not set(here) & set(there):
         raise ValueError(
             f"group {index} of the checkpoint is one of {TELLTALES[there[0]]}: it has "
             f"{there[0]!r} and lacks {sorted(options.keys() - saved.keys())}; start this optimizer "
@@ -164,39 +164,38 @@ def checked_entries(optimizer, where, group, p, entries, starts):
 
     Where the lookahead ``starts``, what is left of an earlier one goes.
     """
-    entries = {k: v for k, v in entries.items() if v is not None}
+    entries, key = {k: v for k, v in entries.items() if v is not None}, optimizer.buckets.key
     if starts:
-        forget_others(entries, optimizer._key, ())
-    method = method_of(group)
-    own = {optimizer._key(name) for name in (method.state if method else ())}
-    needed = state_names(optimizer.bases, group)
-    names = {optimizer._key(name) for name in needed}
+        forget_others(entries, key, ())
+    method, base = method_of(group), optimizer._base(group)
+    own = {key(name) for name in (method.state if method else ())}
+    needed = state_names(group, method, base)
+    names = {key(name) for name in needed}
     likes = {name: shape_like(name, p, group.get("stack")) for name in (*needed, "y")}
-    shapes = {optimizer._key(name): like.shape for name, like in likes.items()}
-    entries.setdefault(optimizer._key("lookahead"), 0.0)
-    uncounted = optimizer._uncounted(group)
-    if uncounted is not None:
-        entries.setdefault(optimizer._key("step"), uncounted)
-    missing = (names | {optimizer._key("step")}) - own - entries.keys()
+    shapes = {key(name): like.shape for name, like in likes.items()}
+    entries.setdefault(key("lookahead"), 0.0)
+    if base.uncounted is not None:
+        entries.setdefault(key("step"), base.uncounted)
+    missing = (names | {key("step")}) - own - entries.keys()
     if missing:
         raise ValueError(
             f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
             "written by another optimizer?"
         )
     for name, low in (("step", 0), ("lookahead", -math.inf)):
-        key = optimizer._key(name)
-        value = entries[key]
-        _check_storage(f"{key!r} of {where}", value)
+        what, value = f"{key(name)!r} of {where}", entries[key(name)]
+        _check_storage(what, value)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
-        real(f"{key!r} of {where}", value, low)
-    for key in shapes.keys() & entries.keys():
-        if not isinstance(entries[key], torch.Tensor):
-            raise TypeError(f"{key!r} of {where} must be a tensor, got {entries[key]!r}")
-        if entries[key].shape != shapes[key]:
+        real(what, value, low)
+    for name in shapes.keys() & entries.keys():
+        what, value = f"{name!r} of {where}", entries[name]
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{what} must be a tensor, got {value!r}")
+        if value.shape != shapes[name]:
             raise ValueError(
-                f"{key!r} of {where} has shape {tuple(entries[key].shape)} in the checkpoint, the "
-                f"parameter needs {tuple(shapes[key])}"
+                f"{what} has shape {tuple(value.shape)} in the checkpoint, the parameter needs "
+                f"{tuple(shapes[name])}"
             )
-        _check_storage(f"{key!r} of {where}", entries[key])
+        _check_storage(what, value)
     return entries, own - entries.keys()

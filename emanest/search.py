@@ -1,4 +1,4 @@
-"""The search for an orthogonal direction, before the pass of Muon and NorMuon.
+"""The orthogonal directions of Muon and NorMuon, found before the pass.
 
 A step has three parts, each for all matrices of a bucket:
 
@@ -6,30 +6,26 @@ A step has three parts, each for all matrices of a bucket:
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
-NorMuon finds a factor for each row before the tail. The first parts are ``bases.Base.search``. If
-they fail (out of memory, say), momenta may have moved on, but no parameter. ``spread.py`` has the
-searches for matrices that are spread over processes.
+NorMuon finds a factor for each row before the tail. The first parts are
+``bases.Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
+parameter. ``spread.py`` finds the directions of matrices that are spread over processes.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 
 from . import capture, ops
-from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
 from .newton_schulz import inverses, orthogonal, working_dtype
 from .products import empty
 from .rules import MOMENTA, ROWS
-from .shapes import Shape, check_matrices, is_stack
+from .shapes import SCALES, Shape, check_matrices, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
-
-# how many numbers belong to the momentum pass (the first is a factor of gradients), and to rows
-HEAD = 1 + len(MOMENTA["ema"].numbers)
-ROW_HEAD = len(ROWS["normuon"].numbers)
 
 OPTIONS = {
     "lr": 1e-3,
@@ -47,41 +43,67 @@ OPTIONS = {
 }
 
 
-class Search:
-    """The search for the directions of some parameters of a bucket.
+class Numbers(NamedTuple):
+    """The numbers of a step along directions, pass by pass; each is a tuple, or part of a vector.
+
+    Attributes:
+        momentum: of the momentum rule; once known, after a factor of the gradients.
+        rows: of the row rule; none without one.
+        step: of the last pass, after a factor of the directions.
+    """
+
+    momentum: Any
+    rows: Any
+    step: Any
+
+    @classmethod
+    def of(cls, vector, row_rule):
+        """Cut one vector; ``row_rule`` is a row of ``rules.ROWS`` or None."""
+        rows = 1 + len(MOMENTA["ema"].numbers)
+        step = rows + (len(ROWS[row_rule].numbers) if row_rule else 0)
+        return cls(vector[:rows], vector[rows:step], vector[step:])
+
+    def joined(self):
+        """All of them in one tuple, as ``bases.Base.numbers`` returns them."""
+        # directions are taken as they are, their factor is 1
+        return *self.momentum, *self.rows, 1.0, *self.step
+
+
+class Directions:
+    """The orthogonal directions of some parameters of a bucket.
 
     Args:
-        group: their group, any of whose options may have changed since it was checked.
-        bucket, indices: which parameters, and their state.
+        part: the parameters; any option of their group may have changed since it was checked.
 
     Raises:
         TypeError, ValueError: an option is not valid, or does not fit a parameter.
     """
 
     options = tuple(OPTIONS)
+    row_rule: str | None = None
 
-    def __init__(self, group, bucket, indices):
-        self.bucket, self.indices = bucket, indices
+    def __init__(self, part):
+        group, self.bucket, self.indices = part.group, part.bucket, part.indices
         # but for lr, which may be a tensor on a device, and was looked at already
         self.group = check_group({name: group[name] for name in self.options if name != "lr"})
         self.backend = group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
-        self.dtype = working_dtype(bucket.device, bucket.param_dtype, form, asked)
+        self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
         self.polynomials = polynomials(coefficients, steps)
-        self.memo = bucket.memo(indices)
+        self.memo = self.bucket.memo(self.indices)
         self.shapes, self.scales = self._layout()
 
     def __call__(self, gs, numbers, skip):
-        """Directions, a scale for each, and the numbers that are left.
+        """Directions, a scale for each, and the numbers of the pass.
 
         Args:
             gs: gradients.
-            numbers: those of the momentum rule, then the pass's.
+            numbers: of the step, one vector.
             skip: a flag on the device, or None.
         """
-        directions, numbers = self.directions(gs, numbers, skip)
-        return directions, self.scales, numbers
+        numbers = Numbers.of(numbers, self.row_rule)
+        return self.found(gs, numbers.momentum, skip), self.scales, numbers.step
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
@@ -166,12 +188,9 @@ class Search:
             to.copy_(orthogonal(its, some, *how, its))
         return found.contiguous()
 
-    def directions(self, gs, numbers, skip):
-        """For each parameter the orthogonal factor of its update, and the numbers that are left.
-
-        The momentum moves on.
-        """
-        updates, norms = self.momentum(gs, numbers[:HEAD], skip)
+    def found(self, gs, numbers, skip):
+        """For each parameter the orthogonal factor of its update; the momentum moves on."""
+        updates, norms = self.momentum(gs, numbers, skip)
         factors = self.inverses(norms)
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for shape in self.shapes:
@@ -187,7 +206,7 @@ class Search:
                 o = o.view(len(some), *gs[some[0]].shape)
                 for i, each in zip(some, o.unbind(), strict=True):
                     found[i] = _shaped(each, gs[i])
-        return found, numbers[HEAD:]
+        return found
 
 
 def _shaped(t, like):
@@ -199,13 +218,14 @@ def at_once(size):
     return max(1, BATCH // max(1, size))
 
 
-class EvenRows(Search):
-    """A search that also finds a factor for each row."""
+class EvenRows(Directions):
+    """Directions with a factor for each row."""
 
     options = (*OPTIONS, "beta2")
+    row_rule = "normuon"
 
     def _layout(self):
-        """As ``Search``; the state must be that of the matrices."""
+        """As ``Directions``; the state must be that of the matrices."""
         found, stack, before = super()._layout(), bool(self.group["stack"]), self.bucket.stack
         if stack != before and any(p.dim() > 2 for p in self.tensors()):
             raise ValueError(
@@ -215,9 +235,10 @@ class EvenRows(Search):
         return found
 
     def __call__(self, gs, numbers, skip):
-        """As ``Search``, with scales for rows."""
-        directions, numbers = self.directions(gs, numbers, skip)
-        columns = self.bucket.columns(ROWS["normuon"].state, self.indices)
+        """As ``Directions``, with scales for rows."""
+        numbers = Numbers.of(numbers, self.row_rule)
+        directions = self.found(gs, numbers.momentum, skip)
+        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
         columns = [self.matrices(column) for column in columns]
         scales, factors, parts = [], list(self.scales), []
         for shape in self.shapes:
@@ -226,8 +247,8 @@ class EvenRows(Search):
                 parts += its
                 scales += [self.scales[i]] * shape.per_member
         os = [o.flatten(1) for o in self.matrices(directions)]
-        self.even(columns, os, scales, parts, numbers[:ROW_HEAD], skip)
-        return directions, factors, numbers[ROW_HEAD:]
+        self.even(columns, os, scales, parts, numbers.rows, skip)
+        return directions, factors, numbers.step
 
     def factors(self, shape):
         """Memory for a factor for each row of a parameter, and the parts of its matrices."""
@@ -244,4 +265,4 @@ class EvenRows(Search):
         if not os:
             return
         common = self.bucket.dtype, skip, self.memo, self.backend
-        ops.rows_("normuon", os, columns, scales, factors, numbers, *common)
+        ops.rows_(self.row_rule, os, columns, scales, factors, numbers, *common)

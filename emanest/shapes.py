@@ -56,3 +56,16 @@ class Shape(NamedTuple):
         if self.split > 1:
             tensors = [m for t in tensors for m in t.unflatten(0, (self.split, -1)).unbind()]
         return tensors
+
+
+# rule -> factor of an orthogonal update of a matrix (rows, columns), whose entries have a root mean
+# square of 1 / sqrt(max(rows, columns))
+SCALES = {
+    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
+    "match_rms_adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
+    "spectral_norm": lambda rows, columns: (rows / columns) ** 0.5,
+    "unit_rms": lambda rows, columns: max(rows, columns) ** 0.5,
+    "none": lambda rows, columns: 1.0,
+}
+# torch's name, from 2.14 on
+SCALES["spectral_unclamped"] = SCALES["spectral_norm"]

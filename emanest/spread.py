@@ -1,4 +1,4 @@
-"""The searches of ``search.py`` for matrices that are spread over processes (``DTensor``).
+"""The directions of ``search.py`` for matrices that are spread over processes (``DTensor``).
 
 Momentum is averaged where it lies. Each update is then put together in one process, iterated there
 and cut up again, so that every matrix is iterated once, whatever the number of processes. A stack
@@ -13,7 +13,7 @@ import torch
 from .exchange import Exchange, Spread
 from .newton_schulz import norms_of
 from .rules import MOMENTA, ROWS
-from .search import HEAD, ROW_HEAD, EvenRows, Search, at_once
+from .search import Directions, EvenRows, Numbers, at_once
 from .shapes import is_stack
 
 
@@ -37,20 +37,21 @@ class Unit(NamedTuple):
         return Spread(shape, placement.dim - first if cut else None)
 
 
-class SpreadSearch(Search):
-    """A search for spread matrices.
+class SpreadDirections(Directions):
+    """The directions of spread matrices.
 
-    The same steps as ``Search`` but for the norm, which is that of the whole update and not of sums
-    that came out of the momentum pass: the results can differ in the last bit. Memory during a
-    step: two values for each entry that lies here, of a stack three, and what ``Search`` needs for
-    the matrices that this process iterates.
+    The same steps as ``Directions`` but for the norm, which is that of the whole update and not of
+    sums that came out of the momentum pass: the results can differ in the last bit. Memory during a
+    step: two values for each entry that lies here, of a stack three, and what ``Directions`` needs
+    for the matrices that this process iterates.
     """
 
     def __call__(self, gs, numbers, skip):
-        """As ``Search``."""
+        """As ``Directions``."""
+        numbers = Numbers.of(numbers, self.row_rule)
         us = [torch.empty(g.shape, dtype=self.update_dtype, device=g.device) for g in gs]
         state = self.bucket.columns(MOMENTA["ema"].state, self.indices)
-        self.average(us, gs, state, numbers[:HEAD], skip)
+        self.average(us, gs, state, numbers.momentum, skip)
         found, scales, start = list(us), list(self.scales), 0
         for shape in self.shapes:
             indices = [*itertools.product(*map(range, shape.stack))]
@@ -59,21 +60,17 @@ class SpreadSearch(Search):
             size = at_once(one.per_member * one.rows * one.columns) * self.bucket.mesh.size()
             for k in range(0, len(units), size):
                 some = units[k : k + size]
-                self._together(one, some, start, us, parts, factors, numbers[HEAD:], skip)
+                self._together(one, some, start, us, parts, factors, numbers.rows, skip)
                 start += len(some)
             for i, each in parts.items():
                 found[i] = torch.stack(each) if shape.stack else each[0]
             for i, each in factors.items():
                 scales[i] = torch.cat(each)
-        return found, scales, self.left(numbers)
+        return found, scales, numbers.step
 
     def tensors(self):
         """What matrices are made of: the parameters as wholes."""
         return self.bucket.owners(self.indices)
-
-    def left(self, numbers):
-        """The numbers of the pass."""
-        return numbers[HEAD:]
 
     def _together(self, shape, units, start, us, parts, factors, numbers, skip):
         """Find directions of some units of one shape, and factors of them, by parameter."""
@@ -100,18 +97,14 @@ class SpreadSearch(Search):
         """What remains to be done with whole directions."""
 
 
-class SpreadEvenRows(SpreadSearch, EvenRows):
-    """A search that also finds a factor for each row; an average over rows lies beside them."""
-
-    def left(self, numbers):
-        """The numbers of the pass."""
-        return numbers[HEAD + ROW_HEAD :]
+class SpreadEvenRows(SpreadDirections, EvenRows):
+    """Directions with a factor for each row; an average over rows lies beside the rows."""
 
     def finish(self, exchange, shape, units, os, factors, numbers, skip):
         """Find a factor for each row, in place of one for each parameter."""
         params = self.tensors()
         spreads = [unit.spread(params, dims=1) for unit in units]
-        columns = self.bucket.columns(ROWS["normuon"].state, self.indices)
+        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
         held = [[unit.of(column) for unit in units] for column in columns]
         wholes = [exchange.gather(spreads, parts) for parts in held]
         news, pieces, scales = [], [], []
@@ -122,7 +115,7 @@ class SpreadEvenRows(SpreadSearch, EvenRows):
             scales += [self.scales[units[k].member]] * shape.per_member
         wide = [o.flatten(1) for o in shape.cut(os)]
         whole_columns = [shape.cut(column) for column in wholes]
-        self.even(whole_columns, wide, scales, pieces, numbers[:ROW_HEAD], skip)
+        self.even(whole_columns, wide, scales, pieces, numbers, skip)
         like = torch.empty(0, **self.like)
         for parts, column in zip(held, wholes, strict=True):
             for part, new in zip(parts, exchange.scatter(spreads, column, like), strict=True):
@@ -132,43 +125,44 @@ class SpreadEvenRows(SpreadSearch, EvenRows):
 
 
 class Divided:
-    """Searches for some parameters of a bucket each, called as one.
+    """Directions of some parameters of a bucket each, called as one.
 
     Args:
-        searches: (positions among all gradients, a search for these).
+        kinds: (positions among all gradients, the directions of these).
     """
 
-    def __init__(self, searches):
-        self.searches = searches
+    def __init__(self, kinds):
+        self.kinds = kinds
 
     def __call__(self, gs, numbers, skip):
-        """As ``Search``."""
-        found, scales, left = list(gs), list(gs), numbers
-        for positions, search in self.searches:
-            *new, left = search([gs[k] for k in positions], numbers, skip)
+        """As ``Directions``."""
+        found, scales, step = list(gs), list(gs), numbers
+        for positions, directions in self.kinds:
+            *new, step = directions([gs[k] for k in positions], numbers, skip)
             for k, direction, scale in zip(positions, *new, strict=True):
                 found[k], scales[k] = direction, scale
-        return found, scales, left
+        return found, scales, step
 
 
-def divided(whole, spread, group, bucket, indices):
-    """A search for parameters of a bucket: local where matrices lie here as wholes.
+def divided(whole, spread, part):
+    """The directions of some parameters of a bucket: local where matrices lie here as wholes.
 
     Args:
-        whole, spread: classes of ``Search``.
-        group, bucket, indices: as these take them.
+        whole, spread: classes of ``Directions``.
+        part: as these take it.
     """
+    bucket, stack = part.bucket, part.group["stack"]
     if bucket.mesh is None:
-        return whole(group, bucket, indices)
+        return whole(part)
     kinds = {whole: [], spread: []}
-    for k, i in enumerate(indices):
-        kinds[whole if _whole_here(bucket.params[i], group["stack"]) else spread].append(k)
-    searches = [
-        (positions, kind(group, bucket, [indices[k] for k in positions]))
+    for k, i in enumerate(part.indices):
+        kinds[whole if _whole_here(bucket.params[i], stack) else spread].append(k)
+    found = [
+        (positions, kind(part._replace(indices=[part.indices[k] for k in positions])))
         for kind, positions in kinds.items()
         if positions
     ]
-    return searches[0][1] if len(searches) == 1 else Divided(searches)
+    return found[0][1] if len(found) == 1 else Divided(found)
 
 
 def _whole_here(p, stack):

@@ -1,14 +1,29 @@
-"""What a step is taken on: the parameters that have gradients, in their buckets."""
+"""Which parameters a step, an evaluation or a load is about: parts of groups, in their buckets."""
+
+from typing import Any, NamedTuple
 
 from . import capture, shards
-from .buckets import Buckets, check_overlap
+from .bases import Base
+from .bucket import Bucket
+from .buckets import Buckets, all_fake, check_overlap
 from .gradients import with_gradients
-from .groups import state_names
+from .groups import Setup, state_names
+from .lookahead import Method, method_of
 from .watch import Watch
 
 
-class Survey:
-    """The buckets of an optimizer, and what was found in them last.
+class Part(NamedTuple):
+    """The parameters of a group that lie in one bucket, all of them or some."""
+
+    group: dict[str, Any]
+    method: Method | None
+    base: Base
+    bucket: Bucket
+    indices: list[int]  # of the parameters, in the bucket
+
+
+class Selection:
+    """The parts of an optimizer that have gradients, and its buckets.
 
     A step that finds everything as the last one left it does not look at the parameters one by one.
 
@@ -19,17 +34,23 @@ class Survey:
 
     def __init__(self, state, key):
         self.buckets = Buckets(state, key)
-        self._found = self._watch = self._names = None
+        self.fake = False  # whether what was found has no values
+        self._found: Any = None
+        self._watch = self._known = None
 
-    def of(self, optimizer):
-        """For each group its buckets, with the indices of the parameters that have gradients.
+    def with_gradients(self, optimizer, setups):
+        """The parts that a step is taken on.
 
         None if there is no gradient at all. New buckets are all there, not yet published.
+
+        Args:
+            optimizer: whose step.
+            setups: of each of its groups.
 
         Raises:
             RuntimeError: a CUDA graph is being captured, and the last step found something else.
         """
-        if not self._holds(optimizer):
+        if not self._holds(optimizer, setups):
             params = (p for group in optimizer.param_groups for p in group["params"])
             for device_type in {p.device.type for p in params}:
                 name = type(optimizer).__name__
@@ -37,47 +58,76 @@ class Survey:
                 capture.need_warm_up(device_type, what)
             # before the next look: what was found may hold parameters that have left
             self._watch = self._found = None
-            self._found = self._look(optimizer)
-        return self._found
+            self._found = self._look(optimizer, setups)
+        if self._found is None:
+            return None
+        return [
+            Part(setup.group, setup.method, setup.base, bucket, indices)
+            for setup, buckets in zip(setups, self._found, strict=True)
+            for bucket, indices in buckets
+        ]
 
-    def remember(self, optimizer):
+    def with_state(self, optimizer, wanted=None):
+        """The parts that hold state.
+
+        Args:
+            optimizer: whose.
+            wanted: (group, method) -> whether a group is asked for; None is all.
+        """
+        mark, state, parts = self.buckets.key("lookahead"), optimizer.state, []
+        for group in optimizer.param_groups:
+            method = method_of(group)
+            if wanted is None or wanted(group, method):
+                base = optimizer._base(group)
+                params = [p for p in group["params"] if mark in state.get(p, ())]
+                its = Setup(group, method, base, state_names(group, method, base))
+                for bucket, indices in self._find(optimizer, its, params, params):
+                    self.buckets.publish([bucket])
+                    parts.append(Part(group, method, base, bucket, indices))
+        return parts
+
+    def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
         if self._watch is None:
-            assert self._found is not None
-            rows = [r for buckets in self._found for bucket in buckets for r in bucket.entries()]
-            self._watch = Watch(_lists(optimizer), optimizer._mappings(), rows)
-            self._names = _names(optimizer)
+            rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
+            self._watch = Watch(_lists(optimizer), _mappings(optimizer), rows)
+            self._known = _shape_of(setups)
 
-    def find(self, optimizer, group, params, newcomers):
+    def _find(self, optimizer, setup, params, newcomers):
         """The buckets of some parameters of a group; see ``Buckets.find``."""
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
             owned = self.buckets.owned
             self.buckets = Buckets(optimizer.state, self.buckets.key)
             self.buckets.own(owned)
-        names = state_names(optimizer.bases, group)
-        return self.buckets.find(params, newcomers, names, group)
+        return self.buckets.find(params, newcomers, setup.state, setup.group)
 
-    def _holds(self, optimizer):
-        return (
-            self._watch is not None
-            and self._names == _names(optimizer)
-            and self._watch.unchanged(_lists(optimizer), optimizer._mappings())
-            and not any(bucket.moved() for buckets in self._found or () for bucket in buckets)
-        )
+    def _holds(self, optimizer, setups):
+        if self._watch is None or self._known != _shape_of(setups):
+            return False
+        if not self._watch.unchanged(_lists(optimizer), _mappings(optimizer)):
+            return False
+        for buckets in self._found:
+            for bucket, _ in buckets:
+                if bucket.moved():
+                    return False
+        return True
 
-    def _look(self, optimizer):
-        found, groups = with_gradients(optimizer), optimizer.param_groups
-        everything = [p for group in groups for p in group["params"]]
+    def _look(self, optimizer, setups):
+        found = with_gradients(optimizer, setups)
+        everything = [p for setup in setups for p in setup.group["params"]]
         self.buckets.keep(set(everything))
         if not any(found):
             return None
         chosen = []
-        for group, params in zip(groups, found, strict=True):
-            newcomers = optimizer._newcomers(group) + self.buckets.left(group["params"])
-            chosen.append(self.find(optimizer, group, params, newcomers))
-        if not all(bucket.published for buckets in chosen for bucket in buckets):
+        for setup, params in zip(setups, found, strict=True):
+            newcomers = setup.base.allocated(setup.group)
+            newcomers += self.buckets.left(setup.group["params"])
+            chosen.append(self._find(optimizer, setup, params, newcomers))
+        new = [bucket for buckets in chosen for bucket, _ in buckets]
+        if not all(bucket.published for bucket in new):
             check_overlap(shards.locals_of(everything))
+        self.fake = all_fake(new)
         return chosen
 
 
@@ -85,6 +135,10 @@ def _lists(optimizer):
     return [group["params"] for group in optimizer.param_groups]
 
 
-def _names(optimizer):
+def _mappings(optimizer):
+    return [each.state for each in optimizer._holders()]
+
+
+def _shape_of(setups):
     # with their number: a parameter that moves to the next group is still in its place among all
-    return [(len(g["params"]), state_names(optimizer.bases, g)) for g in optimizer.param_groups]
+    return [(len(setup.group["params"]), setup.state) for setup in setups]

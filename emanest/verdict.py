@@ -2,18 +2,41 @@
 
 import torch
 
-from . import launches, ops, shards
-from .checks import CHECKS
+from . import capture, launches, ops, shards
 from .gradients import parameter_name
 from .watch import gradients
 
 
-def verdict(optimizer, chosen):
+class Skips:
+    """How many steps did not happen; those that only a device knows of are counted there."""
+
+    def __init__(self):
+        self._host, self._on_device = 0, {}
+
+    def add(self, happens, flag):
+        """Count a step, by what ``check`` says of it."""
+        if flag is not None:
+            held = self._on_device
+            if flag.device not in held:
+                capture.need_warm_up(flag.device.type, "no step left its flag on the device so far")
+                held[flag.device] = torch.zeros((), dtype=torch.int64, device=flag.device)
+            # in place, where a captured graph finds it
+            held[flag.device] += (flag.reshape(()) != 0).to(torch.int64)
+        elif not happens:
+            self._host += 1
+
+    def total(self, device):
+        """Their number, a 0-d int64 tensor."""
+        counts = [each.to(device) for each in self._on_device.values()]
+        return torch.tensor(self._host, device=device) + sum(counts)
+
+
+def check(optimizer, parts):
     """Look for what forbids a step.
 
     Args:
         optimizer: whose step; a GradScaler sets its ``found_inf``.
-        chosen: for each group its buckets, with the indices of the parameters to be stepped.
+        parts: what is to be stepped.
 
     Returns:
         Whether the step happens, and None or a flag on the device that may still forbid it: where
@@ -22,31 +45,28 @@ def verdict(optimizer, chosen):
     Raises:
         RuntimeError: a gradient is not finite under ``nonfinite="raise"``; names the parameters.
     """
-    flags = [_flag(flag) for flag in _flags(optimizer, chosen)]
+    flags = [_flag(flag) for flag in _flags(optimizer, parts)]
     if not flags:
         return True, None
-    if _stays(optimizer, chosen, flags):
-        device = next(b.device for buckets in chosen for b, indices in buckets.items() if indices)
+    if _stays(optimizer, parts, flags):
+        device = next(part.bucket.device for part in parts if part.indices)
         return True, torch.stack([_placed(flag, device) for flag in flags]).amax(0)
     return not any(flag.item() for flag in flags), None
 
 
-def _flags(optimizer, chosen):
+def _flags(optimizer, parts):
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
         yield found_inf
-    for index, (group, buckets) in enumerate(zip(optimizer.param_groups, chosen, strict=True)):
-        policy = group.get("nonfinite", "propagate")
-        if policy == "propagate":
+    for part in parts:
+        policy = part.group.get("nonfinite", "propagate")
+        if policy == "propagate" or not part.indices:
             continue
-        CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
-        for bucket, indices in buckets.items():
-            if indices:
-                flag = _nonfinite(group, bucket, indices)
-                if policy == "raise" and flag.item():
-                    names = ", ".join(_bad(group, index))
-                    raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {names}")
-                yield flag
+        flag = _nonfinite(part)
+        if policy == "raise" and flag.item():
+            names = ", ".join(_bad(optimizer, part.group))
+            raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {names}")
+        yield flag
 
 
 def _flag(value):
@@ -62,21 +82,23 @@ def _placed(flag, device):
     return flag.to(device, non_blocking=True)
 
 
-def _stays(optimizer, chosen, flags):
+def _stays(optimizer, parts, flags):
     """Whether flags stay on the device."""
     waits = any(flag.device.type != "cpu" for flag in flags)
     captured = all(group.get("capturable", False) for group in optimizer.param_groups)
-    return (waits or captured) and launches.possible_on_device(optimizer, chosen)
+    return (waits or captured) and launches.possible_on_device(optimizer, parts)
 
 
-def _nonfinite(group, bucket, indices):
+def _nonfinite(part):
+    bucket, indices = part.bucket, part.indices
     gs = bucket.beside(gradients(bucket.owners(indices)), indices)
-    memo, backend = bucket.memo(indices), group.get("backend")
+    memo, backend = bucket.memo(indices), part.group.get("backend")
     flag = ops.nonfinite(bucket.reals(gs), memo, backend)
     return shards.agree(flag, bucket.mesh)
 
 
-def _bad(group, index):
+def _bad(optimizer, group):
+    index = next(i for i, each in enumerate(optimizer.param_groups) if each is group)
     for j, p in enumerate(group["params"]):
         if p.grad is not None:
             finite = shards.local(p.grad).isfinite().all()

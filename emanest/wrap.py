@@ -4,14 +4,40 @@ from collections import defaultdict
 
 import torch
 
-from . import checkpoint, ops
+from . import checkpoint
+from .bases import Base
 from .gradients import dense
 from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
 from .options import learning_rate, suggesting, warn_of_typos
-from .rules import LOOKAHEADS
+
+
+def _checked(group):
+    # the other options of an inner optimizer are its own affair
+    learning_rate("lr", group["lr"])
+    return group
+
+
+def _with_gradient(group):
+    # the inner optimizer initialises a parameter's state at its first gradient, not before
+    return [p for p in group["params"] if p.grad is not None]
+
+
+# an optimizer inside a Wrap as a base: it makes the update, and has options and state of its own
+INNER = Base(
+    rule=lambda group: None,
+    numbers=lambda group, lr, step: (),
+    options={},
+    # a checkpoint of the inner optimizer alone: the lookahead begins now
+    uncounted=0.0,
+    checked=_checked,
+    allocated=_with_gradient,
+    # it is inside u already
+    weight_decay=lambda group: 0.0,
+    dense_only=False,
+)
 
 
 class Wrap(Optimizer):
@@ -42,7 +68,6 @@ class Wrap(Optimizer):
         ValueError: already wrapped, a parameter that is there twice, or a group without ``lr``.
     """
 
-    dense_only = False
     optimizers: list[torch.optim.Optimizer]
     stepping = False  # whether the inner optimizers are being stepped
 
@@ -69,7 +94,7 @@ class Wrap(Optimizer):
         self._warned_capturable_if_run_uncaptured = True
         before = [dict(group) for _, group in groups]
         try:
-            self.__setstate__({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+            self._hold({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
         except BaseException:
             # interrupted: they are not wrapped, and can be
             for (_, group), old in zip(groups, before, strict=True):
@@ -87,25 +112,32 @@ class Wrap(Optimizer):
         What ``state`` lacks stays as it is. After an error nothing has changed.
         """
         loaded = {k: v for k, v in state.items() if k in checkpoint.HOUSED}
-        own = {k: v for k, v in state.items() if k not in loaded}
-        inner = own.get("optimizers") or self.optimizers
+        self._hold({k: v for k, v in state.items() if k not in loaded}, loaded)
+
+    def _hold(self, attributes, loaded=None):
+        """Take attributes, the inner optimizers among them, or give these a loaded state."""
+        inner = attributes.get("optimizers") or self.optimizers
         with checkpoint.all_or_nothing([self, *inner]):
-            torch.optim.Optimizer.__setstate__(self, own)
-            if not (loaded or "optimizers" in own):
+            torch.optim.Optimizer.__setstate__(self, attributes)
+            if not (loaded or "optimizers" in attributes):
                 return
             self._state = States(inner)
-            if loaded.keys() == checkpoint.HOUSED:
-                load_all(inner, **loaded)
-            elif "param_groups" in loaded:
-                give_groups(inner, loaded["param_groups"])
-            elif loaded:
-                self.state = loaded["state"]  # pyright: ignore[reportIncompatibleVariableOverride]
+            if loaded:
+                self._load(**loaded)
             self._begin()
             checkpoint.adopt(self)
         if not loaded:
             self.buckets.record_all()
         for each in inner:
             guard(each, self)
+
+    def _load(self, state=None, param_groups=None):
+        if state is None:
+            give_groups(self.optimizers, param_groups)
+        elif param_groups is None:
+            self.state = state  # pyright: ignore[reportIncompatibleVariableOverride]
+        else:
+            load_all(self.optimizers, state, param_groups)
 
     @property
     def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -132,12 +164,6 @@ class Wrap(Optimizer):
             inner.state = defaultdict(dict)
         self._state = States(self.optimizers)
         self._state.update(mapping)
-
-    @property
-    def _training(self):
-        # not by way of our param_groups, which looks at every group: mode calls cost nothing
-        first = self.optimizers[0].param_groups[0]
-        return first["train_mode"] if "train_mode" in first else super()._training
 
     @property
     def _step_supports_amp_scaling(self):
@@ -183,70 +209,35 @@ class Wrap(Optimizer):
             # what a scheduler of theirs looks at before it warns of a missing step
             vars(inner)["_opt_called"] = True
 
-    def _checked(self, group):
-        # the other options of an inner optimizer are its own affair
-        learning_rate("lr", group["lr"])
-        return group
+    def _base(self, group):
+        return INNER
 
-    def _options(self, group):
+    def _defaults(self, group):
         return next(o.defaults for o in self.optimizers if any(g is group for g in o.param_groups))
 
-    def _newcomers(self, group):
-        # the inner optimizer initialises a parameter's state at its first gradient, not before
-        return [p for p in group["params"] if p.grad is not None]
+    def _holders(self):
+        return self.optimizers
 
-    def _weight_decay(self, group):
-        # it is inside u already
-        return 0.0
-
-    def _base_numbers(self, group, plan, lr, step):
-        return None
-
-    def _search(self, group, bucket, indices):
-        return None
-
-    def _uncounted(self, group):
-        # a checkpoint of the inner optimizer alone: the lookahead begins now
-        return 0.0
-
-    def _allocate(self, buckets):
-        for bucket in buckets:
-            bucket.writes.take_snapshots(range(len(bucket.params)))
+    def _allocate(self, parts):
+        parts = list(parts)
+        for part in parts:
+            part.bucket.writes.take_snapshots(range(len(part.bucket.params)))
         self._step_inner(())
-        super()._allocate(buckets)
+        super()._allocate(parts)
 
     def _run(self, planned):
         raw = [launch for launch in planned if launch.base is not None]
         followed = [launch for launch in planned if launch.base is None]
         for launch in followed:
-            launch.bucket.writes.take_snapshots(launch.indices)
-        self._step_inner([p for launch in raw for p in launch.bucket.owners(launch.indices)])
-        self.buckets.publish({launch.bucket: None for launch in planned})
+            launch.part.bucket.writes.take_snapshots(launch.part.indices)
+        raw_params = [launch.part.bucket.owners(launch.part.indices) for launch in raw]
+        self._step_inner([p for params in raw_params for p in params])
+        super()._allocate(launch.part for launch in planned)
         for launch in followed:
-            self._follow(launch)
-        self._run_bases(raw)
-
-    def _follow(self, launch):
-        bucket, indices = launch.bucket, launch.indices
-        with launch.numbers() as numbers:
-            ops.follow_(
-                launch.look,
-                bucket.reals(bucket.members(indices)),
-                bucket.reals(bucket.snapshots(indices)),
-                bucket.columns(LOOKAHEADS[launch.look].state, indices),
-                numbers,
-                bucket.dtype,
-                launch.skip,
-                bucket.memo(indices),
-                launch.group.get("backend"),
-            )
-        bucket.writes.snapshots_taken(indices)
-
-    def _mappings(self):
-        return [inner.state for inner in self.optimizers]
-
-    def _holders(self):
-        return [self, *self.optimizers]
+            with launch.numbers() as numbers:
+                launch.follow(numbers)
+            launch.part.bucket.writes.snapshots_taken(launch.part.indices)
+        self._run_passes(raw)
 
     def _gradients(self, params):
         return [dense(p.grad) for p in params]

@@ -11,9 +11,9 @@ import torch
 
 import helpers
 from emanest import EMANesterov, ScheduleFree, bases, rules
+from emanest.clock import Clock, planned
 from emanest.device import DevicePlan, record
-from emanest.groups import Clock
-from emanest.lookahead import At, Plan, group_entries
+from emanest.lookahead import group_entries
 
 METHODS = {
     "none": None,
@@ -47,21 +47,7 @@ def rate(t):
 
 def group_of(method, base, **more):
     """A parameter group as far as formulas look at it."""
-    return {**BASES[base][1], **group_entries(METHODS[method]), **more}
-
-
-def base_of(base):
-    """As ``Optimizer._base``."""
-    row = BASES[base][0]
-    return lambda group, plan, lr, step: (
-        row.rule(group),
-        row.numbers({**group, **plan.options}, lr, step),
-    )
-
-
-def given(group):
-    """What ``record`` is told beside the group."""
-    return {"scale": -1.0, "weight_decay": group["weight_decay"], "scaled": True}
+    return {**BASES[base][1], "maximize": True, **group_entries(METHODS[method]), **more}
 
 
 class Host:
@@ -78,16 +64,15 @@ class Host:
     def step(self, lr, skip):
         """The numbers of a step, with which it moves on."""
         now, group = self.entries, self.group
-        clock, plan = Clock(now["lookahead_t"], lr, {}), Plan()
+        clock = Clock(now["lookahead_t"], lr, {})
         if self.method is not None:
             memory = {name: now[f"lookahead_{name}"] for name in self.method.memory}
             clock = clock._replace(memory=self.method.remember(clock.t, lr, 0.03, memory))
-            at = At(clock.t, now["step"], now["lookahead"], lr, group["weight_decay"])
-            plan = self.method.plan(at, clock.memory)
-        rule, numbers = base_of(self.base)(group, plan, lr, now["step"])
+        base, step, ahead = BASES[self.base][0], now["step"], now["lookahead"]
+        plan, rule, numbers = planned(group, self.method, base, clock, step, ahead)
         self.rules = rule, plan.rule
         if not skip:
-            step = {"step": now["step"] + 1, "lookahead": plan.lookahead}
+            step = {"step": now["step"] + 1, "lookahead": plan.ahead}
             self.entries = {**now, **step, **clock.after()}
         return [-1.0 / GRAD_SCALE, *numbers, *plan.numbers]
 
@@ -104,7 +89,7 @@ class Device:
         self.plan = DevicePlan(torch.device("cpu"))
 
     def recorded(self):
-        return self.plan.record(self.group, self.method, base_of(self.base), **given(self.group))
+        return self.plan.record(self.group, self.method, BASES[self.base][0], scaled=True)
 
     def step(self, lr, skip):
         recorded = self.recorded()
@@ -143,7 +128,7 @@ def programs(pairs):
     found = {}
     for method, base in pairs:
         group = group_of(method, base)
-        recorded = record(group, METHODS[method], base_of(base), **given(group))
+        recorded = record(group, METHODS[method], BASES[base][0], scaled=True)
         found.setdefault(recorded.program, (f"{method} {base}", recorded))
     return dict(found.values())
 

@@ -7,11 +7,12 @@ import torch
 
 import emanest
 from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, rate
-from emanest import launches
+from emanest import launches, verdict
+from emanest.bases import ADAMW
 from emanest.device import DevicePlan, options, record_clock
 from emanest.eager import plan_
+from emanest.survey import Part
 from emanest.tape import Tape
-from emanest.verdict import verdict
 from helpers import bits
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -156,20 +157,21 @@ class Parameters:
 
 
 def test_a_group_on_two_devices_is_refused():
-    first = Parameters("cpu")
     group = {"params": [torch.ones(1)]}
+    first, second = (Part(group, None, ADAMW, Parameters(d), [0]) for d in ("cpu", "meta"))
     assert launches._only_device(group, [first, first]) == torch.device("cpu")
     assert launches._only_device(group, []) == torch.device("cpu")
     with pytest.raises(RuntimeError, match=r"one group are on \['cpu', 'meta'\]; give those of"):
-        launches._only_device(group, [first, Parameters("meta")])
+        launches._only_device(group, [first, second])
 
 
 def test_a_flag_goes_where_parameters_are_stepped():
     """A bucket none of whose parameters has a gradient may be elsewhere."""
     group = {"params": [], "capturable": True, "lookahead": None}
     optimizer = SimpleNamespace(found_inf=0.0, param_groups=[group])
-    chosen = [{Parameters("meta"): [], Parameters("cpu"): [0]}]
+    found = ("meta", []), ("cpu", [0])
+    parts = [Part(group, None, ADAMW, Parameters(device), indices) for device, indices in found]
     with torch.device("meta"):
-        happens, flag = verdict(optimizer, chosen)
+        happens, flag = verdict.check(optimizer, parts)
     assert happens
     assert flag.device == torch.device("cpu")

@@ -36,8 +36,8 @@ def planned(method, number):
         lr = number([0.0, 0.1, 0.3, 0.2][t % 4])
         memory = method.remember(number(t), lr, number(0.15 * (t > 5)), memory)
         plan = method.plan(lookahead.At(number(t), number(t), b, lr, number(0.1)), memory)
-        b = plan.lookahead
-        said.append((plan.rule, [*plan.numbers, plan.lookahead, *memory.values()]))
+        b = plan.ahead
+        said.append((plan.rule, [*plan.numbers, plan.ahead, *memory.values()]))
     return said
 
 

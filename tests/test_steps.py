@@ -55,7 +55,7 @@ def begun(name, x, m, method, wrapped, **options):
         optimizer = getattr(emanest, name)([y], lr=0.0, **options, lookahead=method)
     y.grad = torch.zeros_like(y)
     optimizer.step()
-    optimizer.state[y][optimizer._key("exp_avg_update")].copy_(m)
+    optimizer.state[y][optimizer.buckets.key("exp_avg_update")].copy_(m)
     optimizer.state[y]["lookahead"].fill_(method.stepsize)
     optimizer.param_groups[0]["lookahead_t"] = 0
     return optimizer, y

@@ -6,7 +6,7 @@ import operator
 import pytest
 
 import device_plans
-from device_plans import METHODS, PAIRS, SKIPPED, STEPS, Host, base_of, given, group_of, rate
+from device_plans import BASES, METHODS, PAIRS, SKIPPED, STEPS, Host, group_of, rate
 from emanest import NALA, SNOO, LongHorizon, Lookahead
 from emanest.device import record, record_clock
 from emanest.lookahead import At
@@ -26,7 +26,7 @@ each_pair = pytest.mark.parametrize(("method", "base"), PAIRS)
 
 def recorded(method, base, **more):
     group = group_of(method, base, **more)
-    return record(group, METHODS[method], base_of(base), **given(group))
+    return record(group, METHODS[method], BASES[base][0], scaled=True)
 
 
 def run(formula, *values):

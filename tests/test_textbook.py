@@ -279,7 +279,7 @@ def plans_of(method):
     for t in range(20):
         memory = method.remember(t, 0.1, 0.0, memory)
         plan = method.plan(lookahead.At(t, t, ahead, 0.1, 0.0), memory)
-        ahead = plan.lookahead
+        ahead = plan.ahead
         yield plan
 
 

@@ -1,4 +1,4 @@
-"""What lets a step skip its survey: every way in which the next step could find something else."""
+"""What lets a step not look at every parameter: every way in which the next step could find something else."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 from emanest import EMANesterov, Wrap, watch
-from emanest.survey import Survey
+from emanest.survey import Selection
 from helpers import parameters, run, set_gradients
 
 WATCHES = {"python": watch._Watch, "in use": watch.Watch}
@@ -230,19 +230,19 @@ def test_lists_of_versions_and_gradients():
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["fused", "wrapped"])
-def test_a_steady_run_surveys_once(wrapped, monkeypatch):
+def test_a_steady_run_looks_once(wrapped, monkeypatch):
     """After the first step, and once more when a wrapped optimizer has made its state."""
     params = parameters()
     if wrapped:
         optimizer = Wrap(torch.optim.SGD(params, momentum=0.9), EMANesterov())
     else:
         optimizer = emanest.AdamW(params, lookahead=EMANesterov())
-    surveys = []
-    look = Survey._look
-    monkeypatch.setattr(Survey, "_look", lambda *args: surveys.append(1) or look(*args))
+    looks = []
+    look = Selection._look
+    monkeypatch.setattr(Selection, "_look", lambda *args: looks.append(1) or look(*args))
     run(optimizer, range(10))
-    assert len(surveys) == 1
+    assert len(looks) == 1
     params[0].grad = None
     optimizer.step()
     optimizer.step()
-    assert len(surveys) == 2
+    assert len(looks) == 2

@@ -85,7 +85,7 @@ class EMANesterov(Method):
         """Advance the average and step ahead for step t + 1."""
         weight = schedules.INITS[self.init](self.decay, at.step)
         ahead = schedules.window(at.t + 1, self.warmup, self.rest) * self._size(at, memory)
-        return Plan("ema_nesterov", (weight, at.lookahead, ahead), ahead)
+        return Plan("ema_nesterov", (weight, at.ahead, ahead), ahead)
 
     def _size(self, at, memory):
         if callable(self.stepsize):
@@ -141,4 +141,4 @@ class NAG(Method):
 
     def plan(self, at, memory):
         """Step ahead along the last displacement."""
-        return Plan("nag", (at.lookahead, self.momentum), self.momentum)
+        return Plan("nag", (at.ahead, self.momentum), self.momentum)

@@ -5,13 +5,15 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+from ..rules import POSITIONS
+
 
 class At(NamedTuple):
     """Where a parameter stands when a step begins; numbers, or 0-d tensors on its device."""
 
     t: Any  # steps of the optimizer so far: windows and syncs follow it
     step: Any  # base updates of this parameter so far
-    lookahead: Any  # how far the parameter is ahead now; 0: it holds x
+    ahead: Any  # where the parameter is, as the last plan said; 0: it holds x
     lr: Any
     weight_decay: Any
 
@@ -21,7 +23,9 @@ class Plan(NamedTuple):
 
     rule: str = "none"  # a row of rules.LOOKAHEADS
     numbers: tuple = ()
-    lookahead: Any = 0.0  # how far the parameter is ahead after the step
+    # where the parameter is after the step. 0: it holds x; else, of a method that looks ahead along
+    # a direction or between two points, how far; of others a number that says at which point
+    ahead: Any = 0.0
     options: Mapping = MappingProxyType({})  # options of the base that this step overrides
     base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
 
@@ -48,6 +52,15 @@ class Method:
     memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
     syncs: ClassVar[bool] = False  # acts at some steps only
     rests: ClassVar[bool] = False  # where it is not ahead, parameters hold their first state
+
+    positions: ClassVar[tuple[str, ...]]  # state that holds a point, not a direction
+    memory_entries: ClassVar[tuple[str, ...]]  # of a group, which hold the memory
+
+    def __init_subclass__(cls):
+        """Name what follows from the state and the memory."""
+        super().__init_subclass__()
+        cls.positions = tuple(name for name in cls.state if name in POSITIONS)
+        cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
     @property
     def capturable(self):

@@ -180,7 +180,7 @@ class NALA(Method):
 
     def plan(self, at, memory):
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""
-        if at.lookahead == self.EXTRAPOLATED:
+        if at.ahead == self.EXTRAPOLATED:
             return Plan("anchor", base=("direction", (self.lr, 0.0)))
         if at.t % (self.every + 1) == self.every - 1:
             return Plan("extrapolate", (self.mu,), self.EXTRAPOLATED)
