@@ -6,10 +6,9 @@ from typing import Any
 import torch
 
 from . import shards, storage
+from .clock import SCALARS, Scalars
 from .layout import dense_strides, same_bits
 from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
-from .scalars import NAMES as SCALARS
-from .scalars import Scalars
 from .shapes import is_stack
 from .writes import Writes
 
@@ -69,11 +68,11 @@ class Bucket:
 
     def together(self, indices):
         """Whether all parameters are stepped, each as often as the others so far."""
-        return self._all(indices) and self.scalars.uniform()
+        return len(indices) == len(self.params) and self.scalars.uniform()
 
     def check_together(self, indices):
         """Raise RuntimeError unless ``together``: where the device plans, one plan serves all."""
-        if not self._all(indices):
+        if len(indices) != len(self.params):
             missing = min(set(range(len(self.params))) - set(indices))
             raise RuntimeError(
                 "capturable=True needs a gradient for every parameter at every step; parameter of "
@@ -198,43 +197,43 @@ class Bucket:
                 f"shape {tuple(found.shape)}"
             )
 
-    def members(self, indices):
-        """Some parameters, of a ``DTensor`` the part that lies here."""
-        return self._chosen(self.tensors, indices)
-
-    def owners(self, indices):
+    def params_of(self, indices):
         """Some parameters, as the user has them."""
-        return self._chosen(self.params, indices)
+        everything = len(indices) == len(self.params)
+        return self.params if everything else [self.params[i] for i in indices]
 
-    def snapshots(self, indices):
-        """What some ``members`` held before the step; see ``Writes.take_snapshots``."""
-        return self._chosen(self.writes.snapshots, indices)
+    def tensors_of(self, indices):
+        """Some parameters, of a ``DTensor`` the part that lies here; complex as pairs of reals."""
+        return self._column(self.tensors, indices)
 
-    def beside(self, tensors, indices):
-        """Tensors of the shapes of some parameters, of a ``DTensor`` the part that lies here."""
-        if self.mesh is None:
-            return tensors
-        owners = self.owners(indices)
-        return [shards.placed(t, p) for t, p in zip(tensors, owners, strict=True)]
+    def snapshots_of(self, indices):
+        """What ``tensors_of`` held before the step; see ``Writes.take_snapshots``."""
+        return self._column(self.writes.snapshots, indices)
 
     def columns(self, names, indices):
         """For each name the state of some parameters, complex as pairs of reals."""
-        return [self.reals(self._chosen(self.views[name], indices)) for name in names]
+        return [self._column(self.views[name], indices) for name in names]
+
+    def gradients_of(self, indices, gradients):
+        """Gradients of some parameters as back ends take them, like ``tensors_of``."""
+        if self.mesh is not None:
+            params = self.params_of(indices)
+            gradients = [shards.placed(t, p) for t, p in zip(gradients, params, strict=True)]
+        return self.reals(gradients) if self.param_dtype.is_complex else gradients
 
     def reals(self, tensors):
         """Tensors of the parameters' shapes as back ends take them: complex as pairs of reals."""
-        return [real_view(t) for t in tensors] if self.param_dtype.is_complex else tensors
+        return [real_view(t) for t in tensors]
 
-    def _chosen(self, tensors, indices):
+    def _column(self, tensors, indices):
         # usually the list itself: copies would cost as much as a call over small tensors
-        return tensors if self._all(indices) else [tensors[i] for i in indices]
-
-    def _all(self, indices):
-        return len(indices) == len(self.params)
+        if len(indices) != len(self.params):
+            tensors = [tensors[i] for i in indices]
+        return self.reals(tensors) if self.param_dtype.is_complex else tensors
 
     def memo(self, indices):
         """What back ends keep about a set of parameters that is stepped together."""
-        key = None if self._all(indices) else tuple(indices)
+        key = None if len(indices) == len(self.params) else tuple(indices)
         if key not in self._memos:
             # parameters that fall out of step make new sets; a few recur. That of all of them
             # stays: a captured graph may read what it holds
@@ -243,16 +242,16 @@ class Bucket:
             self._memos[key] = {}
         return self._memos[key]
 
-    def set_aside(self, i, y):
+    def keep_y(self, i, y):
         """Keep a parameter's y in its state while it holds x."""
         self.state[self.params[i]][self.key("y")] = self._shown("y", i, y)
 
-    def aside(self, i):
+    def kept_y(self, i):
         """The y that was kept, or None."""
         y = self.state[self.params[i]].get(self.key("y"))
         return None if y is None else self._placed("y", i, y)
 
-    def take_back(self, i):
+    def forget_y(self, i):
         """Forget the y that was kept."""
         self.state[self.params[i]].pop(self.key("y"), None)
 

@@ -100,7 +100,9 @@ class Buckets:
             parts: what is written on purpose, edited or not: unedited afterwards, but if the block
                 raises edited.
         """
-        buckets = self._published | dict.fromkeys(part.bucket for part in parts)
+        buckets = dict(self._published)
+        for part in parts:
+            buckets[part.bucket] = None
         unedited = {each: each.writes.unedited(range(len(each.params))) for each in buckets}
         try:
             yield
@@ -133,9 +135,10 @@ class Buckets:
             bucket.writes.own(everything)
         self._left = {p: known.own(p, everything) for p, known in self._left.items()}
 
-    def publish(self, buckets):
-        """Show new buckets in ``optimizer.state`` and keep them."""
-        for bucket in buckets:
+    def publish(self, parts):
+        """Show the state of new buckets in ``optimizer.state`` and keep them."""
+        for part in parts:
+            bucket = part.bucket
             if not bucket.published:
                 bucket.publish()
                 for i, p in enumerate(bucket.params):

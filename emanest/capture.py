@@ -6,6 +6,9 @@ graph's, or read anew at a replay. A step outside of the capture, a warm-up, see
 
 import torch
 
+# types of devices that are asked whether work is being captured
+DEVICE_TYPES = {"cuda"}
+
 
 def capturing(device_type):
     """Whether work on a type of device ("cpu", "cuda", ...) is being recorded."""
@@ -27,17 +30,15 @@ def need_warm_up(device_type, what):
     )
 
 
-def check(optimizer, parts):
+def check(optimizer, device_type):
     """Raise RuntimeError if a step is being recorded whose numbers would be those of the capture.
 
     Args:
         optimizer: whose step.
-        parts: what is stepped.
+        device_type: where it takes place.
     """
-    captured = {part.bucket.device.type for part in parts if capturing(part.bucket.device.type)}
-    if not captured:
+    if not capturing(device_type):
         return
-    device_type = captured.pop()
     name = type(optimizer).__name__
     for index, group in enumerate(optimizer.param_groups):
         if not group.get("capturable", False):

@@ -1,13 +1,24 @@
-"""A group in time: its clock, and what a step does by it; in numbers, or recorded as symbols."""
+"""Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
+from . import storage
 from .lookahead import METHODS, At, Plan
 
+# entries that all groups of an optimizer share, at their start
+CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
+# what each parameter carries from step to step
+SCALARS = "step", "lookahead"
 # what methods remember from step to step
 _MEMORY = sorted({name for method in METHODS.values() for name in method.memory})
+
+
+def training(optimizer):
+    """Whether the parameters of an optimizer hold y."""
+    return optimizer.param_groups[0]["train_mode"]
 
 
 class Clock(NamedTuple):
@@ -44,13 +55,8 @@ def host_clock(group, method):
 
 def clock_entries(group, method):
     """The entries of a group that its clock is read from."""
-    names = "lookahead_t", "lr", *memory_entries(method)
+    names = "lookahead_t", "lr", *(method.memory_entries if method else ())
     return {**{name: group[name] for name in names}, "initial_lr": group.get("initial_lr", 0.0)}
-
-
-def memory_entries(method):
-    """The entries of a group that hold a method's memory."""
-    return method.memory_entries if method else ()
 
 
 def place_clock(group, method, device):
@@ -62,7 +68,7 @@ def place_clock(group, method, device):
             group.setdefault(f"lookahead_{name}", memory[name])
         else:
             group.pop(f"lookahead_{name}", None)
-    for name in ("lookahead_t", *memory_entries(method)):
+    for name in ("lookahead_t", *(method.memory_entries if method else ())):
         held = group[name]
         if device is not None:
             group[name] = torch.as_tensor(held, dtype=torch.float64, device=device)
@@ -99,3 +105,85 @@ def planned(group, method, base, clock, step, ahead):
     if rule is None:
         return plan, None, ()
     return plan, rule, base.numbers({**group, **plan.options}, clock.lr, step)
+
+
+class Scalars:
+    """``step`` (base updates taken) and ``lookahead`` (how far y is ahead of x; 0: at x).
+
+    Each is one vector for the parameters of a bucket, so that advancing them is one operation;
+    ``views`` holds their elements, 0-d tensors.
+
+    Args:
+        count: how many parameters.
+        device: theirs.
+    """
+
+    def __init__(self, count, device):
+        self.count, self.device = count, device
+        self.on_device = False  # where the vectors are
+        self.steps = torch.zeros(count, dtype=torch.float32, device="cpu")
+        # in float64: the recurrence of a float64 parameter must see the exact number
+        self.lookaheads = torch.zeros(count, dtype=torch.float64, device="cpu")
+
+    def views(self):
+        """State name -> one 0-d tensor for each parameter."""
+        vectors = self.steps, self.lookaheads
+        return {name: list(v.unbind()) for name, v in zip(SCALARS, vectors, strict=True)}
+
+    def place(self, on_device):
+        """Keep them on the device, where one element serves all parameters, or on the host.
+
+        On the device they must be the same for all parameters: see ``uniform``. Views change.
+        """
+        self.on_device = on_device
+        self.steps = self._placed(self.steps)
+        self.lookaheads = self._placed(self.lookaheads)
+
+    def _placed(self, vector):
+        if self.on_device:
+            return vector[:1].to(self.device, copy=True).expand(self.count)
+        return vector.cpu().clone(memory_format=torch.contiguous_format)
+
+    def uniform(self):
+        """Whether all parameters have the same numbers; those on a device have."""
+        if self.on_device:
+            return True
+        steps, lookaheads = self.steps, self.lookaheads
+        return bool((steps == steps[0]).all()) and bool((lookaheads == lookaheads[0]).all())
+
+    def groups(self, indices):
+        """Group parameters by (step, lookahead), read on the host: normally one entry."""
+        if not indices:
+            return {}
+        if self.uniform():
+            return {(self.steps[0].item(), self.lookaheads[0].item()): indices}
+        steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
+        groups = {}
+        for i in indices:
+            groups.setdefault((steps[i], lookaheads[i]), []).append(i)
+        return groups
+
+    def ahead(self, indices):
+        """Group parameters by how far they are ahead; reads numbers that are on a device."""
+        storage.check("'lookahead' of the state", self.lookaheads)
+        values, groups = self.lookaheads.tolist(), {}
+        for i in indices:
+            groups.setdefault(values[i], []).append(i)
+        return groups
+
+    def advance(self, indices, counts, lookahead):
+        """Record a step: base updates if it ``counts``, and how far parameters are ahead."""
+        if len(indices) == self.count:
+            self.steps += counts
+            self.lookaheads.fill_(lookahead)
+        else:
+            # not where a user's default device is
+            index = torch.tensor(indices, device=self.steps.device)
+            self.steps[index] += counts
+            self.lookaheads[index] = lookahead
+
+    def arrive(self, i):
+        """Record that a parameter is at x."""
+        # on the device one number serves all; whoever asks is where any is right
+        if not self.on_device:
+            self.lookaheads[i] = 0.0

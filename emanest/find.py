@@ -2,8 +2,9 @@
 
 import contextlib
 
+from .clock import training
 from .optimizer import Optimizer
-from .points import restart_all_edited, training, unseen_by
+from .points import restart_all_edited, unseen_by
 
 # under which wrappers, schedulers and trainers keep optimizers
 _ATTRIBUTES = ("optimizer", "_optimizer", "optim", "optimizers", "_optimizers")

@@ -1,6 +1,5 @@
 """Parameter groups: checked when they are added, read at every step."""
 
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -9,12 +8,10 @@ from torch.nn.parameter import is_lazy
 from . import backends, rules, shards
 from .bases import Base
 from .checks import CHECKS, SEQUENCES, check_group
+from .clock import CLOCK
 from .gradients import parameter_name
 from .lookahead import Method, group_entries, method_of
 from .options import check_parameter, choice, learning_rate, warn_of_typos
-
-# entries that all groups of an optimizer share, at their start
-CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
 
 
 def is_lookahead_entry(key):

@@ -55,7 +55,7 @@ class Launch:
         ops.step_(
             self.base,
             self.look,
-            bucket.reals(bucket.members(indices)),
+            bucket.tensors_of(indices),
             gs,
             bucket.columns(BASES[self.base].state, indices),
             bucket.columns(LOOKAHEADS[self.look].state, indices),
@@ -72,8 +72,8 @@ class Launch:
         bucket, indices = self.part.bucket, self.part.indices
         ops.follow_(
             self.look,
-            bucket.reals(bucket.members(indices)),
-            bucket.reals(bucket.snapshots(indices)),
+            bucket.tensors_of(indices),
+            bucket.snapshots_of(indices),
             bucket.columns(LOOKAHEADS[self.look].state, indices),
             numbers,
             bucket.dtype,

@@ -20,7 +20,7 @@ def metrics(optimizer, skips):
                 for i in same
             ]
         )
-        sums += shards.total(found, part.bucket.owners(part.indices)).to(device)
+        sums += shards.total(found, part.bucket.params_of(part.indices)).to(device)
     x, m, displacement = sums.sqrt().unbind()
     return {
         "x_norm": x,
@@ -39,7 +39,7 @@ def _squares(part, i, ahead):
     if ahead != 0 and method is not None and part.group["train_mode"]:
         x = x_of(y, part, i, ahead)
     elif ahead != 0 and method is not None:
-        aside = bucket.aside(i)
+        aside = bucket.kept_y(i)
         y = x if aside is None else aside
     along = method is not None and method.along
     m = bucket.views[method.state[0]][i] if along else x.new_zeros(0)

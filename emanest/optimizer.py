@@ -5,14 +5,14 @@ from typing import ClassVar
 
 import torch
 
-from . import capture, checkpoint, launches, points, verdict
+from . import checkpoint, launches, points, verdict
 from .bases import Base
 from .checks import check_group
-from .groups import CLOCK, check_fit, check_params_of, completed, defaults_of, setups
+from .clock import CLOCK, training
+from .groups import check_fit, check_params_of, completed, defaults_of, setups
 from .lookahead import group_entries
 from .metrics import metrics
 from .options import check_params
-from .points import training
 from .survey import Selection
 from .watch import gradients
 
@@ -184,7 +184,6 @@ class Optimizer(torch.optim.Optimizer):
             # state appears as after any step, and there is nothing to compute
             self._allocate(parts)
             return
-        capture.check(self, parts)
         happens, skip = verdict.check(self, parts)
         self._skips.add(happens, skip)
         if not happens:
@@ -204,10 +203,10 @@ class Optimizer(torch.optim.Optimizer):
         """A step does not happen: nothing changes."""
 
     def _allocate(self, parts):
-        self.buckets.publish(part.bucket for part in parts)
+        self.buckets.publish(parts)
 
     def _run(self, planned):
-        self._allocate(launch.part for launch in planned)
+        self.buckets.publish([launch.part for launch in planned])
         self._run_passes(planned)
 
     def _run_passes(self, planned):
@@ -220,8 +219,8 @@ class Optimizer(torch.optim.Optimizer):
     def _found(self, launch, stack):
         bucket, indices = launch.part.bucket, launch.part.indices
         numbers = stack.enter_context(launch.numbers())
-        gs = self._gradients(bucket.owners(indices))
-        return launch.found(bucket.reals(bucket.beside(gs, indices)), numbers)
+        gs = self._gradients(bucket.params_of(indices))
+        return launch.found(bucket.gradients_of(indices, gs), numbers)
 
     def _gradients(self, params):
         return gradients(params)

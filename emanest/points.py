@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from . import capture, ops
+from .clock import training
 from .options import warn
 from .rules import LOOKAHEAD_STATE
 from .survey import Part
@@ -41,7 +42,7 @@ def to_x(optimizer):
     with _all_or_nothing(optimizer, parts, moves) as kept:
         for (part, _), ys in zip(moves, kept, strict=True):
             for i, y in zip(part.indices, ys, strict=True):
-                part.bucket.set_aside(i, y)
+                part.bucket.keep_y(i, y)
         for part, ahead in moves:
             if ahead != 0:
                 _move(part.method.points[0], part, ahead)
@@ -58,8 +59,8 @@ def to_y(optimizer):
         bucket, method, edited = part.bucket, part.method, set(_edited_at_x(part))
         for its, ahead in _moves([part]):
             unedited = [i for i in its.indices if i not in edited]
-            lost = [i for i in unedited if ahead != 0 and bucket.aside(i) is None]
-            kept += [(bucket, i) for i in unedited if bucket.aside(i) is not None]
+            lost = [i for i in unedited if ahead != 0 and bucket.kept_y(i) is None]
+            kept += [(bucket, i) for i in unedited if bucket.kept_y(i) is not None]
             _warn_of_lost(optimizer, method, lost)
             found = [i for i in its.indices if i in edited]
             for written, anchors in ((found, method.positions), (lost, _unknown_y(method))):
@@ -74,7 +75,7 @@ def to_y(optimizer):
         for part in anchored:
             _anchor(part)
         for bucket, i in kept:
-            _write(bucket, i, bucket.aside(i))
+            _write(bucket, i, bucket.kept_y(i))
         key = optimizer.buckets.key("y")
         for entries in _entries(optimizer, optimizer.param_groups):
             entries.pop(key, None)
@@ -98,7 +99,7 @@ def _edited_at_x(part):
 
 def _x_of_then(part, i, ahead):
     """What a parameter held after ``eval``; None where that cannot be told."""
-    y = part.bucket.aside(i)
+    y = part.bucket.kept_y(i)
     if y is not None:
         return y if ahead == 0 else x_of(y, part, i, ahead)
     # found by a back end, which rounds NaN as the step did
@@ -129,7 +130,7 @@ def _all_or_nothing(optimizer, parts, moves):
     """
     # all copies before the first move: running out of memory then changes nothing
     kept = [[_clone(part.bucket.tensors[i]) for i in part.indices] for part, _ in moves]
-    aside = [(part.bucket, i, part.bucket.aside(i)) for part in parts for i in part.indices]
+    aside = [(part.bucket, i, part.bucket.kept_y(i)) for part in parts for i in part.indices]
     was_training = training(optimizer)
     with optimizer.buckets.ours():
         try:
@@ -140,17 +141,12 @@ def _all_or_nothing(optimizer, parts, moves):
                     _write(part.bucket, i, tensor)
             for bucket, i, y in aside:
                 if y is None:
-                    bucket.take_back(i)
+                    bucket.forget_y(i)
                 else:
-                    bucket.set_aside(i, y)
+                    bucket.keep_y(i, y)
             for group in optimizer.param_groups:
                 group["train_mode"] = was_training
             raise
-
-
-def training(optimizer):
-    """Whether the parameters hold y."""
-    return optimizer.param_groups[0]["train_mode"]
 
 
 def restart_edited(optimizer, parts):
@@ -295,7 +291,7 @@ def _move(point, part, ahead):
     bucket, indices = part.bucket, part.indices
     ops.move_(
         point,
-        bucket.reals(bucket.members(indices)),
+        bucket.tensors_of(indices),
         bucket.columns(part.method.state[:1], indices),
         (ahead,),
         bucket.dtype,

@@ -70,7 +70,7 @@ class _Moving:
 
     def __init__(self, part, here):
         self.part, self.here = part, here
-        self.params = part.bucket.members(part.indices)
+        self.params = part.bucket.tensors_of(part.indices)
         self.kept = [p.clone() for p in self.params]
 
     def go(self, b):
@@ -78,7 +78,7 @@ class _Moving:
         self.restore()
         ops.move_(
             method.points[1],
-            bucket.reals(self.params),
+            self.params,
             bucket.columns(method.state, self.part.indices),
             (b - self.here,),
             bucket.dtype,

@@ -6,9 +6,8 @@ import torch
 
 from . import shards, storage
 from .bucket import forget_others, shape_like
-from .clock import memory_entries
+from .clock import CLOCK
 from .groups import (
-    CLOCK,
     check_fit,
     check_method,
     is_lookahead_entry,
@@ -83,7 +82,7 @@ def merged(optimizer, index, live, saved):
     method = check_method(group)
     check_fit(index, {**group, "params": params}, base)
     flag("train_mode", group["train_mode"])
-    for key in ("lookahead_t", *memory_entries(method)):
+    for key in ("lookahead_t", *(method.memory_entries if method else ())):
         if key not in group:
             raise ValueError(f"group {index} of the checkpoint has no {key!r}")
         value = group[key]

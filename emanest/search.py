@@ -107,7 +107,7 @@ class Directions:
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
-        return self.bucket.members(self.indices)
+        return self.bucket.tensors_of(self.indices)
 
     def _layout(self):
         """The shapes, and for each parameter a vector with its scale."""

@@ -70,7 +70,7 @@ class SpreadDirections(Directions):
 
     def tensors(self):
         """What matrices are made of: the parameters as wholes."""
-        return self.bucket.owners(self.indices)
+        return self.bucket.params_of(self.indices)
 
     def _together(self, shape, units, start, us, parts, factors, numbers, skip):
         """Find directions of some units of one shape, and factors of them, by parameter."""

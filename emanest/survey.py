@@ -35,6 +35,7 @@ class Selection:
     def __init__(self, state, key):
         self.buckets = Buckets(state, key)
         self.fake = False  # whether what was found has no values
+        self._capturable = frozenset()  # the types of devices it is on whose work can be captured
         self._found: Any = None
         self._watch = self._known = None
 
@@ -48,7 +49,8 @@ class Selection:
             setups: of each of its groups.
 
         Raises:
-            RuntimeError: a CUDA graph is being captured, and the last step found something else.
+            RuntimeError: a CUDA graph is being captured, and the last step found something else, or
+                the step's numbers would be those of the capture.
         """
         if not self._holds(optimizer, setups):
             params = (p for group in optimizer.param_groups for p in group["params"])
@@ -61,6 +63,8 @@ class Selection:
             self._found = self._look(optimizer, setups)
         if self._found is None:
             return None
+        for device_type in self._capturable:
+            capture.check(optimizer, device_type)
         return [
             Part(setup.group, setup.method, setup.base, bucket, indices)
             for setup, buckets in zip(setups, self._found, strict=True)
@@ -81,17 +85,18 @@ class Selection:
                 base = optimizer._base(group)
                 params = [p for p in group["params"] if mark in state.get(p, ())]
                 its = Setup(group, method, base, state_names(group, method, base))
-                for bucket, indices in self._find(optimizer, its, params, params):
-                    self.buckets.publish([bucket])
-                    parts.append(Part(group, method, base, bucket, indices))
+                found = self._find(optimizer, its, params, params)
+                its_parts = [Part(group, method, base, *each) for each in found]
+                self.buckets.publish(its_parts)
+                parts += its_parts
         return parts
 
     def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
         if self._watch is None:
+            lists, mappings, self._known = _looked_at(optimizer, setups)
             rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
-            self._watch = Watch(_lists(optimizer), _mappings(optimizer), rows)
-            self._known = _shape_of(setups)
+            self._watch = Watch(lists, mappings, rows)
 
     def _find(self, optimizer, setup, params, newcomers):
         """The buckets of some parameters of a group; see ``Buckets.find``."""
@@ -103,9 +108,11 @@ class Selection:
         return self.buckets.find(params, newcomers, setup.state, setup.group)
 
     def _holds(self, optimizer, setups):
-        if self._watch is None or self._known != _shape_of(setups):
+        """Whether everything is as the last step left it."""
+        lists, mappings, known = _looked_at(optimizer, setups)
+        if self._watch is None or known != self._known:
             return False
-        if not self._watch.unchanged(_lists(optimizer), _mappings(optimizer)):
+        if not self._watch.unchanged(lists, mappings):
             return False
         for buckets in self._found:
             for bucket, _ in buckets:
@@ -128,17 +135,17 @@ class Selection:
         if not all(bucket.published for bucket in new):
             check_overlap(shards.locals_of(everything))
         self.fake = all_fake(new)
+        types = {bucket.device.type for bucket in new}
+        self._capturable = frozenset() if self.fake else types & capture.DEVICE_TYPES
         return chosen
 
 
-def _lists(optimizer):
-    return [group["params"] for group in optimizer.param_groups]
-
-
-def _mappings(optimizer):
-    return [each.state for each in optimizer._holders()]
-
-
-def _shape_of(setups):
-    # with their number: a parameter that moves to the next group is still in its place among all
-    return [(len(setup.group["params"]), setup.state) for setup in setups]
+def _looked_at(optimizer, setups):
+    """The lists of parameters, the dicts that hold state, and for each group what it needs."""
+    lists, needed = [], []
+    for setup in setups:
+        params = setup.group["params"]
+        lists.append(params)
+        # with their number: a parameter that moves to the next group stays in its place among all
+        needed.append((len(params), setup.state))
+    return lists, [each.state for each in optimizer._holders()], needed

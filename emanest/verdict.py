@@ -45,7 +45,7 @@ def check(optimizer, parts):
     Raises:
         RuntimeError: a gradient is not finite under ``nonfinite="raise"``; names the parameters.
     """
-    flags = [_flag(flag) for flag in _flags(optimizer, parts)]
+    flags = list(_flags(optimizer, parts))
     if not flags:
         return True, None
     if _stays(optimizer, parts, flags):
@@ -57,12 +57,12 @@ def check(optimizer, parts):
 def _flags(optimizer, parts):
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
-        yield found_inf
+        yield _flag(found_inf)
     for part in parts:
         policy = part.group.get("nonfinite", "propagate")
         if policy == "propagate" or not part.indices:
             continue
-        flag = _nonfinite(part)
+        flag = _flag(_nonfinite(part))
         if policy == "raise" and flag.item():
             names = ", ".join(_bad(optimizer, part.group))
             raise RuntimeError(f"non-finite gradient (nonfinite='raise'): {names}")
@@ -91,9 +91,8 @@ def _stays(optimizer, parts, flags):
 
 def _nonfinite(part):
     bucket, indices = part.bucket, part.indices
-    gs = bucket.beside(gradients(bucket.owners(indices)), indices)
-    memo, backend = bucket.memo(indices), part.group.get("backend")
-    flag = ops.nonfinite(bucket.reals(gs), memo, backend)
+    gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
+    flag = ops.nonfinite(gs, bucket.memo(indices), part.group.get("backend"))
     return shards.agree(flag, bucket.mesh)
 
 

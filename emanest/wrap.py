@@ -6,8 +6,9 @@ import torch
 
 from . import checkpoint
 from .bases import Base
+from .clock import CLOCK
 from .gradients import dense
-from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
+from .groups import check_method, check_params_of, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
 from .lookahead import group_entries
 from .optimizer import Optimizer
@@ -219,7 +220,6 @@ class Wrap(Optimizer):
         return self.optimizers
 
     def _allocate(self, parts):
-        parts = list(parts)
         for part in parts:
             part.bucket.writes.take_snapshots(range(len(part.bucket.params)))
         self._step_inner(())
@@ -230,9 +230,9 @@ class Wrap(Optimizer):
         followed = [launch for launch in planned if launch.base is None]
         for launch in followed:
             launch.part.bucket.writes.take_snapshots(launch.part.indices)
-        raw_params = [launch.part.bucket.owners(launch.part.indices) for launch in raw]
+        raw_params = [launch.part.bucket.params_of(launch.part.indices) for launch in raw]
         self._step_inner([p for params in raw_params for p in params])
-        super()._allocate(launch.part for launch in planned)
+        self.buckets.publish([launch.part for launch in planned])
         for launch in followed:
             with launch.numbers() as numbers:
                 launch.follow(numbers)

@@ -20,6 +20,8 @@ NOT_PINNED = (
     "Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU tensor is "
     "pinned"
 )
+# a stand-in on the CPU is asked too
+capture.DEVICE_TYPES.add("cpu")
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
