@@ -3,7 +3,7 @@
 from . import schedules
 from .find import at_iterate, find, find_all
 from .iterate import iterate_state_dict, update_bn
-from .lookahead import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
+from .methods import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
 from .muon import Muon, NorMuon
 from .newton_schulz import orthogonalize
 from .optimizer import Optimizer

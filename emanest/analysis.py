@@ -19,7 +19,7 @@ import torch
 
 from .bases import SGD
 from .checks import check_group
-from .lookahead import At, Method, Plan
+from .methods.method import At, Method, Plan
 from .options import count, real
 from .rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
 
@@ -31,7 +31,6 @@ _TINY = 1e-12  # below this a response is rounding
 class _Plain(Method):
     """The base alone."""
 
-    name: ClassVar[str] = "none"
     state: ClassVar[tuple[str, ...]] = ()
 
     def plan(self, at, memory):

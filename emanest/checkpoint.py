@@ -10,7 +10,7 @@ from .bucket import forget_others
 from .checks import CHECKS, SEQUENCES
 from .gradients import parameter_name
 from .groups import is_lookahead_entry
-from .lookahead import METHODS, method_of
+from .methods.method import METHODS, method_of
 from .options import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 

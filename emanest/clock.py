@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 import torch
 
 from . import storage
-from .lookahead import METHODS, At, Plan
+from .methods.method import MEMORY, At, Plan
 
 # entries that all groups of an optimizer share, at their start
 CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
 # what each parameter carries from step to step
 SCALARS = "step", "lookahead"
-# what methods remember from step to step
-_MEMORY = sorted({name for method in METHODS.values() for name in method.memory})
 
 
 def training(optimizer):
@@ -62,7 +60,7 @@ def clock_entries(group, method):
 def place_clock(group, method, device):
     """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
     memory = method.memory if method else {}
-    for name in _MEMORY:
+    for name in MEMORY:
         # a method that has taken another one's place has none yet, and leaves none behind
         if name in memory:
             group.setdefault(f"lookahead_{name}", memory[name])

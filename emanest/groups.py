@@ -10,7 +10,7 @@ from .bases import Base
 from .checks import CHECKS, SEQUENCES, check_group
 from .clock import CLOCK
 from .gradients import parameter_name
-from .lookahead import Method, group_entries, method_of
+from .methods.method import Method, group_entries, method_of
 from .options import check_parameter, choice, learning_rate, warn_of_typos
 
 

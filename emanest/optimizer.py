@@ -10,7 +10,7 @@ from .bases import Base
 from .checks import check_group
 from .clock import CLOCK, training
 from .groups import check_fit, check_params_of, completed, defaults_of, setups
-from .lookahead import group_entries
+from .methods.method import group_entries
 from .metrics import metrics
 from .options import check_params
 from .survey import Selection

@@ -3,7 +3,7 @@
 import torch
 
 from . import ops
-from .lookahead import method_of
+from .methods.method import method_of
 from .optimizer import Optimizer
 from .options import real
 

@@ -13,7 +13,7 @@ from .groups import (
     is_lookahead_entry,
     state_names,
 )
-from .lookahead import group_entries, method_of
+from .methods.method import group_entries, method_of
 from .options import flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold

@@ -8,7 +8,7 @@ from .bucket import Bucket
 from .buckets import Buckets, all_fake, check_overlap
 from .gradients import with_gradients
 from .groups import Setup, state_names
-from .lookahead import Method, method_of
+from .methods.method import Method, method_of
 from .watch import Watch
 
 

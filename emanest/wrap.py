@@ -10,7 +10,7 @@ from .clock import CLOCK
 from .gradients import dense
 from .groups import check_method, check_params_of, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
-from .lookahead import group_entries
+from .methods.method import group_entries
 from .optimizer import Optimizer
 from .options import learning_rate, suggesting, warn_of_typos
 

@@ -13,7 +13,7 @@ import helpers
 from emanest import EMANesterov, ScheduleFree, bases, rules
 from emanest.clock import Clock, planned
 from emanest.device import DevicePlan, record
-from emanest.lookahead import group_entries
+from emanest.methods.method import group_entries
 
 METHODS = {
     "none": None,

@@ -11,9 +11,8 @@ import torch
 import textbook
 import textbook_bases
 from emanest import analysis, rules
-from emanest.lookahead import (
+from emanest.methods import (
     GPA,
-    METHODS,
     NAG,
     NALA,
     SNOO,
@@ -22,6 +21,7 @@ from emanest.lookahead import (
     Lookahead,
     ScheduleFree,
 )
+from emanest.methods.method import METHODS
 
 # method, period
 PERIODS = [

@@ -57,7 +57,7 @@ BAD_SETTINGS = [(cls, name, value) for cls, name, values in SETTINGS for value i
 
 def test_every_setting_of_every_method_is_in_the_table():
     listed = {(cls, name) for cls, name, _ in SETTINGS}
-    fields = {(m, f) for m in emanest.lookahead.METHODS.values() for f in m.__match_args__}
+    fields = {(m, f) for m in emanest.methods.method.METHODS.values() for f in m.__match_args__}
     assert listed == fields
 
 

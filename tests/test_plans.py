@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from emanest import GPA, NAG, SNOO, EMANesterov, LongHorizon, ScheduleFree, lookahead
+from emanest import GPA, NAG, SNOO, EMANesterov, LongHorizon, ScheduleFree
+from emanest.methods.method import METHODS, At
 from helpers import BASES, on
 
 # settings without a default
@@ -22,7 +23,7 @@ CAPTURABLE = [
 
 
 def test_every_capturable_method_is_here():
-    defaults = [method(**REQUIRED.get(method, {})) for method in lookahead.METHODS.values()]
+    defaults = [method(**REQUIRED.get(method, {})) for method in METHODS.values()]
     capturable = {type(method) for method in defaults if method.capturable}
     assert {type(method) for method in CAPTURABLE} == capturable
     assert not EMANesterov(lambda t: 0.5).capturable
@@ -35,7 +36,7 @@ def planned(method, number):
     for t in range(14):
         lr = number([0.0, 0.1, 0.3, 0.2][t % 4])
         memory = method.remember(number(t), lr, number(0.15 * (t > 5)), memory)
-        plan = method.plan(lookahead.At(number(t), number(t), b, lr, number(0.1)), memory)
+        plan = method.plan(At(number(t), number(t), b, lr, number(0.1)), memory)
         b = plan.ahead
         said.append((plan.rule, [*plan.numbers, plan.ahead, *memory.values()]))
     return said

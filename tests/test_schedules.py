@@ -20,10 +20,10 @@ from emanest import (
     LongHorizon,
     Lookahead,
     ScheduleFree,
-    lookahead,
     rules,
     schedules,
 )
+from emanest.methods.method import METHODS
 from helpers import content, differing, flat, gradients, on, params_of, run, set_gradients
 
 each_kind = pytest.mark.parametrize("wrapped", [False, True])
@@ -229,7 +229,7 @@ def test_a_peak_of_zero_is_no_peak():
         schedules.proportional(0.5, lambda t: 1.0, peak=0)
 
 
-@pytest.mark.parametrize("method", lookahead.METHODS.values())
+@pytest.mark.parametrize("method", METHODS.values())
 def test_settings_out_of_range_are_named(method):
     """14: NaN and infinity included; every setting of every method is here."""
     settings = method(**REQUIRED.get(method, {})).settings()

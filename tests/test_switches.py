@@ -11,7 +11,7 @@ from torch import nn
 import emanest
 import helpers
 from emanest import Wrap
-from emanest.lookahead import group_entries
+from emanest.methods.method import group_entries
 from helpers import LR, METHODS, bits, params_of, run, values
 
 # without momentum, for Schedule-Free

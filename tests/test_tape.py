@@ -9,7 +9,7 @@ import device_plans
 from device_plans import BASES, METHODS, PAIRS, SKIPPED, STEPS, Host, group_of, rate
 from emanest import NALA, SNOO, LongHorizon, Lookahead
 from emanest.device import record, record_clock
-from emanest.lookahead import At
+from emanest.methods.method import At
 from emanest.tape import Program, Symbol, Tape, evaluate
 
 # the largest program has 66

@@ -20,9 +20,9 @@ from emanest import (
     Lookahead,
     ScheduleFree,
     Wrap,
-    lookahead,
     rules,
 )
+from emanest.methods import method as methods
 
 STEPS = 210
 TOLERANCE = 1e-12
@@ -278,16 +278,16 @@ def plans_of(method):
     ahead, memory = 0.0, dict(method.memory)
     for t in range(20):
         memory = method.remember(t, 0.1, 0.0, memory)
-        plan = method.plan(lookahead.At(t, t, ahead, 0.1, 0.0), memory)
+        plan = method.plan(methods.At(t, t, ahead, 0.1, 0.0), memory)
         ahead = plan.ahead
         yield plan
 
 
 @pytest.mark.parametrize("table", [METHODS, SHORT])
 def test_every_method_and_rule_is_here(table):
-    methods = [method for method in table.values() if method is not None]
-    assert {method.name for method in methods} == set(lookahead.METHODS)
-    plans = [plan for method in methods for plan in plans_of(method)]
+    used = [method for method in table.values() if method is not None]
+    assert {method.name for method in used} == set(methods.METHODS)
+    plans = [plan for method in used for plan in plans_of(method)]
     assert {plan.rule for plan in plans} == set(rules.LOOKAHEADS)
 
 

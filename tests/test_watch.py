@@ -1,4 +1,4 @@
-"""What lets a step not look at every parameter: every way in which the next step could find something else."""
+"""What lets a step not look at every parameter: all ways in which the next could find another."""
 
 import pytest
 import torch

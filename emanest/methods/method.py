@@ -1,10 +1,17 @@
-"""What a lookahead method is: settings, the state it keeps, and what it does at each step."""
+"""What a lookahead method is: settings, the state it keeps, what it does at each step.
 
+A method is a small frozen dataclass. A group holds its name (``lookahead``) and its settings
+(``lookahead_stepsize``, ``lookahead_decay``, ...), where they can be overridden per group and where
+``state_dict`` saves them; the dataclass is their template and their validator.
+"""
+
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+from ..options import choice
 from ..rules import POSITIONS
 
 
@@ -30,12 +37,21 @@ class Plan(NamedTuple):
     base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
 
 
+def is_sync(t, every):
+    """Whether a method that acts at every k-th step acts at the end of step t."""
+    return (t + 1) % every == 0
+
+
 def momentum_of(group):
     """The option that gives the base a momentum, as ``momentum=0.9``; empty without one."""
     beta1, momentum = group.get("betas", (0.0,))[0], group.get("momentum", 0.0)
     if beta1 != 0:
         return f"betas[0]={beta1}"
     return f"momentum={momentum}" if momentum != 0 else ""
+
+
+METHODS: dict[str, type["Method"]] = {}  # name in a group -> method
+MEMORY: dict[str, None] = {}  # the names of all that methods remember from step to step
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,11 @@ class Method:
     memory_entries: ClassVar[tuple[str, ...]]  # of a group, which hold the memory
 
     def __init_subclass__(cls):
-        """Name what follows from the state and the memory."""
+        """Make the method known by its name, and name what follows from state and memory."""
         super().__init_subclass__()
+        if "name" in vars(cls):
+            METHODS[cls.name] = cls
+        MEMORY.update(dict.fromkeys(cls.memory))
         cls.positions = tuple(name for name in cls.state if name in POSITIONS)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
@@ -94,3 +113,45 @@ class Method:
     def plan(self, at: At, memory: dict) -> Plan:
         """What step ``at.t`` does; ``memory`` includes that step."""
         raise NotImplementedError
+
+
+def group_entries(method, base=None):
+    """The entries that a method (or None) puts into a parameter group.
+
+    Args:
+        method: the method, or None.
+        base: the options of the base as it was made, where the group has one already.
+
+    Raises:
+        TypeError: neither a method nor None.
+    """
+    if method is None:
+        return {"lookahead": None}
+    if not isinstance(method, Method):
+        names = ", ".join(m.__name__ for m in METHODS.values())
+        raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
+    kept = {**method.memory, **({} if base is None else method.note_base(base))}
+    kept = {f"lookahead_{name}": value for name, value in kept.items()}
+    return {"lookahead": method.name, **method.settings(), **kept}
+
+
+def method_of(group):
+    """The method that a group's entries describe, validated; None without one."""
+    name = group.get("lookahead")
+    if name is None:
+        return None
+    cls = METHODS[choice("lookahead", name, METHODS)]
+    settings = [group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)]
+    # a function may not be hashable, and would be kept alive
+    return (_build if any(map(callable, settings)) else _cached)(cls, *settings)
+
+
+def _build(cls, *settings):
+    for field, value in zip(fields(cls), settings, strict=True):
+        if value is MISSING:
+            raise ValueError(f"lookahead={cls.name!r} needs the entry 'lookahead_{field.name}'")
+    return cls(*settings)
+
+
+# typed: 1, 1.0 and True are equal but not equally valid
+_cached = functools.lru_cache(maxsize=1024, typed=True)(_build)

@@ -1,56 +1,12 @@
-"""Methods that take gradients between an average x and the base optimizer's own iterate z."""
+"""Schedule-Free: averaging in place of a learning-rate schedule."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import schedules
 from ..options import real
-from .method import Method, Plan, momentum_of
-
-
-def _between(c, mu, decay=0.0, options=None):
-    """Z has weight c in the new x, and x weight mu in the new y."""
-    return Plan("gpa", (c, c - (1.0 - c) * mu, decay), 1.0 / mu - 1.0, options or {})
-
-
-@dataclass(frozen=True)
-class GPA(Method):
-    """Generalized primal averaging: a smooth DiLoCo.
-
-        y = mu_y * x + (1 - mu_y) * z
-        z = (1 - lr * weight_decay) * z + u
-        x = mu_x * x + (1 - mu_x) * z
-
-    The base's weight decay acts on z, decoupled, and is switched off at y (under ``Wrap`` the
-    inner optimizer's decay acts at y). mu_x = 0 is the base optimizer. Memory: one extra state
-    value per parameter (``z``; x is implicit).
-
-    Args:
-        mu_x: weight of x in its own average, in [0, 1); about 0.9 ** (1 / H) replaces DiLoCo with H
-            inner steps.
-        mu_y: weight of x at the gradient point, in (0, 1].
-
-    Raises:
-        TypeError, ValueError: a setting is of the wrong kind or out of range.
-
-    Source: Defazio et al. 2025, arXiv:2512.17131.
-    """
-
-    name: ClassVar[str] = "gpa"
-    state: ClassVar[tuple[str, ...]] = ("z",)
-    points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
-
-    mu_x: float = 0.9967
-    mu_y: float = 0.7
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(mu_x=real("mu_x", self.mu_x, 0, 1, "[)"))
-        self._set(mu_y=real("mu_y", self.mu_y, 0, 1, "(]"))
-
-    def plan(self, at, memory):
-        """Average, with the decay moved from y to z."""
-        return _between(1.0 - self.mu_x, self.mu_y, at.lr * at.weight_decay, {"weight_decay": 0.0})
+from .gpa import between
+from .method import Method, momentum_of
 
 
 @dataclass(frozen=True)
@@ -112,4 +68,4 @@ class ScheduleFree(Method):
         """Average with the weight of this step."""
         total = memory["weight_sum"]
         c = memory["weight"] / (total + (total == 0))
-        return _between(c, self.momentum)
+        return between(c, self.momentum)

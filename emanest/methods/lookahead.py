@@ -1,0 +1,47 @@
+"""Lookahead: k steps forward, one step back."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..options import count, real
+from .method import Method, Plan, is_sync
+
+
+@dataclass(frozen=True)
+class Lookahead(Method):
+    """k steps forward, one step back.
+
+        every k steps:   x = x + alpha * (y - x);  y = x
+
+    x are the slow weights. The base optimizer's state is kept at a sync. Memory: one extra state
+    value per parameter (``x``).
+
+    Args:
+        every: base steps between syncs, at least 1; syncs come after steps k, 2k, ...
+        alpha: in [0, 2); 1 is the base optimizer itself, 0 returns to the slow weights.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
+    Source: Zhang et al. 2019, arXiv:1907.08610, algorithm 1.
+    """
+
+    name: ClassVar[str] = "lookahead"
+    state: ClassVar[tuple[str, ...]] = ("x",)
+    points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
+    syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
+
+    every: int = 5
+    alpha: float = 0.5
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(every=count("every", self.every))
+        self._set(alpha=real("alpha", self.alpha, 0, 2, "[)"))
+
+    def plan(self, at, memory):
+        """Pull at a sync, else leave the fast weights alone."""
+        if is_sync(at.t, self.every):
+            return Plan("lookahead", (self.alpha,))
+        return Plan("none", (), 1.0)

@@ -1,0 +1,58 @@
+"""NAG: look ahead along the last displacement."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..options import real
+from .method import Method, Plan, momentum_of
+
+
+@dataclass(frozen=True)
+class NAG(Method):
+    """Nesterov's accelerated gradient around any base optimizer, in the canonical form.
+
+        x' = y + u
+        y' = x' + momentum * (x' - x)
+
+    Safe under learning-rate schedules, where PyTorch's ``SGD(nesterov=True)`` rescales the carried
+    velocity. A base with a momentum of its own keeps it; one without must stay without: OneCycleLR
+    and CyclicLR would switch it on, unless they get ``cycle_momentum=False``. Memory: one extra
+    state value per parameter (``velocity``).
+
+    Args:
+        momentum: in (-1, 1).
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range, or (at a step, or a
+            load) a base that was made without momentum has one.
+
+    Source: Nesterov 1983; Sutskever et al. 2013, whose v is ``velocity``.
+    """
+
+    name: ClassVar[str] = "nag"
+    state: ClassVar[tuple[str, ...]] = ("velocity",)
+    points: ClassVar[tuple[str, str | None]] = ("x_along", "y_along")
+
+    momentum: float
+
+    def __post_init__(self):
+        """Check the range."""
+        self._set(momentum=real("momentum", self.momentum, -1, 1, "()"))
+
+    def note_base(self, group):
+        """Whether the base has a momentum of its own."""
+        return {"on_momentum": bool(momentum_of(group))}
+
+    def check_base(self, group):
+        """A base that was made without momentum must stay without: two would multiply."""
+        momentum = momentum_of(group)
+        if momentum and not group.get("lookahead_on_momentum", True):
+            raise ValueError(
+                f"NAG brings the momentum of a base that was made without one, and now has "
+                f"{momentum}: pass cycle_momentum=False to the scheduler that sets it, or make the "
+                "base with a momentum to have both"
+            )
+
+    def plan(self, at, memory):
+        """Step ahead along the last displacement."""
+        return Plan("nag", (at.ahead, self.momentum), self.momentum)

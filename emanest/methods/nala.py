@@ -1,0 +1,58 @@
+"""NALA: lookahead whose slow weights take a gradient step of their own."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..options import count, real
+from .method import Method, Plan
+
+
+@dataclass(frozen=True)
+class NALA(Method):
+    """Lookahead whose slow weights take a gradient step of their own.
+
+        after k base steps:   y = y + mu * (y - x)
+        the next gradient:    x = y - lr * g;  y = x      (raw: not through the base, no decay)
+
+    ``every + 1`` gradients per outer step, no closure. The published setting has mu < 0: an
+    interpolation towards the slow weights. Memory: one extra state value per parameter (``x``).
+
+    Args:
+        every: base steps per outer step, at least 1.
+        lr: step size of the raw gradient step, at least 0; 1e-4 to 1e-2 in the paper.
+        mu: in (-1, 1); -0.3 to -0.7 in the paper.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
+    Source: Zuo et al. 2024, algorithm 1. x starts at the parameters (the authors' code starts it at
+    zero), and the gradient at y is that of the next batch.
+    """
+
+    name: ClassVar[str] = "nala"
+    state: ClassVar[tuple[str, ...]] = ("x",)
+    points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
+    syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
+
+    # what a parameter's `lookahead` says here, besides 0 for "at x"
+    FAST: ClassVar[float] = 1.0
+    EXTRAPOLATED: ClassVar[float] = 2.0
+
+    every: int = 5
+    lr: float = 1e-3
+    mu: float = -0.5
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(every=count("every", self.every))
+        self._set(lr=real("lr", self.lr, 0))
+        self._set(mu=real("mu", self.mu, -1, 1, "()"))
+
+    def plan(self, at, memory):
+        """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""
+        if at.ahead == self.EXTRAPOLATED:
+            return Plan("anchor", base=("direction", (self.lr, 0.0)))
+        if at.t % (self.every + 1) == self.every - 1:
+            return Plan("extrapolate", (self.mu,), self.EXTRAPOLATED)
+        return Plan("none", (), self.FAST)

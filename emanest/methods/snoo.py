@@ -1,0 +1,53 @@
+"""SNOO: a Nesterov SGD step of the slow weights at every sync."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..options import count, real
+from .method import Method, Plan, is_sync
+
+
+@dataclass(frozen=True)
+class SNOO(Method):
+    """A Nesterov SGD step of the slow weights on the displacement of the last k steps.
+
+        every k steps:   delta = y - x
+                         b = momentum * b + delta
+                         x = x + lr * (delta + momentum * b);  y = x
+
+    This is also the outer step of DiLoCo (``SNOO(500, 0.7, 0.9)`` on one worker) and of MuLoCo (for
+    a constant outer lr). momentum = 0 is Lookahead with alpha = lr; lr = 1 is LongHorizon.
+    Memory: two extra state values per parameter (``x``, ``outer_momentum_buffer``).
+
+    Args:
+        every: base steps between syncs, at least 1; syncs come after steps k, 2k, ...
+        lr: outer learning rate, in (0, 2).
+        momentum: outer momentum, in [0, 1).
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong kind or out of range.
+
+    Source: Kallusky et al. 2025, arXiv:2510.15830; DiLoCo, arXiv:2311.08105.
+    """
+
+    name: ClassVar[str] = "snoo"
+    state: ClassVar[tuple[str, ...]] = ("x", "outer_momentum_buffer")
+    points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
+    syncs: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
+
+    every: int
+    lr: float = 0.7
+    momentum: float = 0.5
+
+    def __post_init__(self):
+        """Check the ranges."""
+        self._set(every=count("every", self.every))
+        self._set(lr=real("lr", self.lr, 0, 2, "()"))
+        self._set(momentum=real("momentum", self.momentum, 0, 1, "[)"))
+
+    def plan(self, at, memory):
+        """Take the outer step at a sync."""
+        if is_sync(at.t, self.every):
+            return Plan("snoo", (self.lr, self.momentum))
+        return Plan("none", (), 1.0)
