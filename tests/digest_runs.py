@@ -222,10 +222,9 @@ class Run:
         elif t == 11:
             self.found_inf(t)
         elif t == 12:
-            self.scaled(t, overflow=True)
-        elif t == 13:
-            self.scaled(t, overflow=False)
-            self.gradients(t)
+            for overflow in (True, False):
+                self.scaled(t, overflow)
+                self.gradients(t)
 
     def _after(self, t):
         if t in (0, 4, 11):
@@ -526,7 +525,7 @@ def _added(run):
 
 def _mixed_dtypes(params, backend):
     dtypes = (torch.float64, torch.bfloat16, torch.float32, torch.float32)
-    params = [copied(p.detach().to(d)) for p, d in zip(params, dtypes, strict=True)]
+    params = [nn.Parameter(p.detach().to(d)) for p, d in zip(params, dtypes, strict=True)]
     return _adamw(params, METHODS["ema"], backend=backend)
 
 
