@@ -28,12 +28,13 @@ _TINY = 1e-12  # below this a response is rounding
 
 
 @dataclass(frozen=True)
-class _Plain(Method):
+class NoLookahead(Method):
     """The base alone."""
 
     state: ClassVar[tuple[str, ...]] = ()
 
     def plan(self, at, memory):
+        """Nothing is added."""
         return Plan()
 
 
@@ -157,7 +158,7 @@ def direction_response(method, frequencies, *, t=SETTLED):
 
     steady = _response(method, 0.0, t, drive, direction)
     if steady.abs() < _TINY:
-        raise ValueError(f"{method.name} has no lookahead direction at step {t}: y is x there")
+        raise ValueError(f"{method} has no lookahead direction at step {t}: y is x there")
     return _response(method, frequencies, t, drive, direction) / steady
 
 
@@ -187,14 +188,14 @@ def trajectory(method, gradient, start, lr, steps, **base):
     plans = _plans(method, group["lr"], group["weight_decay"])
     for at, plan in itertools.islice(plans, count("steps", steps, 0)):
         y, state = _step(group, at, plan, y, gradient(y), state)
-        xs.append(_iterate(method, y, state, plan.lookahead))
+        xs.append(_iterate(method, y, state, plan.ahead))
         ys.append(y)
     return Trajectory(torch.stack(xs), torch.stack(ys))
 
 
 def _method(method):
     if method is None:
-        return _Plain()
+        return NoLookahead()
     if not isinstance(method, Method):
         raise TypeError(f"method must be None or a lookahead method, got {method!r}")
     return method
@@ -211,13 +212,13 @@ def _group(method, lr, **base):
 
 def _plans(method, lr, weight_decay):
     """Yield where every step begins and what it does, from step 0 on."""
-    lookahead, memory = 0.0, dict(method.memory)
+    ahead, memory = 0.0, dict(method.memory)
     for t in itertools.count():
         memory = method.remember(t, lr, 0.0, memory)
-        at = At(t, t, lookahead, lr, weight_decay)
+        at = At(t, t, ahead, lr, weight_decay)
         plan = method.plan(at, memory)
         yield at, plan
-        lookahead = plan.lookahead
+        ahead = plan.ahead
 
 
 def _cycle(method, lr, weight_decay, t):
@@ -250,14 +251,14 @@ def _follow(method, plan, y, u, state):
     look = LOOKAHEADS[plan.rule]
     y, new = look.function(y + u, u, tuple(state[name] for name in look.state), plan.numbers)
     state = state | dict(zip(look.state, new, strict=True))
-    return y, state, _iterate(method, y, state, plan.lookahead)
+    return y, state, _iterate(method, y, state, plan.ahead)
 
 
-def _iterate(method, y, state, lookahead):
-    if lookahead == 0:
+def _iterate(method, y, state, ahead):
+    if ahead == 0:
         return y
     point = POINTS[method.points[0]]
-    return point.function(y, (state[method.state[0]],), (lookahead,))
+    return point.function(y, (state[method.state[0]],), (ahead,))
 
 
 def _response(method, frequencies, t, drive, read):
@@ -270,7 +271,7 @@ def _response(method, frequencies, t, drive, read):
     # positions are measured from y, or the drift of a constant input would have no steady state
     unit = torch.eye(size + steps, dtype=torch.float64)
     y, state = torch.zeros_like(unit[0]), dict(zip(method.state, unit, strict=False))
-    x = _iterate(method, y, state, cycle[0][0].lookahead)
+    x = _iterate(method, y, state, cycle[0][0].ahead)
     outputs = []
     for (_, plan), signal in zip(cycle, unit[size:], strict=True):
         y, state, next_x = _follow(method, plan, y, drive(plan, x, y, state, signal), state)

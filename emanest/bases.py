@@ -26,7 +26,7 @@ class Base(NamedTuple):
     takes in their place: directions, factors of them, and the numbers of the pass.
     """
 
-    rule: Callable[[dict], str | None]  # group -> a row of rules.BASES; None: updated elsewhere
+    rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere
     numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers: directions', rule's
     options: Mapping[str, Any]  # its own options of a group, with their defaults
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error

@@ -31,7 +31,7 @@ class Launch:
     """
 
     part: Part
-    base: str | None
+    base: Any
     look: str
     directions: Callable | None = None
     skip: torch.Tensor | None = None
@@ -95,7 +95,9 @@ class HostLaunch(Launch):
 
     def __init__(self, part, step, ahead, clock, grad_scale):
         self.part = part
-        self._plan, self.base, numbers = planned(*part[:3], clock, step, ahead)
+        self._plan, self.base, numbers = planned(
+            part.group, part.method, part.base, clock, step, ahead
+        )
         self.look, self._numbers = self._plan.rule, self._plan.numbers
         if self.base is not None:
             self._numbers = _factor(part.group, grad_scale), *numbers, *self._numbers
@@ -217,9 +219,9 @@ def _on_host(setup, parts, skip, grad_scale):
     clock, launches = HostClock(setup), []
     for part in parts:
         part.bucket.place_scalars(on_device=False)
-        for scalars, same in part.bucket.scalars.groups(part.indices).items():
+        for (step, ahead), same in part.bucket.scalars.groups(part.indices).items():
             its = part._replace(indices=same)
-            launches.append(HostLaunch(its, *scalars, clock.now, grad_scale))
+            launches.append(HostLaunch(its, step, ahead, clock.now, grad_scale))
     return launches, [clock]
 
 

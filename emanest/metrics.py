@@ -41,8 +41,9 @@ def _squares(part, i, ahead):
     elif ahead != 0 and method is not None:
         aside = bucket.kept_y(i)
         y = x if aside is None else aside
-    along = method is not None and method.along
-    m = bucket.views[method.state[0]][i] if along else x.new_zeros(0)
+    m = x.new_zeros(0)
+    if method is not None and method.along:
+        m = bucket.views[method.state[0]][i]
     wide = torch.complex128 if x.is_complex() else torch.float64
     each = x, m, y.to(wide) - x.to(wide)
     return torch.stack([torch.linalg.vector_norm(t, dtype=wide).square() for t in each])

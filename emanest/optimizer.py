@@ -98,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
         """The options of a group by name, with their defaults; its other entries are the user's."""
         return defaults_of(group, self.defaults, self.bases)
 
-    def _holders(self):
+    def _holders(self) -> list[torch.optim.Optimizer]:
         """The optimizers that hold the groups and the state."""
         return [self]
 

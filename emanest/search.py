@@ -80,7 +80,7 @@ class Directions:
     """
 
     options = tuple(OPTIONS)
-    row_rule: str | None = None
+    row_rule: Any = None
 
     def __init__(self, part):
         group, self.bucket, self.indices = part.group, part.bucket, part.indices

@@ -8,7 +8,7 @@ from .bucket import Bucket
 from .buckets import Buckets, all_fake, check_overlap
 from .gradients import with_gradients
 from .groups import Setup, state_names
-from .methods.method import Method, method_of
+from .methods.method import method_of
 from .watch import Watch
 
 
@@ -16,7 +16,7 @@ class Part(NamedTuple):
     """The parameters of a group that lie in one bucket, all of them or some."""
 
     group: dict[str, Any]
-    method: Method | None
+    method: Any  # a Method, or None
     base: Base
     bucket: Bucket
     indices: list[int]  # of the parameters, in the bucket
