@@ -4,13 +4,10 @@ from . import schedules
 from .find import at_iterate, find, find_all
 from .iterate import iterate_state_dict, update_bn
 from .methods import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
-from .muon import Muon, NorMuon
 from .newton_schulz import orthogonalize
-from .optimizer import Optimizer
-from .optimizers import SGD, AdamW
+from .optimizers import SGD, AdamW, Muon, NorMuon, Optimizer, Wrap
 from .probe import probe_lookahead
 from .split import split_params
-from .wrap import Wrap
 
 __version__ = "0.1.0.dev0"
 

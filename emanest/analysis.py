@@ -17,9 +17,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from .bases import SGD
 from .checks import check_group
 from .methods.method import At, Method, Plan
+from .optimizers.sgd import BASE as SGD
 from .options import count, real
 from .rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
 

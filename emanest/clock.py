@@ -95,7 +95,8 @@ def planned(group, method, base, clock, step, ahead):
         The lookahead's ``Plan``; the base rule, a row of ``rules.BASES``, or None where another
         optimizer makes the update; and the base rule's numbers.
     """
-    at = At(clock.t, step, ahead, clock.lr, base.weight_decay(group))
+    decay = 0.0 if base.decay is None else group[base.decay]
+    at = At(clock.t, step, ahead, clock.lr, decay)
     plan = Plan() if method is None else method.plan(at, clock.memory)
     if plan.base is not None:
         return plan, *plan.base

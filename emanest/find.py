@@ -3,7 +3,7 @@
 import contextlib
 
 from .clock import training
-from .optimizer import Optimizer
+from .optimizers import Optimizer
 from .points import restart_all_edited, unseen_by
 
 # under which wrappers, schedulers and trainers keep optimizers

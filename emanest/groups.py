@@ -6,7 +6,6 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from . import backends, rules, shards
-from .bases import Base
 from .checks import CHECKS, SEQUENCES, check_group
 from .clock import CLOCK
 from .gradients import parameter_name
@@ -96,7 +95,7 @@ class Setup(NamedTuple):
 
     group: dict[str, Any]
     method: Method | None  # its lookahead
-    base: Base
+    base: Any  # its ``optimizers.base.Base``
     state: tuple[str, ...]  # names of all state that its parameters need
 
 

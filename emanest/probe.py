@@ -4,7 +4,7 @@ import torch
 
 from . import ops
 from .methods.method import method_of
-from .optimizer import Optimizer
+from .optimizers import Optimizer
 from .options import real
 
 

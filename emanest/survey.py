@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from . import capture, shards
-from .bases import Base
 from .bucket import Bucket
 from .buckets import Buckets, all_fake, check_overlap
 from .gradients import with_gradients
@@ -17,7 +16,7 @@ class Part(NamedTuple):
 
     group: dict[str, Any]
     method: Any  # a Method, or None
-    base: Base
+    base: Any  # an ``optimizers.base.Base``
     bucket: Bucket
     indices: list[int]  # of the parameters, in the bucket
 

@@ -285,7 +285,10 @@ def out_of_memory_at_load(name):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("out of memory")
 
-    for module, attribute in ((emanest.bucket, "_views"), (emanest.checkpoint, "unpacked")):
+    for module, attribute in (
+        (emanest.bucket, "_views"),
+        (emanest.optimizers.checkpoint, "unpacked"),
+    ):
         optimizer, twin = ready(name), ready(name)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, attribute, fail)

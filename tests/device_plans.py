@@ -10,10 +10,12 @@ import sys
 import torch
 
 import helpers
-from emanest import EMANesterov, ScheduleFree, bases, rules
+from emanest import EMANesterov, ScheduleFree, rules
 from emanest.clock import Clock, planned
 from emanest.device import DevicePlan, record
 from emanest.methods.method import group_entries
+from emanest.optimizers.adamw import ADAMW
+from emanest.optimizers.sgd import BASE as SGD
 
 METHODS = {
     "none": None,
@@ -26,11 +28,11 @@ METHODS = {
 _ADAM = {"weight_decay": 0.1, "eps": 1e-8}
 _SGD = {"weight_decay": 0.1, "nesterov": False}
 BASES = {
-    "adamw": (bases.ADAMW, {**_ADAM, "betas": (0.9, 0.999), "amsgrad": False}),
-    "amsgrad": (bases.ADAMW, {**_ADAM, "betas": (0.0, 0.99), "amsgrad": True}),
-    "sgd": (bases.SGD, {**_SGD, "momentum": 0.0, "dampening": 0.0}),
-    "momentum": (bases.SGD, {**_SGD, "momentum": 0.9, "dampening": 0.5}),
-    "nesterov": (bases.SGD, {**_SGD, "momentum": 0.9, "dampening": 0.0, "nesterov": True}),
+    "adamw": (ADAMW, {**_ADAM, "betas": (0.9, 0.999), "amsgrad": False}),
+    "amsgrad": (ADAMW, {**_ADAM, "betas": (0.0, 0.99), "amsgrad": True}),
+    "sgd": (SGD, {**_SGD, "momentum": 0.0, "dampening": 0.0}),
+    "momentum": (SGD, {**_SGD, "momentum": 0.9, "dampening": 0.5}),
+    "nesterov": (SGD, {**_SGD, "momentum": 0.9, "dampening": 0.0, "nesterov": True}),
 }
 PAIRS = [(method, base) for method in METHODS for base in BASES]
 

@@ -8,9 +8,9 @@ import torch
 import emanest
 from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, rate
 from emanest import launches, verdict
-from emanest.bases import ADAMW
 from emanest.device import DevicePlan, options, record_clock
 from emanest.eager import plan_
+from emanest.optimizers.adamw import ADAMW
 from emanest.survey import Part
 from emanest.tape import Tape
 from helpers import bits

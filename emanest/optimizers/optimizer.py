@@ -1,20 +1,44 @@
 """The optimizer: one step from survey to launches, the modes, and what torch asks of it."""
 
 import contextlib
-from typing import ClassVar
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import torch
 
-from . import checkpoint, launches, points, verdict
-from .bases import Base
-from .checks import check_group
-from .clock import CLOCK, training
-from .groups import check_fit, check_params_of, completed, defaults_of, setups
-from .methods.method import group_entries
-from .metrics import metrics
-from .options import check_params
-from .survey import Selection
-from .watch import gradients
+from .. import launches, points, verdict
+from ..checks import check_group
+from ..clock import CLOCK, training
+from ..groups import check_fit, check_params_of, completed, defaults_of, setups
+from ..methods.method import group_entries
+from ..metrics import metrics
+from ..options import check_params, suggesting
+from ..survey import Selection
+from ..watch import gradients
+from . import checkpoint
+from .base import Base
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def constructor(init: Init) -> Init:
+    """Make a constructor of a signature whose parameters are the options, with their defaults."""
+    signature = inspect.signature(init)
+
+    @suggesting
+    @functools.wraps(init)
+    def constructed(self, *args, **kwargs):
+        # what does not fit the signature is Python's own error
+        init(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, (_, params), *options = bound.arguments.items()
+        defaults = dict(options)
+        Optimizer.__init__(self, params, defaults, defaults.pop("lookahead"))
+
+    return constructed  # pyright: ignore[reportReturnType]
 
 
 class Optimizer(torch.optim.Optimizer):

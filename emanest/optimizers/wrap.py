@@ -4,15 +4,15 @@ from collections import defaultdict
 
 import torch
 
+from ..clock import CLOCK
+from ..gradients import dense
+from ..groups import check_method, check_params_of, completed_entries, shared_clock
+from ..methods.method import group_entries
+from ..options import learning_rate, suggesting, warn_of_typos
 from . import checkpoint
-from .bases import Base
-from .clock import CLOCK
-from .gradients import dense
-from .groups import check_method, check_params_of, completed_entries, shared_clock
+from .base import Base
 from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
-from .methods.method import group_entries
 from .optimizer import Optimizer
-from .options import learning_rate, suggesting, warn_of_typos
 
 
 def _checked(group):
@@ -35,8 +35,7 @@ INNER = Base(
     uncounted=0.0,
     checked=_checked,
     allocated=_with_gradient,
-    # it is inside u already
-    weight_decay=lambda group: 0.0,
+    decay=None,
     dense_only=False,
 )
 

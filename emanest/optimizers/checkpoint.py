@@ -6,12 +6,12 @@ import numbers
 
 import torch
 
-from .bucket import forget_others
-from .checks import CHECKS, SEQUENCES
-from .gradients import parameter_name
-from .groups import is_lookahead_entry
-from .methods.method import METHODS, method_of
-from .options import items, warn
+from ..bucket import forget_others
+from ..checks import CHECKS, SEQUENCES
+from ..gradients import parameter_name
+from ..groups import is_lookahead_entry
+from ..methods.method import METHODS, method_of
+from ..options import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
 # entries of a dict for ``__setstate__`` that change what the buckets hold

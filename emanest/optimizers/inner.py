@@ -10,9 +10,9 @@ from contextvars import ContextVar
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ..groups import is_lookahead_entry
+from ..options import learning_rate
 from .checkpoint import unpacked
-from .groups import is_lookahead_entry
-from .options import learning_rate
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()

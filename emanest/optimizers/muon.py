@@ -1,10 +1,70 @@
-"""The optimizers that orthogonalise their updates: Muon and NorMuon, with AdamW for the rest."""
+"""Muon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
+import functools
 from typing import ClassVar
 
-from . import bases, orthogonal
-from .optimizer import Optimizer
-from .options import suggesting
+from .. import shards
+from ..rules import MOMENTA
+from ..search import OPTIONS, Directions, Numbers
+from ..shapes import check_matrices
+from ..spread import SpreadDirections, divided
+from .adamw import ADAMW
+from .base import Base
+from .optimizer import Optimizer, constructor
+
+
+def check_matrix(name, p, group):
+    """Raise ValueError for a parameter that cannot be orthogonalised."""
+    shape = tuple(p.shape)
+    elsewhere = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
+    if p.dim() < 2:
+        if getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"{name} was flattened to shape {shape} by FSDP1, and its matrices are lost: use "
+                "fully_shard (FSDP2), which keeps them"
+            )
+        raise ValueError(
+            f"{name} has shape {shape}: only matrices, and kernels flattened to matrices, can be "
+            f'orthogonalised; {elsewhere} (groups with "base": "adamw")'
+        )
+    if p.is_complex():
+        raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
+    mesh = shards.mesh_of(p)
+    if mesh is not None and mesh.ndim != 1:
+        raise ValueError(
+            f"{name} is a DTensor on a mesh of {mesh.ndim} dimensions: a matrix is put together "
+            "over 1-D meshes only (fully_shard(model) of FSDP2)"
+        )
+    check_matrices(name, p, group["stack"], group["split"])
+
+
+def rule(group):
+    """The base rule of a step along directions."""
+    return "direction"
+
+
+def _muon_numbers(group, lr, step):
+    return numbers_of(group, lr, ())
+
+
+def numbers_of(group, lr, rows):
+    """The numbers of a step, with those of a row rule."""
+    # weights are subtracted here, in double
+    weight = 1 - group["momentum"]
+    momentum = weight, weight if group["nesterov"] else 0.0
+    return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
+
+
+MUON = Base(
+    rule,
+    _muon_numbers,
+    OPTIONS,
+    # torch saves no `step` for Muon, whose steps are all alike
+    uncounted=1.0,
+    directions=functools.partial(divided, Directions, SpreadDirections),
+    state=MOMENTA["ema"].state,
+    check=check_matrix,
+)
 
 
 class Muon(Optimizer):
@@ -72,9 +132,9 @@ class Muon(Optimizer):
     Liu et al., arXiv:2502.16982 (``match_rms_adamw``), and Bernstein 2025 (``spectral_norm``).
     """
 
-    bases: ClassVar = {"muon": orthogonal.MUON, "adamw": bases.ADAMW}
+    bases: ClassVar = {"muon": MUON, "adamw": ADAMW}
 
-    @suggesting
+    @constructor
     def __init__(
         self,
         params,
@@ -101,108 +161,3 @@ class Muon(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-            "split": split,
-            "stack": stack,
-            "ns_form": ns_form,
-            "ns_dtype": ns_dtype,
-            "backend": backend,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "nonfinite": nonfinite,
-        }
-        super().__init__(params, defaults, lookahead)
-
-
-class NorMuon(Optimizer):
-    """NorMuon: Muon whose updates have rows of equal size, on an average over steps.
-
-        o = orthogonalize(d)                                     d as in Muon
-        v = beta2 * v + (1 - beta2) * mean over columns of o * o
-        p = o / (sqrt(v) + eps)                                  row by row
-        u = -lr * scale(shape) * p * norm(o) / (norm(p) + eps) - lr * weight_decay * y
-
-    Groups with ``"base": "adamw"`` work as in ``Muon``. Memory: as ``Muon``, and one value per row
-    (``second_momentum_buffer``, of shape (rows, 1), for a stack (E, rows, 1)).
-
-    Args:
-        params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
-            split, stack, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused,
-            capturable, differentiable, nonfinite: as in ``Muon``. Rows are evened out, which are
-            the inputs of weights (E, inputs, outputs). ``stack`` cannot change once parameters of
-            three and more dimensions have state.
-        eps: as in ``Muon``, and added to the roots and norms of the formula; above 0.
-        beta2: decay of the average, in [0, 1). The average starts at zero and is not corrected:
-            the norm that is kept cancels a common factor.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as in ``Muon``.
-
-    Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", arXiv:2510.05491,
-    which scales by 0.2 sqrt(rows columns) / norm(p): nearly ``adjust_lr_fn="match_rms_adamw"``.
-    """
-
-    bases: ClassVar = {"normuon": orthogonal.NORMUON, "adamw": bases.ADAMW}
-
-    @suggesting
-    def __init__(
-        self,
-        params,
-        lr=1e-3,
-        weight_decay=0.1,
-        momentum=0.95,
-        nesterov=True,
-        ns_coefficients=(3.4445, -4.7750, 2.0315),
-        eps=1e-10,
-        ns_steps=5,
-        adjust_lr_fn=None,
-        beta2=0.95,
-        *,
-        split=1,
-        stack=None,
-        ns_form=None,
-        ns_dtype=None,
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
-        """See the class."""
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-            "beta2": beta2,
-            "split": split,
-            "stack": stack,
-            "ns_form": ns_form,
-            "ns_dtype": ns_dtype,
-            "backend": backend,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "nonfinite": nonfinite,
-        }
-        super().__init__(params, defaults, lookahead)

@@ -1,10 +1,31 @@
-"""The optimizers whose whole step is one pass: AdamW and SGD."""
+"""AdamW: its options, its numbers, its class."""
 
+from types import MappingProxyType
 from typing import ClassVar
 
-from . import bases
-from .optimizer import Optimizer
-from .options import suggesting
+from .base import Base
+from .optimizer import Optimizer, constructor
+
+
+def _adamw_rule(group):
+    return "amsgrad" if group["amsgrad"] else "adamw"
+
+
+def _adamw_numbers(group, lr, step):
+    beta1, beta2 = group["betas"]
+    # weights are subtracted here, in double: 1 - 0.999 in float32 is off by 1e-5
+    bias1, bias2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+    decay = lr * group["weight_decay"]
+    return lr / bias1, decay, 1 - beta1, 1 - beta2, bias2**-0.5, group["eps"]
+
+
+ADAMW = Base(
+    _adamw_rule,
+    _adamw_numbers,
+    MappingProxyType(
+        {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False}
+    ),
+)
 
 
 class AdamW(Optimizer):
@@ -52,9 +73,9 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter, arXiv:1711.05101.
     """
 
-    bases: ClassVar = {"adamw": bases.ADAMW}
+    bases: ClassVar = {"adamw": ADAMW}
 
-    @suggesting
+    @constructor
     def __init__(
         self,
         params,
@@ -74,84 +95,3 @@ class AdamW(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "backend": backend,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "nonfinite": nonfinite,
-        }
-        super().__init__(params, defaults, lookahead)
-
-
-class SGD(Optimizer):
-    """SGD with momentum, with any lookahead in the same pass.
-
-        g = g + weight_decay * y
-        buf = momentum * buf + (1 - dampening) * g          first step: buf = g
-        u = -lr * (g + momentum * buf if nesterov else buf)
-
-    With ``lookahead=None`` a drop-in for ``torch.optim.SGD``. Memory: state is float32 (float64 for
-    float64 parameters), 1 value per parameter with momentum, none without, plus those of the
-    lookahead method.
-
-    Args:
-        params, lr, lookahead, backend, maximize, foreach, fused, capturable, differentiable,
-            nonfinite: as in ``AdamW``.
-        momentum: at least 0.
-        dampening: of the gradient in the buffer, finite; not of the first one, if momentum is on
-            from the first step.
-        weight_decay: L2 penalty, at least 0, added to the gradient at y (GPA: decoupled, on z).
-        nesterov: PyTorch's form, which holds the lookahead point in the parameters and has no
-            iterate to evaluate; ``lookahead=NAG(momentum)`` is the canonical form.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as in ``AdamW``.
-
-    Source: ``torch.optim.SGD``; Sutskever et al. 2013, where lr is inside the buffer.
-    """
-
-    bases: ClassVar = {"sgd": bases.SGD}
-
-    @suggesting
-    def __init__(
-        self,
-        params,
-        lr=1e-3,
-        momentum=0.0,
-        dampening=0.0,
-        weight_decay=0.0,
-        nesterov=False,
-        *,
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
-        """See the class."""
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "backend": backend,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "nonfinite": nonfinite,
-        }
-        super().__init__(params, defaults, lookahead)

@@ -1,0 +1,10 @@
+"""The optimizers, one file each."""
+
+from .adamw import AdamW
+from .muon import Muon
+from .normuon import NorMuon
+from .optimizer import Optimizer
+from .sgd import SGD
+from .wrap import Wrap
+
+__all__ = ["SGD", "AdamW", "Muon", "NorMuon", "Optimizer", "Wrap"]

@@ -1,0 +1,87 @@
+"""NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
+
+import functools
+from typing import ClassVar
+
+from ..rules import MOMENTA, ROWS
+from ..search import OPTIONS, EvenRows
+from ..spread import SpreadEvenRows, divided
+from .adamw import ADAMW
+from .base import Base
+from .muon import check_matrix, numbers_of, rule
+from .optimizer import Optimizer, constructor
+
+
+def _normuon_numbers(group, lr, step):
+    return numbers_of(group, lr, (1 - group["beta2"], group["eps"]))
+
+
+NORMUON = Base(
+    rule,
+    _normuon_numbers,
+    {**OPTIONS, "eps": 1e-10, "beta2": 0.95},
+    uncounted=1.0,
+    directions=functools.partial(divided, EvenRows, SpreadEvenRows),
+    state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
+    check=check_matrix,
+)
+
+
+class NorMuon(Optimizer):
+    """NorMuon: Muon whose updates have rows of equal size, on an average over steps.
+
+        o = orthogonalize(d)                                     d as in Muon
+        v = beta2 * v + (1 - beta2) * mean over columns of o * o
+        p = o / (sqrt(v) + eps)                                  row by row
+        u = -lr * scale(shape) * p * norm(o) / (norm(p) + eps) - lr * weight_decay * y
+
+    Groups with ``"base": "adamw"`` work as in ``Muon``. Memory: as ``Muon``, and one value per row
+    (``second_momentum_buffer``, of shape (rows, 1), for a stack (E, rows, 1)).
+
+    Args:
+        params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
+            split, stack, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused,
+            capturable, differentiable, nonfinite: as in ``Muon``. Rows are evened out, which are
+            the inputs of weights (E, inputs, outputs). ``stack`` cannot change once parameters of
+            three and more dimensions have state.
+        eps: as in ``Muon``, and added to the roots and norms of the formula; above 0.
+        beta2: decay of the average, in [0, 1). The average starts at zero and is not corrected:
+            the norm that is kept cancels a common factor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in ``Muon``.
+
+    Source: Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", arXiv:2510.05491,
+    which scales by 0.2 sqrt(rows columns) / norm(p): nearly ``adjust_lr_fn="match_rms_adamw"``.
+    """
+
+    bases: ClassVar = {"normuon": NORMUON, "adamw": ADAMW}
+
+    @constructor
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=(3.4445, -4.7750, 2.0315),
+        eps=1e-10,
+        ns_steps=5,
+        adjust_lr_fn=None,
+        beta2=0.95,
+        *,
+        split=1,
+        stack=None,
+        ns_form=None,
+        ns_dtype=None,
+        lookahead=None,
+        backend=None,
+        maximize=False,
+        foreach=None,
+        fused=None,
+        capturable=False,
+        differentiable=False,
+        nonfinite="propagate",
+    ):
+        """See the class."""

@@ -1,0 +1,90 @@
+"""SGD with momentum: its options, its numbers, its class."""
+
+from types import MappingProxyType
+from typing import ClassVar
+
+from .base import Base
+from .optimizer import Optimizer, constructor
+
+# (has momentum, nesterov) -> rule
+_SGD_RULES = {
+    (False, False): "sgd",
+    (False, True): "sgd",
+    (True, False): "momentum",
+    (True, True): "nesterov",
+}
+
+
+def _sgd_rule(group):
+    return _SGD_RULES[group["momentum"] != 0, group["nesterov"]]
+
+
+def _sgd_numbers(group, lr, step):
+    if group["momentum"] == 0:
+        return lr, group["weight_decay"]
+    # the buffer starts at the first gradient, undamped, as in torch
+    later = (step > 0) + 0 * step  # of a condition on a tensor, torch would make a float32
+    weight = 1 - group["dampening"] * later
+    return lr, group["weight_decay"], 1 - group["momentum"], weight
+
+
+BASE = Base(
+    _sgd_rule,
+    _sgd_numbers,
+    MappingProxyType(
+        {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    ),
+    # torch saves no `step` for SGD, and only the first one differs from the others
+    uncounted=1.0,
+)
+
+
+class SGD(Optimizer):
+    """SGD with momentum, with any lookahead in the same pass.
+
+        g = g + weight_decay * y
+        buf = momentum * buf + (1 - dampening) * g          first step: buf = g
+        u = -lr * (g + momentum * buf if nesterov else buf)
+
+    With ``lookahead=None`` a drop-in for ``torch.optim.SGD``. Memory: state is float32 (float64 for
+    float64 parameters), 1 value per parameter with momentum, none without, plus those of the
+    lookahead method.
+
+    Args:
+        params, lr, lookahead, backend, maximize, foreach, fused, capturable, differentiable,
+            nonfinite: as in ``AdamW``.
+        momentum: at least 0.
+        dampening: of the gradient in the buffer, finite; not of the first one, if momentum is on
+            from the first step.
+        weight_decay: L2 penalty, at least 0, added to the gradient at y (GPA: decoupled, on z).
+        nesterov: PyTorch's form, which holds the lookahead point in the parameters and has no
+            iterate to evaluate; ``lookahead=NAG(momentum)`` is the canonical form.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in ``AdamW``.
+
+    Source: ``torch.optim.SGD``; Sutskever et al. 2013, where lr is inside the buffer.
+    """
+
+    bases: ClassVar = {"sgd": BASE}
+
+    @constructor
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        momentum=0.0,
+        dampening=0.0,
+        weight_decay=0.0,
+        nesterov=False,
+        *,
+        lookahead=None,
+        backend=None,
+        maximize=False,
+        foreach=None,
+        fused=None,
+        capturable=False,
+        differentiable=False,
+        nonfinite="propagate",
+    ):
+        """See the class."""
