@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import capture, checkpoint, launches, ops, points
+from . import backends, capture, checkpoint, launches, points
 from .bases import Base
 from .buckets import all_fake
 from .checks import check_group
@@ -215,7 +215,10 @@ class Optimizer(torch.optim.Optimizer):
             given = [self._given(*each) for each in zip(launches, numbers, strict=True)]
             for launch, (gs, scales, left) in zip(launches, given, strict=True):
                 bucket, indices = launch.bucket, launch.indices
-                ops.step_(
+                backends.call(
+                    "step_",
+                    bucket.device.type,
+                    launch.group.get("backend"),
                     launch.base,
                     launch.look,
                     bucket.reals(bucket.members(indices)),
@@ -227,7 +230,6 @@ class Optimizer(torch.optim.Optimizer):
                     launch.skip,
                     scales,
                     bucket.memo(indices),
-                    launch.group.get("backend"),
                 )
 
     def _given(self, launch, numbers):

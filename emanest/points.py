@@ -8,7 +8,7 @@ import contextlib
 
 import torch
 
-from . import capture, ops
+from . import backends, capture
 from .lookahead import method_of
 from .options import warn
 from .rules import LOOKAHEAD_STATE, POSITIONS
@@ -93,14 +93,15 @@ def _x_of_then(group, method, bucket, i, b):
 def x_of(y, group, method, bucket, i, b):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
     x = _clone(y)
-    ops.move_(
+    backends.call(
+        "move_",
+        bucket.device.type,
+        group.get("backend"),
         method.points[0],
         bucket.reals([x]),
         bucket.columns(method.state[:1], [i]),
         (b,),
         bucket.dtype,
-        None,
-        group.get("backend"),
     )
     return x
 
@@ -297,14 +298,16 @@ def _anchor(method, bucket, indices):
 
 @torch.no_grad()
 def _move(point, group, method, bucket, indices, b):
-    ops.move_(
+    backends.call(
+        "move_",
+        bucket.device.type,
+        group.get("backend"),
         point,
         bucket.reals(bucket.members(indices)),
         bucket.columns(method.state[:1], indices),
         (b,),
         bucket.dtype,
         bucket.memo(indices),
-        group.get("backend"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import ops
+from . import backends
 from .lookahead import method_of
 from .optimizer import Optimizer
 from .options import real
@@ -79,13 +79,15 @@ class _Moving:
         bucket, method = self.bucket, method_of(self.group)
         assert method is not None
         self.restore()
-        ops.move_(
+        backends.call(
+            "move_",
+            bucket.device.type,
+            self.group.get("backend"),
             method.points[1],
             bucket.reals(bucket.members(self.indices)),
             bucket.columns(method.state, self.indices),
             (b - self.here,),
             bucket.dtype,
-            backend=self.group.get("backend"),
         )
 
     def restore(self):

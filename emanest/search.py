@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from . import capture, ops
+from . import backends, capture
 from .bases import SCALES
 from .checks import check_group
 from .coefficients import polynomials
@@ -128,8 +128,9 @@ class Search:
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
         # a process may hold none of the matrices of a stack
         if us:
-            common = self.bucket.dtype, skip, self.memo, self.backend
-            ops.momentum_("ema", us, gs, state, squares, numbers, *common)
+            where, common = (self.bucket.device.type, self.backend), (self.bucket.dtype, skip)
+            args = us, gs, state, squares, numbers, *common, self.memo
+            backends.call("momentum_", *where, "ema", *args)
         return squares
 
     def momentum(self, gs, numbers, skip):
@@ -243,5 +244,6 @@ class EvenRows(Search):
         """Find for each row of some matrices a factor, which includes its scale."""
         if not os:
             return
-        common = self.bucket.dtype, skip, self.memo, self.backend
-        ops.rows_("normuon", os, columns, scales, factors, numbers, *common)
+        where, common = (self.bucket.device.type, self.backend), (self.bucket.dtype, skip)
+        args = os, columns, scales, factors, numbers, *common, self.memo
+        backends.call("rows_", *where, "normuon", *args)

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import launches, ops, shards
+from . import backends, launches, shards
 from .checks import CHECKS
 from .gradients import parameter_name
 from .watch import gradients
@@ -71,8 +71,8 @@ def _stays(optimizer, chosen, flags):
 
 def _nonfinite(group, bucket, indices):
     gs = bucket.beside(gradients(bucket.owners(indices)), indices)
-    memo, backend = bucket.memo(indices), group.get("backend")
-    flag = ops.nonfinite(bucket.reals(gs), memo, backend)
+    where = bucket.device.type, group.get("backend")
+    flag = backends.call("nonfinite", *where, bucket.reals(gs), bucket.memo(indices))
     return shards.agree(flag, bucket.mesh)
 
 

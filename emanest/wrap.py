@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import torch
 
-from . import checkpoint, ops
+from . import backends, checkpoint
 from .gradients import dense
 from .groups import CLOCK, check_method, check_params_of, completed_entries, shared_clock
 from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
@@ -229,7 +229,10 @@ class Wrap(Optimizer):
     def _follow(self, launch):
         bucket, indices = launch.bucket, launch.indices
         with launch.numbers() as numbers:
-            ops.follow_(
+            backends.call(
+                "follow_",
+                bucket.device.type,
+                launch.group.get("backend"),
                 launch.look,
                 bucket.reals(bucket.members(indices)),
                 bucket.reals(bucket.snapshots(indices)),
@@ -238,7 +241,6 @@ class Wrap(Optimizer):
                 bucket.dtype,
                 launch.skip,
                 bucket.memo(indices),
-                launch.group.get("backend"),
             )
         bucket.writes.snapshots_taken(indices)
 
