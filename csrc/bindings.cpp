@@ -45,16 +45,16 @@ bool run(Column ys, Column beside, Columns state, Columns written, bool in_doubl
       work);
 }
 
-bool step_(const std::string& base, const std::string& look, Column ys, Column gs,
-           Columns base_state, Columns look_state, Column scales, bool in_double,
-           const Target& target) {
+// A pass takes the names of its rules and what is no column, then the columns: parameters, what
+// stands beside them, and state. After false the caller gives copies in place of columns.
+
+// state: the base's, then the lookahead's
+bool step_(const std::string& base, const std::string& look, Column scales, bool in_double,
+           const Target& target, Column ys, Column gs, Columns state) {
   const auto b = find<Base>(base);
   const auto l = find<Lookahead>(look);
-  check_count("columns of base state", base_state.size(), sizes(b).first);
-  check_count("columns of lookahead state", look_state.size(), sizes(l).first);
+  check_count("columns of state", state.size(), sizes(b).first + sizes(l).first);
   const size_t numbers = 1 + sizes(b).second + sizes(l).second;
-  std::vector<py::list> state = base_state;
-  state.insert(state.end(), look_state.begin(), look_state.end());
   auto written = state;
   written.push_back(ys);
   const auto work = [&](const Bucket& bucket, auto on) {
@@ -64,8 +64,8 @@ bool step_(const std::string& base, const std::string& look, Column ys, Column g
   return run(ys, gs, state, written, in_double, target, numbers, work, scales);
 }
 
-bool follow_(const std::string& look, Column ys, Column snapshots, Columns state, bool in_double,
-             const Target& target) {
+bool follow_(const std::string& look, bool in_double, const Target& target, Column ys,
+             Column snapshots, Columns state) {
   const auto l = find<Lookahead>(look);
   const auto [states, numbers] = sizes(l);
   check_count("columns of state", state.size(), states);
@@ -78,8 +78,8 @@ bool follow_(const std::string& look, Column ys, Column snapshots, Columns state
   return run(ys, snapshots, state, written, in_double, target, numbers, work);
 }
 
-bool move_(const std::string& point, Column ys, Columns state, bool in_double,
-           const Target& target) {
+bool move_(const std::string& point, bool in_double, const Target& target, Column ys, Column none,
+           Columns state) {
   const auto p = find<Point>(point);
   const auto [states, numbers] = sizes(p);
   check_count("columns of state", state.size(), states);
@@ -87,12 +87,12 @@ bool move_(const std::string& point, Column ys, Columns state, bool in_double,
     target.on_gpu() ? cuda::move(p, bucket, target.call(on), target.place(on))
                     : cpu::move(p, bucket, target.numbers());
   };
-  return run(ys, py::list(), state, {ys}, in_double, target, numbers, work);
+  return run(ys, none, state, {ys}, in_double, target, numbers, work);
 }
 
 // squares: on the device, a float64 for each tensor
-bool momentum_(const std::string& name, Column us, Column gs, Columns state,
-               const py::object& squares, bool in_double, const Target& target) {
+bool momentum_(const std::string& name, const py::object& squares, bool in_double,
+               const Target& target, Column us, Column gs, Columns state) {
   const auto rule = find<Momentum>(name);
   const auto [states, numbers] = sizes(rule);
   check_count("columns of state", state.size(), states);

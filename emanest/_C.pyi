@@ -21,33 +21,37 @@ class Target:
 def step_(
     base: str,
     look: str,
-    ys: list[Tensor],
-    gs: list[Tensor],
-    base_state: list[list[Tensor]],
-    look_state: list[list[Tensor]],
-    scales: Any,
+    scales: list[Tensor],
     in_double: bool,
     target: Target,
+    ys: list[Tensor],
+    gs: list[Tensor],
+    state: list[list[Tensor]],
 ) -> bool: ...
 def follow_(
     look: str,
+    in_double: bool,
+    target: Target,
     ys: list[Tensor],
     snapshots: list[Tensor],
     state: list[list[Tensor]],
-    in_double: bool,
-    target: Target,
 ) -> bool: ...
 def move_(
-    point: str, ys: list[Tensor], state: list[list[Tensor]], in_double: bool, target: Target
+    point: str,
+    in_double: bool,
+    target: Target,
+    ys: list[Tensor],
+    none: list[Tensor],
+    state: list[list[Tensor]],
 ) -> bool: ...
 def momentum_(
     name: str,
-    us: list[Tensor],
-    gs: list[Tensor],
-    state: list[list[Tensor]],
     squares: Tensor,
     in_double: bool,
     target: Target,
+    us: list[Tensor],
+    gs: list[Tensor],
+    state: list[list[Tensor]],
 ) -> bool: ...
 def rows_(
     name: str,

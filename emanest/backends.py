@@ -1,6 +1,7 @@
 """The table of back ends and the choice among them."""
 
 import importlib
+import operator
 import os
 import threading
 import warnings
@@ -64,8 +65,12 @@ def pick(device_type, choice=None):
 
 
 def call(function, device_type, choice, *args) -> Any:
-    """Call a function of the back end that ``pick`` returns, by its name; see ``run``."""
-    return run(lambda backend: getattr(backend, function)(*args), device_type, choice)
+    """Call a function of the back end that ``pick`` returns, by its name; see ``run``.
+
+    ``emanest.eager`` documents the functions and their arguments, which come in its order. None can
+    be differentiated: call them under ``torch.no_grad()``.
+    """
+    return run(operator.methodcaller(function, *args), device_type, choice)
 
 
 def run(work, device_type, choice) -> Any:

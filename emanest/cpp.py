@@ -4,6 +4,8 @@
 does not serve them all, they are copied first (``layout.flat``).
 """
 
+import functools
+
 import torch
 
 from . import eager
@@ -26,48 +28,33 @@ def step_(
     base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
 ):
     """Advance parameters by one step, in place."""
-    split, in_double = len(base_state), dtype == torch.float64
     if scales:
         gs, scales = scaled(gs, ys, scales, dtype)
-
-    def work(target, ys, gs, columns):
-        columns = columns[:split], columns[split:]
-        return _C.step_(base, look, ys, gs, *columns, list(scales), in_double, target)
-
     target = _target(ys, numbers, skip, memo, ("step", base, look))
-    _run(work, target, ys, gs, [*base_state, *look_state], dtype)
+    pass_ = functools.partial(_C.step_, base, look, list(scales), dtype == torch.float64, target)
+    _run(pass_, ys, gs, [*base_state, *look_state], dtype)
 
 
 def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place."""
-
-    def work(target, ys, snapshots, columns):
-        return _C.follow_(look, ys, snapshots, columns, dtype == torch.float64, target)
-
     target = _target(ys, numbers, skip, memo, ("follow", look))
-    _run(work, target, ys, snapshots, look_state, dtype, writes_beside=True)
+    pass_ = functools.partial(_C.follow_, look, dtype == torch.float64, target)
+    _run(pass_, ys, snapshots, look_state, dtype, writes_beside=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
     """Move parameters between x and y, in place."""
-
-    def work(target, ys, _, columns):
-        return _C.move_(point, ys, columns, dtype == torch.float64, target)
-
     target = _target(ys, numbers, None, memo, ("move", point))
-    _run(work, target, ys, [], state, dtype)
+    pass_ = functools.partial(_C.move_, point, dtype == torch.float64, target)
+    _run(pass_, ys, [], state, dtype)
 
 
 def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
     """Average gradients into momenta, in place, and make updates of them."""
     check_squares(squares, us)
-
-    def work(target, us, gs, columns):
-        in_double = dtype == torch.float64
-        return _C.momentum_(name, us, gs, columns, squares, in_double, target)
-
     target = _target(us, numbers, skip, memo, ("momentum", name))
-    _run(work, target, us, gs, state, dtype)
+    pass_ = functools.partial(_C.momentum_, name, squares, dtype == torch.float64, target)
+    _run(pass_, us, gs, state, dtype)
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
@@ -94,11 +81,12 @@ def nonfinite(gs, memo=None):
     return found
 
 
-def _run(work, target, ys, beside, columns, dtype, writes_beside=False):
-    if work(target, ys, beside, columns):
+def _run(pass_, ys, beside, columns, dtype, writes_beside=False):
+    """Call a pass on tensors, or on copies of those that it does not take as they are."""
+    if pass_(ys, beside, columns):
         return
     with flat(ys, beside, columns, dtype, writes_beside) as tensors:
-        if not work(target, *tensors):
+        if not pass_(*tensors):
             raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import backends, ops, shards
+from . import backends, shards
 from .clock import clock_entries, host_clock, place_clock, planned, sign
 from .device import DevicePlan, record_clock
 from .groups import check_method
@@ -52,7 +52,10 @@ class Launch:
     def step(self, gs, scales, numbers):
         """Run the pass: base update and lookahead."""
         bucket, indices = self.part.bucket, self.part.indices
-        ops.step_(
+        backends.call(
+            "step_",
+            bucket.device.type,
+            self.part.group.get("backend"),
             self.base,
             self.look,
             bucket.tensors_of(indices),
@@ -64,13 +67,15 @@ class Launch:
             self.skip,
             scales,
             bucket.memo(indices),
-            self.part.group.get("backend"),
         )
 
     def follow(self, numbers):
         """Run the pass after the update of another optimizer."""
         bucket, indices = self.part.bucket, self.part.indices
-        ops.follow_(
+        backends.call(
+            "follow_",
+            bucket.device.type,
+            self.part.group.get("backend"),
             self.look,
             bucket.tensors_of(indices),
             bucket.snapshots_of(indices),
@@ -79,7 +84,6 @@ class Launch:
             bucket.dtype,
             self.skip,
             bucket.memo(indices),
-            self.part.group.get("backend"),
         )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import capture, ops
+from . import backends, capture
 from .clock import training
 from .options import warn
 from .rules import LOOKAHEAD_STATE
@@ -110,14 +110,15 @@ def _x_of_then(part, i, ahead):
 def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
     x, bucket, method = _clone(y), part.bucket, part.method
-    ops.move_(
+    backends.call(
+        "move_",
+        bucket.device.type,
+        part.group.get("backend"),
         method.points[0],
         bucket.reals([x]),
         bucket.columns(method.state[:1], [i]),
         (ahead,),
         bucket.dtype,
-        None,
-        part.group.get("backend"),
     )
     return x
 
@@ -289,14 +290,16 @@ def _anchor(part):
 @torch.no_grad()
 def _move(point, part, ahead):
     bucket, indices = part.bucket, part.indices
-    ops.move_(
+    backends.call(
+        "move_",
+        bucket.device.type,
+        part.group.get("backend"),
         point,
         bucket.tensors_of(indices),
         bucket.columns(part.method.state[:1], indices),
         (ahead,),
         bucket.dtype,
         bucket.memo(indices),
-        part.group.get("backend"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import ops
+from . import backends
 from .methods.method import method_of
 from .optimizers import Optimizer
 from .options import real
@@ -76,13 +76,15 @@ class _Moving:
     def go(self, b):
         bucket, method = self.part.bucket, self.part.method
         self.restore()
-        ops.move_(
+        backends.call(
+            "move_",
+            bucket.device.type,
+            self.part.group.get("backend"),
             method.points[1],
             self.params,
             bucket.columns(method.state, self.part.indices),
             (b - self.here,),
             bucket.dtype,
-            backend=self.part.group.get("backend"),
         )
 
     def restore(self):

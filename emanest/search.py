@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import capture, ops
+from . import backends, capture
 from .checks import check_group
 from .coefficients import polynomials
 from .newton_schulz import inverses, orthogonal, working_dtype
@@ -150,9 +150,12 @@ class Directions:
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
         # a process may hold none of the matrices of a stack
         if us:
-            common = self.bucket.dtype, skip, self.memo, self.backend
-            ops.momentum_("ema", us, gs, state, squares, numbers, *common)
+            self._call("momentum_", skip, "ema", us, gs, state, squares, numbers)
         return squares
+
+    def _call(self, function, skip, *args):
+        device_type, dtype = self.bucket.device.type, self.bucket.dtype
+        backends.call(function, device_type, self.backend, *args, dtype, skip, self.memo)
 
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each shape the updates, and the norms of all of them."""
@@ -264,5 +267,4 @@ class EvenRows(Directions):
         """Find for each row of some matrices a factor, which includes its scale."""
         if not os:
             return
-        common = self.bucket.dtype, skip, self.memo, self.backend
-        ops.rows_(self.row_rule, os, columns, scales, factors, numbers, *common)
+        self._call("rows_", skip, self.row_rule, os, columns, scales, factors, numbers)

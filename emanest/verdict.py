@@ -2,7 +2,7 @@
 
 import torch
 
-from . import capture, launches, ops, shards
+from . import backends, capture, launches, shards
 from .gradients import parameter_name
 from .watch import gradients
 
@@ -92,7 +92,8 @@ def _stays(optimizer, parts, flags):
 def _nonfinite(part):
     bucket, indices = part.bucket, part.indices
     gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
-    flag = ops.nonfinite(gs, bucket.memo(indices), part.group.get("backend"))
+    device_type, backend = bucket.device.type, part.group.get("backend")
+    flag = backends.call("nonfinite", device_type, backend, gs, bucket.memo(indices))
     return shards.agree(flag, bucket.mesh)
 
 

@@ -60,7 +60,7 @@ def out_of_memory_in_eval(name):
         run(optimizer, range(2))
         return optimizer
 
-    fails_everywhere((emanest.ops, "move_"), trained, lambda optimizer: optimizer.eval, check)
+    fails_everywhere((emanest.backends, "call"), trained, lambda optimizer: optimizer.eval, check)
 
 
 def out_of_memory_in_train(name):
@@ -81,7 +81,7 @@ def out_of_memory_in_train(name):
         twin.train()
         goes_on(optimizer, twin)
 
-    fails_everywhere((emanest.ops, "move_"), loaded, lambda optimizer: optimizer.train, check)
+    fails_everywhere((emanest.backends, "call"), loaded, lambda optimizer: optimizer.train, check)
 
 
 def mixed(name):

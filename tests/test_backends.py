@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import emanest
-from emanest import backends, eager, ops
+from emanest import backends, eager
 from emanest.backends import Backend
 
 FUNCTIONS = ("step_", "follow_", "move_", "nonfinite")
@@ -69,11 +69,12 @@ def parameter():
     return p
 
 
-def step(choice=None, gradient=None):
-    """One step through the operators' functions; what the parameter becomes."""
-    y = torch.ones(3)
+def step(choice=None, gradient=None, y=None):
+    """One step of the back end; what the parameter becomes."""
+    y = torch.ones(3) if y is None else y
     gs = [torch.ones(3) if gradient is None else gradient]
-    ops.step_("sgd", "none", [y], gs, [], [], (1.0, 0.25, 0.0), torch.float32, backend=choice)
+    numbers = (1.0, 0.25, 0.0)
+    backends.call("step_", "cpu", choice, "sgd", "none", [y], gs, [], [], numbers, torch.float32)
     return y
 
 
@@ -360,7 +361,7 @@ def test_a_warning_made_an_error_changes_nothing(table, stub, silent):
     y = torch.ones(3)
     for _ in range(2):
         with pytest.raises(UserWarning, match="'broken' failed"):
-            ops.step_("sgd", "none", [y], [y], [], [], (1.0, 0.25, 0.0), torch.float32)
+            step(y=y)
     assert torch.equal(y, torch.ones(3))
 
 
@@ -401,5 +402,5 @@ def test_every_function_falls_back(table, stub, function):
     }
     table(broken=stub("broken", **{function: raises(RuntimeError("no"))}), eager=ANYWHERE)
     with pytest.warns(UserWarning, match="'broken' failed"):
-        getattr(ops, function)(*calls[function])
+        backends.call(function, "cpu", None, *calls[function])
     assert backends.pick("cpu") is eager

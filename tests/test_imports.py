@@ -29,15 +29,14 @@ IMPORTS = {
     },
     "shapes": set(),
     "search": {
-        *("bases", "capture", "checks", "coefficients", "newton_schulz", "ops", "products"),
-        *("rules", "shapes"),
+        *("backends", "bases", "capture", "checks", "coefficients", "newton_schulz"),
+        *("products", "rules", "shapes"),
     },
     "exchange": set(),
     "spread": {"exchange", "newton_schulz", "rules", "search", "shapes"},
     "orthogonal": {"bases", "rules", "search", "shapes", "shards", "spread"},
     "split": set(),
     "backends": {"capture", "storage"},
-    "ops": {"backends"},
     "layout": set(),
     "watch": {"_C", "storage"},
     "eager": {"layout", "products", "rules", "tape"},
@@ -54,14 +53,15 @@ IMPORTS = {
     "device": {"backends", "groups", "lookahead", "shards", "tape"},
     "survey": {"buckets", "capture", "gradients", "groups", "shards", "watch"},
     "launches": {"backends", "bucket", "device", "groups", "lookahead", "shards"},
-    "verdict": {"checks", "gradients", "launches", "ops", "shards", "watch"},
+    "verdict": {"backends", "checks", "gradients", "launches", "shards", "watch"},
     "saved": {"bucket", "groups", "lookahead", "options", "shards", "storage"},
     "checkpoint": {"bucket", "checks", "gradients", "groups", "lookahead", "options", "saved"},
-    "points": {"capture", "lookahead", "ops", "options", "rules"},
+    "points": {"backends", "capture", "lookahead", "options", "rules"},
     "metrics": {"capture", "lookahead", "points", "shards"},
     "analysis": {"bases", "checks", "lookahead", "options", "rules"},
     "optimizer": {
         *(
+            "backends",
             "bases",
             "buckets",
             "capture",
@@ -73,16 +73,16 @@ IMPORTS = {
             "lookahead",
             "metrics",
         ),
-        *("ops", "options", "points", "rules", "survey", "verdict", "watch"),
+        *("options", "points", "rules", "survey", "verdict", "watch"),
     },
     "optimizers": {"bases", "bucket", "lookahead", "optimizer", "options", "rules"},
     "muon": {"bases", "optimizer", "options", "orthogonal"},
     "inner": {"checkpoint", "groups", "options"},
     "wrap": {
-        *("checkpoint", "gradients", "groups", "inner", "lookahead", "ops", "optimizer"),
+        *("backends", "checkpoint", "gradients", "groups", "inner", "lookahead", "optimizer"),
         *("options", "rules"),
     },
-    "probe": {"lookahead", "ops", "optimizer", "options"},
+    "probe": {"backends", "lookahead", "optimizer", "options"},
     "find": {"optimizer", "points"},
     "iterate": {"find"},
     "integrations": {"find"},  # never imported by the others
@@ -193,13 +193,14 @@ def test_every_spelling_of_an_import_is_seen(module, text, expected):
 
 
 def test_importing_emanest_loads_only_torch_and_the_standard_library():
-    """Whatever torch brings along by itself (numpy, where installed) is torch's own affair."""
+    """And no compiler; whatever torch brings along by itself (numpy, say) is torch's own affair."""
     code = """if True:
         import sys, torch
         before = set(sys.modules)
         import emanest
         new = {name.partition(".")[0] for name in set(sys.modules) - before}
-        print(*(new - set(sys.stdlib_module_names) - {"torch", "emanest"}))
+        compiler = {"torch._dynamo", "torch._inductor"} & set(sys.modules)
+        print(*(new - set(sys.stdlib_module_names) - {"torch", "emanest"}), *compiler)
     """
     command = [sys.executable, "-W", "error", "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []

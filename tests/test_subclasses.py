@@ -19,7 +19,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 from bad_input import EMA, EVERY, goes_on, make, matrices, refused
-from emanest import backends, ops
+from emanest import backends
 from helpers import METHODS, bits, params_of, run, same, set_gradients
 from ranks import ranks
 
@@ -463,11 +463,16 @@ def test_a_matrix_of_another_class_is_not_orthogonalised():
 def check_kernels():
     """What reaches a back end all the same is an error of the call: no other one takes over."""
 
+    def launch(function, *args):
+        backends.call(function, "cpu", None, *args)
+
     wide = torch.float32
     calls = (
-        lambda a, b, c: ops.step_("momentum", "none", [a], [b], [[c]], [], (1.0,) * 5, wide),
-        lambda a, b, c: ops.follow_("lookahead", [a], [b], [[c]], (0.5,), wide),
-        lambda a, b, c: ops.move_("x_along", [a], [[b]], (0.5,), wide) or ops.nonfinite([c]),
+        lambda a, b, c: launch("step_", "momentum", "none", [a], [b], [[c]], [], (1.0,) * 5, wide),
+        lambda a, b, c: launch("follow_", "lookahead", [a], [b], [[c]], (0.5,), wide),
+        lambda a, b, c: (
+            launch("move_", "x_along", [a], [[b]], (0.5,), wide) or launch("nonfinite", [c])
+        ),
     )
     for call in calls:
         call(*(torch.ones(SHAPE) for _ in range(3)))
