@@ -14,11 +14,6 @@ CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
 SCALARS = "step", "lookahead"
 
 
-def training(optimizer):
-    """Whether the parameters of an optimizer hold y."""
-    return optimizer.param_groups[0]["train_mode"]
-
-
 class Clock(NamedTuple):
     """A group in time: when and how fast its step is, and what to remember of it."""
 

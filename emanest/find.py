@@ -2,7 +2,6 @@
 
 import contextlib
 
-from .clock import training
 from .optimizers import Optimizer
 from .points import restart_all_edited, unseen_by
 
@@ -74,7 +73,7 @@ def at_iterate(holder):
         TypeError: it holds no optimizer of this library.
     """
     optimizers = find_all(holder)
-    were_training = [each for each in optimizers if training(each)]
+    were_training = [each for each in optimizers if each.training]
     try:
         eval_all(optimizers)
         yield holder
@@ -84,7 +83,7 @@ def at_iterate(holder):
 
 def eval_all(optimizers):
     """``eval()`` of optimizers that may share parameters."""
-    to_eval = [each for each in optimizers if training(each)]
+    to_eval = [each for each in optimizers if each.training]
     if len(to_eval) > 1:
         # before the first of them writes, which would hide other writes
         for each in to_eval:

@@ -43,8 +43,15 @@ class Launch:
     def done(self):
         """Record that the pass happened."""
 
-    def found(self, gs, numbers):
-        """What the pass takes as gradients, further factors of them, and its numbers."""
+    def found(self, gradients, numbers):
+        """What the pass takes as gradients, further factors of them, and its numbers.
+
+        Args:
+            gradients: parameters -> their gradients.
+            numbers: of the step.
+        """
+        bucket, indices = self.part.bucket, self.part.indices
+        gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
         if self.directions is None:
             return gs, (), numbers
         return self.directions(gs, numbers, self.skip)

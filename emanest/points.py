@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import backends, capture
-from .clock import training
-from .options import warn
+from . import backends
 from .rules import LOOKAHEAD_STATE
 from .survey import Part
+from .writes import anchor, restart_edited, warn_once
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -73,7 +72,7 @@ def to_y(optimizer):
         for part, ahead in moves:
             _move(part.method.points[1], part, ahead)
         for part in anchored:
-            _anchor(part)
+            anchor(part)
         for bucket, i in kept:
             _write(bucket, i, bucket.kept_y(i))
         key = optimizer.buckets.key("y")
@@ -132,7 +131,7 @@ def _all_or_nothing(optimizer, parts, moves):
     # all copies before the first move: running out of memory then changes nothing
     kept = [[_clone(part.bucket.tensors[i]) for i in part.indices] for part, _ in moves]
     aside = [(part.bucket, i, part.bucket.kept_y(i)) for part in parts for i in part.indices]
-    was_training = training(optimizer)
+    was_training = optimizer.training
     with optimizer.buckets.ours():
         try:
             yield kept
@@ -150,37 +149,6 @@ def _all_or_nothing(optimizer, parts, moves):
             raise
 
 
-def restart_edited(optimizer, parts):
-    """Have methods that keep positions restart from parameters that were edited.
-
-    For the others x and y have moved together and nothing is to be done.
-    """
-    counts = {}
-    for part in parts:
-        method, bucket = part.method, part.bucket
-        if method is None or not method.positions:
-            continue
-        edited = bucket.writes.edited(part.indices)
-        if edited:
-            name = type(method).__name__
-            capture.refuse(
-                bucket.device.type,
-                f"{len(edited)} parameters were written since the last step, and every replay "
-                f"would restart {name} from where they are; write them inside "
-                "`with opt.part_of_step():`, or before a step outside of the capture",
-            )
-            _anchor(part._replace(indices=edited))
-            counts[name] = counts.get(name, 0) + len(edited)
-    for name, count in counts.items():
-        _warn_once(
-            optimizer,
-            ("edited", name),
-            f"{count} parameters were written since the last step; {name} restarts from their new "
-            "values. What belongs to every step (clamping, SAM) is to be written inside `with "
-            "opt.part_of_step():`, which keeps its state",
-        )
-
-
 @contextlib.contextmanager
 def part_of_step(optimizer):
     """What is written to parameters in a ``with`` block is no edit; see the optimizer's method."""
@@ -189,7 +157,7 @@ def part_of_step(optimizer):
     try:
         yield
     finally:
-        if not training(optimizer):
+        if not optimizer.training:
             # their bits will tell whether they were written since ``eval``
             mark_edited(optimizer)
         optimizer.buckets.own(before)
@@ -264,7 +232,7 @@ def _warn_of_lost(optimizer, method, lost):
         how = "lost: training goes on from x"
         if not _unknown_y(method):
             how = "recomputed from x (within rounding)"
-        _warn_once(
+        warn_once(
             optimizer,
             ("lost", type(method).__name__),
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
@@ -275,16 +243,6 @@ def _warn_of_lost(optimizer, method, lost):
 def _keeps_x(method):
     """Whether a parameter at rest is kept, too: it has positions and is at none of them."""
     return bool(method.positions) and not method.rests
-
-
-@torch.no_grad()
-def _anchor(part):
-    """Put all positions of parameters where the parameters are: x = y = z."""
-    bucket = part.bucket
-    for i in part.indices:
-        for name in part.method.positions:
-            bucket.views[name][i].copy_(bucket.tensors[i])
-        bucket.scalars.arrive(i)
 
 
 @torch.no_grad()
@@ -301,10 +259,3 @@ def _move(point, part, ahead):
         bucket.dtype,
         bucket.memo(indices),
     )
-
-
-def _warn_once(optimizer, kind, message):
-    told = vars(optimizer).setdefault("_told", set())
-    if kind not in told:
-        told.add(kind)
-        warn(message)

@@ -1,9 +1,11 @@
-"""Who wrote to parameters: we, or someone else since."""
+"""Who wrote to parameters: we, or someone else since; and what follows from an edit."""
 
 from typing import Any, NamedTuple
 
 import torch
 
+from . import capture
+from .options import warn
 from .watch import versions
 
 # no version counter has these values
@@ -141,3 +143,52 @@ class Writes:
 
 def _alike(a, b):
     return a.dtype == b.dtype and a.device == b.device
+
+
+def restart_edited(optimizer, parts):
+    """Have methods that keep positions restart from parameters that were edited.
+
+    For the others x and y have moved together and nothing is to be done.
+    """
+    counts = {}
+    for part in parts:
+        method, bucket = part.method, part.bucket
+        if method is None or not method.positions:
+            continue
+        edited = bucket.writes.edited(part.indices)
+        if edited:
+            name = type(method).__name__
+            capture.refuse(
+                bucket.device.type,
+                f"{len(edited)} parameters were written since the last step, and every replay "
+                f"would restart {name} from where they are; write them inside "
+                "`with opt.part_of_step():`, or before a step outside of the capture",
+            )
+            anchor(part._replace(indices=edited))
+            counts[name] = counts.get(name, 0) + len(edited)
+    for name, count in counts.items():
+        warn_once(
+            optimizer,
+            ("edited", name),
+            f"{count} parameters were written since the last step; {name} restarts from their new "
+            "values. What belongs to every step (clamping, SAM) is to be written inside `with "
+            "opt.part_of_step():`, which keeps its state",
+        )
+
+
+@torch.no_grad()
+def anchor(part):
+    """Put all positions of parameters where the parameters are: x = y = z."""
+    bucket = part.bucket
+    for i in part.indices:
+        for name in part.method.positions:
+            bucket.views[name][i].copy_(bucket.tensors[i])
+        bucket.scalars.arrive(i)
+
+
+def warn_once(optimizer, kind, message):
+    """Warn of something once in the life of an optimizer."""
+    told = vars(optimizer).setdefault("_told", set())
+    if kind not in told:
+        told.add(kind)
+        warn(message)

@@ -10,13 +10,14 @@ import torch
 
 from .. import launches, points, verdict
 from ..checks import check_group
-from ..clock import CLOCK, training
+from ..clock import CLOCK
 from ..groups import check_fit, check_params_of, completed, defaults_of, setups
 from ..methods.method import group_entries
 from ..metrics import metrics
 from ..options import check_params, suggesting
 from ..survey import Selection
 from ..watch import gradients
+from ..writes import restart_edited
 from . import checkpoint
 from .base import Base
 
@@ -192,7 +193,7 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _check_mode(self, name="step()"):
-        if self.state and not training(self):
+        if self.state and not self.training:
             raise RuntimeError(
                 f"{name} in eval mode: the parameters hold x, and gradients belong to y; call "
                 "train() before the forward pass, or evaluate inside `with opt.at_iterate():`"
@@ -213,14 +214,14 @@ class Optimizer(torch.optim.Optimizer):
         if not happens:
             self._skipped()
             return
-        points.restart_edited(self, parts)
+        restart_edited(self, parts)
         planned, clocks = launches.plan(self, groups, parts, skip)
         with self.buckets.ours(parts):
             self._run(planned)
         for each in (*planned, *clocks):
             each.done()
         self._selection.remember(self, groups)
-        if not training(self):
+        if not self.training:
             points.to_x(self)
 
     def _skipped(self):
@@ -236,20 +237,20 @@ class Optimizer(torch.optim.Optimizer):
     def _run_passes(self, planned):
         """All directions are found before the first pass: one that fails has moved no parameter."""
         with contextlib.ExitStack() as stack:
-            found = [(each, *self._found(each, stack)) for each in planned]
-            for launch, gs, scales, numbers in found:
-                launch.step(gs, scales, numbers)
+            numbers = [stack.enter_context(launch.numbers()) for launch in planned]
+            pairs = zip(planned, numbers, strict=True)
+            found = [launch.found(self._gradients, its) for launch, its in pairs]
+            for launch, each in zip(planned, found, strict=True):
+                launch.step(*each)
 
-    def _found(self, launch, stack):
-        bucket, indices = launch.part.bucket, launch.part.indices
-        numbers = stack.enter_context(launch.numbers())
-        gs = self._gradients(bucket.params_of(indices))
-        return launch.found(bucket.gradients_of(indices, gs), numbers)
-
-    def _gradients(self, params):
-        return gradients(params)
+    _gradients = staticmethod(gradients)
 
     # ---- x and y --------------------------------------------------------------------------------
+
+    @property
+    def training(self):
+        """Whether the parameters hold y; in eval mode they hold x."""
+        return self.param_groups[0]["train_mode"]
 
     def eval(self):
         """Write x into the parameters, for evaluation and saving; nothing if already there.
@@ -259,7 +260,7 @@ class Optimizer(torch.optim.Optimizer):
         hold where y is x (between the syncs of the first, and with ``mu_y`` or ``momentum`` 1): to
         tell whether it has been written when ``train()`` comes.
         """
-        if training(self):
+        if self.training:
             points.to_x(self)
 
     def train(self):
@@ -269,13 +270,13 @@ class Optimizer(torch.optim.Optimizer):
         as the new x; not if its bits are those that it had, as when averages of the weights were
         put in and taken out again. To tell, one copy of such a parameter is made for a moment.
         """
-        if not training(self):
+        if not self.training:
             points.to_y(self)
 
     @contextlib.contextmanager
     def at_iterate(self):
         """``eval()`` for the length of a ``with`` block; ``train()`` after it if it was in that."""
-        was_training = training(self)
+        was_training = self.training
         self.eval()
         try:
             yield self

@@ -238,7 +238,8 @@ class Wrap(Optimizer):
             launch.part.bucket.writes.snapshots_taken(launch.part.indices)
         self._run_passes(raw)
 
-    def _gradients(self, params):
+    @staticmethod
+    def _gradients(params):
         return [dense(p.grad) for p in params]
 
     def _step_inner(self, excluded):
