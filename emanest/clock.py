@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import storage
+from . import shards, storage
 from .methods.method import MEMORY, At, Plan
 
 # entries that all groups of an optimizer share, at their start
@@ -74,6 +74,14 @@ def place_clock(group, method, device):
 def sign(group):
     """The factor of gradients: -1 to maximize, else 1."""
     return -1.0 if group.get("maximize") else 1.0
+
+
+def factor(group, grad_scale):
+    """What gradients are multiplied by."""
+    if isinstance(grad_scale, torch.Tensor):
+        grad_scale = shards.whole("grad_scale", grad_scale)
+    scale = sign(group)
+    return scale if grad_scale is None else scale / float(grad_scale)
 
 
 def planned(group, method, base, clock, step, ahead):

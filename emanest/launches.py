@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from . import backends, shards
-from .clock import clock_entries, host_clock, place_clock, planned, sign
+from . import backends
+from .clock import clock_entries, factor, host_clock, place_clock, planned
 from .device import DevicePlan, record_clock
 from .groups import check_method
 from .rules import BASES, LOOKAHEADS
@@ -43,14 +43,15 @@ class Launch:
     def done(self):
         """Record that the pass happened."""
 
-    def found(self, gradients, numbers):
+    def inputs(self, gradients, stack):
         """What the pass takes as gradients, further factors of them, and its numbers.
 
         Args:
             gradients: parameters -> their gradients.
-            numbers: of the step.
+            stack: an ``ExitStack`` in which the pass runs.
         """
         bucket, indices = self.part.bucket, self.part.indices
+        numbers = stack.enter_context(self.numbers())
         gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
         if self.directions is None:
             return gs, (), numbers
@@ -111,7 +112,7 @@ class HostLaunch(Launch):
         )
         self.look, self._numbers = self._plan.rule, self._plan.numbers
         if self.base is not None:
-            self._numbers = _factor(part.group, grad_scale), *numbers, *self._numbers
+            self._numbers = factor(part.group, grad_scale), *numbers, *self._numbers
         # a base of the method's own takes gradients as they are
         if part.base.directions is not None and self._plan.base is None:
             self.directions = part.base.directions(part)
@@ -259,13 +260,6 @@ def _only_device(group, parts):
             "those of each device a group of their own"
         )
     return devices.pop()
-
-
-def _factor(group, grad_scale):
-    """What gradients are multiplied by."""
-    if isinstance(grad_scale, torch.Tensor):
-        grad_scale = shards.whole("grad_scale", grad_scale)
-    return sign(group) if grad_scale is None else sign(group) / float(grad_scale)
 
 
 def possible_on_device(optimizer, parts):

@@ -33,6 +33,7 @@ class Selection:
 
     def __init__(self, state, key):
         self.buckets = Buckets(state, key)
+        self.steady = False  # whether a step found everything as the last one left it
         self.fake = False  # whether what was found has no values
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
         self._found: Any = None
@@ -51,7 +52,8 @@ class Selection:
             RuntimeError: a CUDA graph is being captured, and the last step found something else, or
                 the step's numbers would be those of the capture.
         """
-        if not self._holds(optimizer, setups):
+        self.steady = self._holds(optimizer, setups)
+        if not self.steady:
             params = (p for group in optimizer.param_groups for p in group["params"])
             for device_type in {p.device.type for p in params}:
                 name = type(optimizer).__name__
@@ -92,10 +94,9 @@ class Selection:
 
     def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
-        if self._watch is None:
-            lists, mappings, self._known = _looked_at(optimizer, setups)
-            rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
-            self._watch = Watch(lists, mappings, rows)
+        lists, mappings, self._known = _looked_at(optimizer, setups)
+        rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
+        self._watch = Watch(lists, mappings, rows)
 
     def _find(self, optimizer, setup, params, newcomers):
         """The buckets of some parameters of a group; see ``Buckets.find``."""

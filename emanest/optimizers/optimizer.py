@@ -220,7 +220,8 @@ class Optimizer(torch.optim.Optimizer):
             self._run(planned)
         for each in (*planned, *clocks):
             each.done()
-        self._selection.remember(self, groups)
+        if not self._selection.steady:
+            self._selection.remember(self, groups)
         if not self.training:
             points.to_x(self)
 
@@ -231,16 +232,18 @@ class Optimizer(torch.optim.Optimizer):
         self.buckets.publish(parts)
 
     def _run(self, planned):
-        self.buckets.publish([launch.part for launch in planned])
+        self._publish(planned)
         self._run_passes(planned)
+
+    def _publish(self, planned):
+        if not self._selection.steady:
+            self.buckets.publish([launch.part for launch in planned])
 
     def _run_passes(self, planned):
         """All directions are found before the first pass: one that fails has moved no parameter."""
         with contextlib.ExitStack() as stack:
-            numbers = [stack.enter_context(launch.numbers()) for launch in planned]
-            pairs = zip(planned, numbers, strict=True)
-            found = [launch.found(self._gradients, its) for launch, its in pairs]
-            for launch, each in zip(planned, found, strict=True):
+            inputs = [launch.inputs(self._gradients, stack) for launch in planned]
+            for launch, each in zip(planned, inputs, strict=True):
                 launch.step(*each)
 
     _gradients = staticmethod(gradients)

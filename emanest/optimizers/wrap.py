@@ -231,7 +231,7 @@ class Wrap(Optimizer):
             launch.part.bucket.writes.take_snapshots(launch.part.indices)
         raw_params = [launch.part.bucket.params_of(launch.part.indices) for launch in raw]
         self._step_inner([p for params in raw_params for p in params])
-        self.buckets.publish([launch.part for launch in planned])
+        self._publish(planned)
         for launch in followed:
             with launch.numbers() as numbers:
                 launch.follow(numbers)
