@@ -25,7 +25,7 @@ class Memory:
 
 @contextlib.contextmanager
 def memory_on_cpu():
-    """Watch torch's CPU allocator, which extensions use too."""
+    """Guard torch's CPU allocator, which extensions use too."""
     memory, sizes = Memory(), {}
     # one cycle, of which torch 2.11 would warn that it forgets those before
     options = {"profile_memory": True, "acc_events": True}
@@ -47,7 +47,7 @@ def memory_on_cpu():
 
 @contextlib.contextmanager
 def memory_on_cuda():
-    """Watch torch's caching allocator; its blocks are multiples of 512 bytes."""
+    """Guard torch's caching allocator; its blocks are multiples of 512 bytes."""
     memory = Memory()
     gc.collect()
     torch.cuda.reset_peak_memory_stats()

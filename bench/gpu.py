@@ -4,7 +4,7 @@
 
 Needs torch alone, on a machine where nothing can be installed. A word picks the case of that name,
 or all cases whose names contain it; they run in the order of the table, the most valuable first.
-Writes ``FOLDER/NAME.json``, a new file each time, in the form that ``bench/report.py`` reads, after
+Edits ``FOLDER/NAME.json``, a new file each time, in the form that ``bench/report.py`` reads, after
 every case, and prints the table. A case that fails is reported, and the others run; the exit status
 is then 1. What peers need and how they are brought along is in ``bench/NOTES.md``.
 """

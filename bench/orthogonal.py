@@ -3,7 +3,7 @@
 import torch
 
 import emanest
-from emanest.newton_schulz import working_dtype
+from emanest.matrix.newton_schulz import working_dtype
 
 from . import newton_schulz
 from .models import hidden

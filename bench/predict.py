@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from emanest import newton_schulz
-from emanest.coefficients import polynomials
+from emanest.matrix import newton_schulz
+from emanest.matrix.coefficients import polynomials
 
 from .assumed import FORMS, GAP, LAUNCH, MACHINES, MUONS, PASSES, UNITS
 from .cuda_cases import CUDA

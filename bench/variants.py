@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from emanest import backends, newton_schulz
-from emanest.coefficients import polynomials
+from emanest import backends
+from emanest.matrix import newton_schulz
+from emanest.matrix.coefficients import polynomials
 
 from .reference import NS_COEFFICIENTS, NS_STEPS, TwoPhase
 

@@ -1,4 +1,4 @@
-// emanest/watch.py's loops over all tensors of a call.
+// emanest/backends/guards.py's loops over all tensors of a call.
 #include "layout.h"
 
 #include <ATen/core/Tensor.h>

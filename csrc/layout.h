@@ -1,4 +1,4 @@
-// Registers `Layout` and `count_writes`, which emanest/watch.py documents.
+// Registers `Layout` and `count_writes`, which emanest/backends/guards.py documents.
 #pragma once
 
 #include <pybind11/pybind11.h>

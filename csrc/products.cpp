@@ -1,4 +1,4 @@
-// The products of Newton-Schulz on the CPU; emanest/cpu_products.py documents them.
+// The products of Newton-Schulz on the CPU; emanest/backends/cpu_products.py documents them.
 //
 // A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the

@@ -8,7 +8,7 @@
 
 namespace emanest {
 
-// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/storage.py raises for it.
+// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/backends/storage.py raises for it.
 struct NotInStorage : std::exception {
   explicit NotInStorage(const at::Tensor& t) : tensor(t) {}
   const char* what() const noexcept override { return "a tensor's values are not in its storage"; }
@@ -20,7 +20,7 @@ inline bool is_subclass(const at::Tensor& t) {
   return t.unsafeGetTensorImpl()->is_python_dispatch();
 }
 
-// As emanest/storage.py has it, of tensors that are strided.
+// As emanest/backends/storage.py has it, of tensors that are strided.
 inline bool in_storage(const at::Tensor& t) {
   if (is_subclass(t)) return false;
   if (!t.has_storage()) return t.numel() == 0;

@@ -1,4 +1,4 @@
-// emanest/watch.py's loops over all parameters, which every step makes.
+// emanest/backends/guards.py's loops over all parameters, which every step makes.
 #include "watch.h"
 
 #include <ATen/core/Tensor.h>
@@ -61,9 +61,9 @@ struct Facts {
   }
 };
 
-class Watch {
+class Guard {
  public:
-  Watch(const py::list& lists, const py::list& mappings, const py::list& entries) {
+  Guard(const py::list& lists, const py::list& mappings, const py::list& entries) {
     for (py::handle params : lists) {
       for (py::handle p : params) {
         params_.push_back(py::reinterpret_borrow<py::object>(p));
@@ -135,9 +135,9 @@ class Watch {
 void bind_watch(py::module_& m) {
   m.def("versions", &versions);
   m.def("gradients", &gradients);
-  py::class_<Watch>(m, "Watch")
+  py::class_<Guard>(m, "Guard")
       .def(py::init<py::list, py::list, py::list>())
-      .def("unchanged", &Watch::unchanged);
+      .def("unchanged", &Guard::unchanged);
 }
 
 }  // namespace emanest

@@ -1,4 +1,4 @@
-// Registers `versions` and `Watch`, which emanest/watch.py documents.
+// Registers `versions` and `Guard`, which emanest/backends/guards.py documents.
 #pragma once
 
 #include <pybind11/pybind11.h>

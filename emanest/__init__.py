@@ -1,13 +1,13 @@
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
 from . import schedules
-from .find import at_iterate, find, find_all
-from .iterate import iterate_state_dict, update_bn
+from .matrix.newton_schulz import orthogonalize
 from .methods import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
-from .newton_schulz import orthogonalize
 from .optimizers import SGD, AdamW, Muon, NorMuon, Optimizer, Wrap
-from .probe import probe_lookahead
-from .split import split_params
+from .tools.find import at_iterate, find, find_all
+from .tools.iterate import iterate_state_dict, update_bn
+from .tools.probe import probe_lookahead
+from .tools.split import split_params
 
 __version__ = "0.1.0.dev0"
 

@@ -12,8 +12,9 @@ import sys
 
 import torch
 
-from . import __version__, backends, eager
-from .tape import Tape
+from . import __version__, backends
+from .backends import eager
+from .backends.tape import Tape
 
 # longest reason that is printed; --json has all of it
 _WIDTH = 160

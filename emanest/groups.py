@@ -5,12 +5,18 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import backends, rules, shards
-from .checks import CHECKS, SEQUENCES, check_group
-from .clock import CLOCK
-from .gradients import parameter_name
+from . import backends, rules
+from .backends import shards
 from .methods.method import Method, group_entries, method_of
-from .options import check_parameter, choice, learning_rate, warn_of_typos
+from .options import CHECKS, SEQUENCES, check_group
+from .state.clock import CLOCK
+from .values import check_parameter, choice, learning_rate, warn_of_typos
+
+
+def parameter_name(group, index, j):
+    """What messages call a parameter."""
+    names = group.get("param_names")
+    return f"parameter {j} of group {index}" + (f" ({names[j]!r})" if names else "")
 
 
 def is_lookahead_entry(key):

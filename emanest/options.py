@@ -1,241 +1,118 @@
-"""Checks of what a user passes in, one function for each kind of value."""
-
-import contextlib
-import difflib
-import functools
-import inspect
-import math
-import numbers
-import os
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Set
-from typing import TypeVar
+"""The options of a parameter group: a row says how each is checked."""
 
 import torch
-from torch.nn.parameter import is_lazy
 
-from . import shards, storage
+from .matrix.coefficients import check_coefficients
+from .matrix.shapes import SCALES
+from .values import betas, choice, count, flag, learning_rate, optional_flag, real
 
-Init = TypeVar("Init", bound=Callable[..., None])
 
-# where code lies that is not the user's: ours, torch's, what enters and leaves ``with`` blocks
-_LIBRARIES = (
-    *(os.path.dirname(path) + os.sep for path in (__file__, torch.__file__)),
-    contextlib.__file__,
+def _at_least_zero(torch_words):
+    def check(name, value):
+        try:
+            return real(name, value, 0)
+        except ValueError as error:
+            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
+
+    return check
+
+
+def _decay(name, value):
+    return real(name, value, 0, 1, "[)")
+
+
+def _one_of(*choices):
+    return lambda name, value: choice(name, value, choices)
+
+
+def _working_dtype(name, value):
+    # a name, not a dtype: state dicts hold plain types
+    named = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return _one_of(None, "float16", "bfloat16", "float32", "float64")(name, named)
+
+
+# option -> check(name, value) -> value; options without a row are kept as they are, as in torch
+CHECKS = {
+    "lr": learning_rate,
+    "betas": betas,
+    "eps": _at_least_zero("epsilon"),
+    "weight_decay": _at_least_zero("weight_decay"),
+    "momentum": _at_least_zero("momentum"),
+    "dampening": real,
+    "nesterov": flag,
+    "amsgrad": flag,
+    "maximize": flag,
+    "capturable": flag,
+    "differentiable": flag,
+    "foreach": optional_flag,
+    "fused": optional_flag,
+    "nonfinite": _one_of("propagate", "skip", "raise"),
+    "adjust_lr_fn": _one_of(None, *SCALES),
+    "ns_coefficients": check_coefficients,
+    "ns_steps": count,
+    "ns_form": _one_of(None, "standard", "gram"),
+    "ns_dtype": _working_dtype,
+    "split": count,
+    "stack": optional_flag,
+    "beta2": _decay,
+}
+
+# options that are sequences of numbers, and kept as tuples
+SEQUENCES = ("betas", "ns_coefficients")
+
+# (condition on a whole group, error, message): what no single option shows
+CONFLICTS = (
+    (
+        lambda group: group.get("fused") and group.get("differentiable"),
+        RuntimeError,
+        "`fused` does not support `differentiable`",
+    ),
+    (
+        lambda group: group.get("fused") and group.get("foreach"),
+        RuntimeError,
+        "`fused` and `foreach` cannot be `True` together.",
+    ),
+    (
+        lambda group: (
+            group.get("nesterov")
+            and "dampening" in group
+            and (group["momentum"] == 0 or group["dampening"] != 0)
+        ),
+        ValueError,
+        "Nesterov momentum requires a momentum and zero dampening",
+    ),
+    (
+        lambda group: "ns_steps" in group and group["momentum"] >= 1,
+        ValueError,
+        "Muon averages gradients with weight 1 - momentum: momentum must be below 1",
+    ),
+    (
+        lambda group: (group.get("ns_form"), group.get("ns_dtype")) == ("gram", "bfloat16"),
+        ValueError,
+        "ns_form='gram' loses all digits in bfloat16: take ns_dtype='float16' or 'float32'",
+    ),
+    (
+        lambda group: "beta2" in group and group["eps"] == 0,
+        ValueError,
+        "NorMuon divides rows of zeros by eps: it must be above 0",
+    ),
+    (
+        lambda group: group.get("differentiable"),
+        ValueError,
+        "differentiable=True is not supported: the step is not recorded by autograd",
+    ),
 )
 
 
-def warn(message):
-    """Warn at the line of the user's that has led here."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(f"emanest: {message}", stacklevel=level)
-
-
-def real(name, value, low=-math.inf, high=math.inf, bounds="[]"):
-    """Return ``value`` as a float inside the given range.
-
-    Args:
-        name: what the message calls it.
-        value: a real number of any kind (Python, numpy, Decimal, Fraction), not a bool.
-        low, high: the range; infinite values are always refused.
-        bounds: which ends belong to the range, as in ``"[)"``.
+def check_group(group):
+    """Return the checked options of a group; unknown keys are kept.
 
     Raises:
-        TypeError: not a real number.
-        ValueError: NaN, infinite or out of range.
+        TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
+            contradicts another; the message names it.
     """
-    number = _number(name, value, "a number")
-    above = number >= low if bounds[0] == "[" else number > low
-    below = number <= high if bounds[1] == "]" else number < high
-    if not (above and below and math.isfinite(number)):
-        raise ValueError(f"{name} must be {_range(low, high, bounds)}, got {number}")
-    return number
-
-
-def _number(name, value, kind):
-    # Decimal registers as a Number but not as a Real; tensors as neither
-    complex_ = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
-    if isinstance(value, bool) or not isinstance(value, numbers.Number) or complex_:
-        raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
-    try:
-        return float(value)  # pyright: ignore[reportArgumentType]
-    except OverflowError:
-        # an integer of more than 308 digits
-        return math.inf
-
-
-def _range(low, high, bounds):
-    if math.isinf(low) and math.isinf(high):
-        return "finite"
-    if math.isinf(high):
-        return f"a finite number {'at least' if bounds[0] == '[' else 'above'} {low:g}"
-    return f"in {bounds[0]}{low:g}, {high:g}{bounds[1]}"
-
-
-def count(name, value, low=1):
-    """Return ``value`` as an int of at least ``low``; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return int(value)
-
-
-def flag(name, value):
-    """Return a bool, also for 0, 1 and NumPy's bools; TypeError for anything else."""
-    of_numpy = getattr(value, "dtype", None) == "bool" and not value.ndim
-    if not (isinstance(value, numbers.Integral) or of_numpy) or value not in (0, 1):
-        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
-    return bool(value)
-
-
-def optional_flag(name, value):
-    """Return a bool or None; TypeError for anything else."""
-    return value if value is None else flag(name, value)
-
-
-def choice(name, value, choices):
-    """Return ``value`` if it is one of ``choices``; ValueError that lists them otherwise."""
-    # no look-up: what cannot be hashed is none of them
-    if value not in (choices := list(choices)):
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-    return value
-
-
-def learning_rate(name, value):
-    """Return the learning rate as a float, or as the 1-element tensor that it is.
-
-    Raises:
-        TypeError: neither a number nor a tensor, or one whose values are not in its storage.
-        ValueError: negative, NaN, infinite, or a tensor with several elements.
-    """
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-        value = storage.waited(value)
-        shards.check_class(name, value)
-        # a value on a device is not read here: that would wait for the device; a fake has none
-        if value.device.type == "cpu" and not storage.is_fake(shards.local(value)):
-            learning_rate(name, value.item())
-        return value
-    number = _number(name, value, "a float or 1-element tensor")
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"Invalid learning rate: {number} ({name} must be finite and at least 0)")
-    return number
-
-
-def items(value):
-    """The items of a sequence of any kind (a list, an array) as a tuple; None if it is none."""
-    # the numbers of a tensor may be on a device
-    others = isinstance(value, (str, bytes, Mapping, Set, torch.Tensor))
-    if others or not hasattr(value, "__len__"):
-        return None
-    try:
-        return tuple(value)
-    except TypeError:
-        # an array without dimensions has a length that raises
-        return None
-
-
-def betas(name, value):
-    """Return Adam's two coefficients as floats in [0, 1); any sequence holds them."""
-    given = items(value)
-    if given is None or len(given) != 2:
-        raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
-    checked = []
-    for i, beta in enumerate(given):
-        try:
-            checked.append(real(f"{name}[{i}]", beta, 0, 1, "[)"))
-        except ValueError as error:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta} ({error})") from None
-    return tuple(checked)
-
-
-def _did_you_mean(key, known):
-    """A question, or nothing where no option is near."""
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def warn_of_typos(name, keys, known):
-    """Warn of a key that is no option but nearly one; other unknown keys are the user's own."""
-    for key in sorted(set(keys) - set(known), key=str):
-        question = _did_you_mean(key, known)
-        if question:
-            warnings.warn(f"emanest: {name} has the unknown key {key!r}{question}", stacklevel=5)
-
-
-def suggesting(init: Init) -> Init:
-    """Let a constructor answer an unknown keyword argument with the one that is nearest to it."""
-    known = list(inspect.signature(init).parameters)[1:]
-
-    @functools.wraps(init)
-    def checked(self, *args, **kwargs):
-        for key in kwargs:
-            if key not in known:
-                name = type(self).__name__
-                raise TypeError(
-                    f"{name}() got an unexpected keyword argument {key!r}"
-                    f"{_did_you_mean(key, known)}"
-                )
-        init(self, *args, **kwargs)
-
-    return checked  # pyright: ignore[reportReturnType]
-
-
-def check_params(params):
-    """Return ``params`` as a list or a set, refusing what is not an iterable of tensors or groups.
-
-    Raises:
-        TypeError: None, a module, a lone tensor, a dict.
-        ValueError: empty.
-    """
-    if params is None:
-        raise TypeError("params must be an iterable of tensors or of groups (dicts), got None")
-    if isinstance(params, torch.nn.Module):
-        raise TypeError(
-            "params must be an iterable of tensors: pass model.parameters(), not the module"
-        )
-    if isinstance(params, dict):
-        raise TypeError("params must be an iterable of groups: wrap the group (a dict) in a list")
-    if isinstance(params, torch.Tensor):
-        raise TypeError(
-            "params argument given to the optimizer should be an iterable of Tensors or dicts, "
-            f"but got {torch.typename(params)}"
-        )
-    # of a set, whose order is another one in every run, torch warns from 2.15 on
-    params = params if isinstance(params, set) else list(params)
-    if not params:
-        raise ValueError(
-            "optimizer got an empty parameter list (did you already consume model.parameters()?)"
-        )
-    return params
-
-
-def check_parameter(name, p):
-    """Refuse a tensor that cannot be a parameter, by the name that it goes by.
-
-    Raises:
-        TypeError: an integer tensor.
-        ValueError: a tensor that overlaps itself (an expanded one), or a conjugate view.
-    """
-    if not (p.is_floating_point() or p.is_complex()):
-        raise TypeError(
-            f"{name} has dtype {p.dtype}: only floating and complex parameters can be optimized; "
-            "leave frozen quantised weights out"
-        )
-    if is_lazy(p):
-        # it has no shape yet
-        return
-    if p.is_conj() or p.is_neg():
-        raise ValueError(
-            f"{name} is a view that conjugates or negates: its memory holds other values; clone() "
-            "it first"
-        )
-    # a stride of 0 over more than one element: several elements share one address
-    sizes = zip(p.shape, p.stride(), strict=True)
-    if p.numel() and any(stride == 0 and size > 1 for size, stride in sizes):
-        raise ValueError(f"{name} overlaps itself in memory (an expanded tensor): clone it first")
+    group = {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
+    for contradicts, error, message in CONFLICTS:
+        if contradicts(group):
+            raise error(message)
+    return group

@@ -18,7 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from emanest import NAG, EMANesterov, LongHorizon, analysis
+from emanest import NAG, EMANesterov, LongHorizon
+from emanest.tools import analysis
 
 GREY, ORANGE = "#555555", "#d95f02"
 LIGHT_BLUE, BLUE, DARK_BLUE = "#8fbfe6", "#1f6fb4", "#0b3a66"

@@ -5,7 +5,7 @@
     python examples/lm.py --sweep-lr          both over a grid of lrs
     python examples/lm.py --lookahead snoo --corpus ~/notes
 
-Writes ``lm.md`` (table), ``lm.png`` (curves) and ``lm.json`` (everything) into ``--out``. Losses
+Edits ``lm.md`` (table), ``lm.png`` (curves) and ``lm.json`` (everything) into ``--out``. Losses
 are nats per byte. A repeated run gives the same losses on a CPU with the same ``--threads``; on a
 GPU, sums whose order varies may change the last digits.
 """

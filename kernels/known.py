@@ -7,9 +7,9 @@ are a few integers of each tensor, and none of these itself.
 import contextlib
 from typing import Any, NamedTuple
 
-from .. import capture
-from ..layout import scaled
-from ..watch import Layout
+from ..backends import capture
+from ..backends.guards import Layout
+from ..backends.layout import scaled
 from . import table
 from .launch import Prepared, laid_out
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from ..layout import flat
+from ..backends.layout import flat
 from .calls import call
 from .rounding import INTERPRETED
 from .table import lookup, upload

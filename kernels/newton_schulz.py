@@ -1,4 +1,4 @@
-"""The products of Newton-Schulz in Triton: a module with the functions of ``emanest.products``.
+"""The products of Newton-Schulz in Triton, with the functions of ``emanest.backends.products``.
 
 A symmetric product takes half of its tiles and mirrors them. No operand is copied or transposed,
 whatever its strides: where a matrix has a unit stride, along rows or columns, and 16 divides the

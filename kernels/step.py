@@ -8,10 +8,10 @@ import operator
 
 import torch
 
-from .. import eager
-from ..layout import check_squares, is_dense
+from ..backends import eager
+from ..backends.guards import count_writes
+from ..backends.layout import check_squares, is_dense
 from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
-from ..watch import count_writes
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
 from .launch import TYPES, Launch, as_they_are, by_dtype, prepare

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import capture, storage
+from ..backends import capture, storage
 
 
 class Table:

@@ -45,7 +45,7 @@ def out_of_memory(name):
         assert not optimizer.state
         goes_on(optimizer, twin, range(3))
 
-    fails_everywhere((emanest.bucket, "_views"), lambda: mixed(name), first, check)
+    fails_everywhere((emanest.state.bucket, "_views"), lambda: mixed(name), first, check)
 
 
 def out_of_memory_in_eval(name):
@@ -286,7 +286,7 @@ def out_of_memory_at_load(name):
         raise torch.OutOfMemoryError("out of memory")
 
     for module, attribute in (
-        (emanest.bucket, "_views"),
+        (emanest.state.bucket, "_views"),
         (emanest.optimizers.checkpoint, "unpacked"),
     ):
         optimizer, twin = ready(name), ready(name)

@@ -11,11 +11,11 @@ import torch
 
 import helpers
 from emanest import EMANesterov, ScheduleFree, rules
-from emanest.clock import Clock, planned
-from emanest.device import DevicePlan, record
 from emanest.methods.method import group_entries
 from emanest.optimizers.adamw import ADAMW
 from emanest.optimizers.sgd import BASE as SGD
+from emanest.state.clock import Clock, planned
+from emanest.step.on_device import DevicePlan, record
 
 METHODS = {
     "none": None,

@@ -44,8 +44,8 @@ class _Torch:
 
 
 def backend(stream):
-    """A copy of ``emanest.cpp`` that takes CPU tensors for those of a GPU."""
-    spec = importlib.util.find_spec("emanest.cpp")
+    """A copy of ``emanest.backends.cpp`` that takes CPU tensors for those of a GPU."""
+    spec = importlib.util.find_spec("emanest.backends.cpp")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module._C, module.torch = extension(), _Torch(stream)

@@ -10,18 +10,10 @@ import torch
 
 import textbook
 import textbook_bases
-from emanest import analysis, rules
-from emanest.methods import (
-    GPA,
-    NAG,
-    NALA,
-    SNOO,
-    EMANesterov,
-    LongHorizon,
-    Lookahead,
-    ScheduleFree,
-)
+from emanest import rules
+from emanest.methods import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
 from emanest.methods.method import METHODS
+from emanest.tools import analysis
 
 # method, period
 PERIODS = [

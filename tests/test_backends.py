@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import emanest
-from emanest import backends, eager
-from emanest.backends import Backend
+from emanest import backends
+from emanest.backends import Backend, eager
 
 FUNCTIONS = ("step_", "follow_", "move_", "nonfinite")
 
 MISSING = Backend("emanest.no_such_module", ())
-ELSEWHERE = Backend("emanest.eager", ("cuda",))
-ANYWHERE = Backend("emanest.eager", ())
+ELSEWHERE = Backend("emanest.backends.eager", ("cuda",))
+ANYWHERE = Backend("emanest.backends.eager", ())
 REASON = "No module named 'emanest.no_such_module'"
 
 
@@ -103,7 +103,7 @@ def test_automatic_choice_looks_among_those_of_the_device_in_order(device_type, 
 @pytest.mark.parametrize("value", [None, "0", "1"])
 def test_triton_serves_the_cpu_only_in_its_interpreter_and_on_request(monkeypatch, value):
     monkeypatch.setitem(sys.modules, "emanest.kernels.step", eager)
-    monkeypatch.setitem(sys.modules, "emanest.cpp", eager)
+    monkeypatch.setitem(sys.modules, "emanest.backends.cpp", eager)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if value is not None:
         monkeypatch.setenv("TRITON_INTERPRET", value)

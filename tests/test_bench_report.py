@@ -197,7 +197,7 @@ def test_a_case_that_takes_too_long_is_cut_short_and_the_next_one_runs(tmp_path,
 def test_all_cases_are_served_by_the_back_end_that_was_asked_for(tmp_path, monkeypatch):
     def served(case):
         asked.append(os.environ.get("EMANEST_BACKEND"))
-        info = {"backend": "emanest.cpp", "case": case.name}
+        info = {"backend": "emanest.backends.cpp", "case": case.name}
         return {case.ours: SimpleNamespace(info=info)}
 
     asked = []
@@ -205,7 +205,7 @@ def test_all_cases_are_served_by_the_back_end_that_was_asked_for(tmp_path, monke
     before = os.environ.get("EMANEST_BACKEND")
     assert run(tmp_path, monkeypatch, (CASE,), "--backend", "eager") == 1
     (path,) = tmp_path.iterdir()
-    error = "one: OtherBackend: emanest.eager was to serve it, emanest.cpp did"
+    error = "one: OtherBackend: emanest.backends.eager was to serve it, emanest.backends.cpp did"
     assert json.loads(path.read_text())["failed"] == [error]
     assert asked == ["eager"]
     assert os.environ.get("EMANEST_BACKEND") == before

@@ -12,8 +12,9 @@ import emanest
 import helpers
 import test_capturable
 from bench.no_gpu.graph import Graph
-from emanest import backends, capture
-from emanest.bucket import _MEMOS, Bucket
+from emanest import backends
+from emanest.backends import capture
+from emanest.state.bucket import _MEMOS, Bucket
 from helpers import METHODS, content, differing, params_of
 
 SHAPES = [(3, 5), (7,)]
@@ -243,7 +244,7 @@ def test_a_wrapped_optimizer_needs_a_warm_up_too(capturing):
 
 def test_a_flag_of_the_host_is_no_copy():
     """A GradScaler without gradients has 0 for a flag; ``to`` would copy it to the GPU."""
-    flag = emanest.verdict._placed(torch.ones(1), torch.device("meta"))
+    flag = emanest.step.nonfinite._placed(torch.ones(1), torch.device("meta"))
     assert (flag.device.type, flag.dtype, flag.shape) == ("meta", torch.float32, (1,))
 
 

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from emanest.coefficients import COEFFICIENTS, check_coefficients, polynomials
+from emanest.matrix.coefficients import COEFFICIENTS, check_coefficients, polynomials
 from helpers import SEQUENCES
 
 # name, steps -> range of the final singular value for s from 1e-3, 1e-2, 0.1 to 1 (ALGORITHMS 4.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import emanest
-from emanest.options import check_params
+from emanest.values import check_params
 from helpers import METHODS, bits, params_of, set_gradients
 from optimizer_database import (
     DATABASE,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import emanest
-from emanest import EMANesterov, cpp, eager, layout
+from emanest import EMANesterov
+from emanest.backends import cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import bits, flat, parameters, run, values
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide

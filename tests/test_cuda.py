@@ -11,7 +11,7 @@ from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import moved
 from test_rules import columns, each_base, each_dtype, each_look, numbers, tensors, wide
 
-cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
+cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
 
 # as csrc/kernels.h has it; a test compares
 CHUNK = 8192

@@ -22,7 +22,7 @@ SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="not main")
 # setup.py's own names, which a test may replace
 NAMES = SETUP["find_nvcc"].__globals__
 
-cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
+cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
 _C = cpp._C
 
 

@@ -7,12 +7,12 @@ import torch
 
 import emanest
 from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, rate
-from emanest import launches, verdict
-from emanest.device import DevicePlan, options, record_clock
-from emanest.eager import plan_
+from emanest.backends.eager import plan_
+from emanest.backends.tape import Tape
 from emanest.optimizers.adamw import ADAMW
-from emanest.survey import Part
-from emanest.tape import Tape
+from emanest.step import nonfinite, plan
+from emanest.step.on_device import DevicePlan, options, record_clock
+from emanest.step.select import Part
 from helpers import bits
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -159,10 +159,10 @@ class Parameters:
 def test_a_group_on_two_devices_is_refused():
     group = {"params": [torch.ones(1)]}
     first, second = (Part(group, None, ADAMW, Parameters(d), [0]) for d in ("cpu", "meta"))
-    assert launches._only_device(group, [first, first]) == torch.device("cpu")
-    assert launches._only_device(group, []) == torch.device("cpu")
+    assert plan._only_device(group, [first, first]) == torch.device("cpu")
+    assert plan._only_device(group, []) == torch.device("cpu")
     with pytest.raises(RuntimeError, match=r"one group are on \['cpu', 'meta'\]; give those of"):
-        launches._only_device(group, [first, second])
+        plan._only_device(group, [first, second])
 
 
 def test_a_flag_goes_where_parameters_are_stepped():
@@ -172,6 +172,6 @@ def test_a_flag_goes_where_parameters_are_stepped():
     found = ("meta", []), ("cpu", [0])
     parts = [Part(group, None, ADAMW, Parameters(device), indices) for device, indices in found]
     with torch.device("meta"):
-        happens, flag = verdict.check(optimizer, parts)
+        happens, flag = nonfinite.check(optimizer, parts)
     assert happens
     assert flag.device == torch.device("cpu")

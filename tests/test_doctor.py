@@ -10,8 +10,8 @@ import types
 import pytest
 import torch
 
-from emanest import backends, doctor, eager
-from emanest.backends import Backend
+from emanest import backends, doctor
+from emanest.backends import Backend, eager
 
 
 def fails(*args, **kwargs):
@@ -52,7 +52,7 @@ BROKEN = {
     "elsewhere": ({"DEVICES": ("cuda",)}, "serves only 'cuda' tensors as it is here"),
 }
 MISSING = Backend("emanest.no_such_module", ())
-WORKING = {"eager": Backend("emanest.eager", ())}
+WORKING = {"eager": Backend("emanest.backends.eager", ())}
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_the_status_is_0_where_the_back_end_in_force_works(
 
 
 def test_a_back_end_that_serves_on_request_only_is_not_chosen(monkeypatch, table):
-    table(slow=Backend("emanest.eager", ("cuda",), (("cpu", "SLOWLY"),)), **WORKING)
+    table(slow=Backend("emanest.backends.eager", ("cuda",), (("cpu", "SLOWLY"),)), **WORKING)
     assert examine()["backends"]["slow"]["reason"] == "serves 'cpu' tensors only where SLOWLY=1"
     monkeypatch.setenv("SLOWLY", "1")
     assert examine()["backends"]["slow"]["works"]

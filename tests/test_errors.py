@@ -7,17 +7,7 @@ import torch
 from torch import nn
 
 import emanest
-from emanest import (
-    GPA,
-    NAG,
-    NALA,
-    SNOO,
-    AdamW,
-    EMANesterov,
-    LongHorizon,
-    Lookahead,
-    ScheduleFree,
-)
+from emanest import GPA, NAG, NALA, SNOO, AdamW, EMANesterov, LongHorizon, Lookahead, ScheduleFree
 
 INF, NAN = math.inf, math.nan
 

@@ -317,7 +317,7 @@ def test_the_table_of_tiles_follows_the_times():
         ("needs 24 GiB", 0),
         ("condition: torch.cuda.device_count() < 2", 0),
         ("needs a GPU", 1),
-        ("could not import 'emanest.cpp'", 1),
+        ("could not import 'emanest.backends.cpp'", 1),
     ],
 )
 def test_a_test_that_could_have_run_must_not_be_skipped(reason, status, monkeypatch):

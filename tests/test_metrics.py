@@ -107,7 +107,7 @@ def test_steps_that_a_gradient_scaler_skips_are_counted(base):
 
 
 def test_nothing_is_computed_before_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr("emanest.metrics._squares", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("emanest.state.metrics._squares", lambda *_: pytest.fail("computed"))
     optimizer = adamw(helpers.parameters(), METHODS["ema"])
     run(optimizer, range(3), optimizer.state_dict)
     with pytest.raises(pytest.fail.Exception):

@@ -10,7 +10,7 @@ from torch.optim import _muon
 
 import textbook_bases
 from emanest import Muon, orthogonalize, rules
-from emanest.shapes import SCALES
+from emanest.matrix.shapes import SCALES
 from helpers import (
     METHODS,
     gradients,

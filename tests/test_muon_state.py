@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import emanest
-from emanest import EMANesterov, Muon, NorMuon, newton_schulz
+from emanest import EMANesterov, Muon, NorMuon
+from emanest.matrix import newton_schulz
 from helpers import (
     METHODS,
     bits,
@@ -107,7 +108,7 @@ WORKING = {
 @pytest.mark.parametrize(("device", "form", "amx"), WORKING)
 def test_the_iteration_runs_in_the_fastest_dtype_that_will_do(monkeypatch, device, form, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    working_dtype = emanest.newton_schulz.working_dtype
+    working_dtype = emanest.matrix.newton_schulz.working_dtype
     found = working_dtype(torch.device(device), torch.float32, form)
     assert found == WORKING[device, form, amx]
     assert working_dtype(torch.device(device), torch.float64, form) == torch.float64

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from emanest import backends, orthogonalize, products
-from emanest.coefficients import COEFFICIENTS, polynomials
-from emanest.newton_schulz import (
+from emanest import backends, orthogonalize
+from emanest.backends import products
+from emanest.matrix.coefficients import COEFFICIENTS, polynomials
+from emanest.matrix.newton_schulz import (
     FORMS,
     RESTART,
     cheapest,

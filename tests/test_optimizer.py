@@ -12,7 +12,6 @@ from torch.optim.optimizer import (
 
 import emanest
 import helpers
-from emanest import survey
 from helpers import METHODS, bits, content, differing, params_of, run
 
 BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
@@ -108,7 +107,7 @@ def with_lazy_layer(base, lazy):
 def test_a_lazy_parameter_is_stepped_once_it_has_a_shape(base, watch, monkeypatch):
     """As torch steps it; until then the others go on without it."""
     if watch == "Python":
-        monkeypatch.setattr(survey, "Watch", emanest.watch._Watch)
+        monkeypatch.setattr(emanest.step.select, "Guard", emanest.backends.guards._Guard)
     assert differing(with_lazy_layer(base, True), with_lazy_layer(base, False)) == []
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import emulated_cuda
-from emanest import backends, eager, rules
-from emanest.layout import scaled
+from emanest import backends, rules
+from emanest.backends import eager
+from emanest.backends.layout import scaled
 from helpers import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -313,7 +314,7 @@ def test_only_interleaved_rows_are_multiplied_beforehand():
 
 
 def test_wrong_scales_are_errors_and_change_nothing():
-    cpp = pytest.importorskip("emanest.cpp", exc_type=ImportError)
+    cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
     y = torch.ones(4, 3)
     for bad in (torch.ones(3), torch.ones(4, dtype=torch.float64)):
         arguments = "direction", "none", [y], [torch.ones(4, 3)], [], [], (1.0, 0.1, 0.0)

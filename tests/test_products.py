@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emanest import backends
-from emanest.products import transposed
+from emanest.backends.products import transposed
 from helpers import bits, memory, moved
 
 SIZES = [(2, 65, 70), (2, 1, 9), (1, 3, 100), (1, 70, 33)]
@@ -246,7 +246,7 @@ THREADED = [
 
 @pytest.mark.parametrize(("name", "size", "dtype", "layout"), THREADED, ids=str)
 def test_threads_and_company_change_no_bit(name, size, dtype, layout):
-    cpu = pytest.importorskip("emanest.cpu_products", exc_type=ImportError)
+    cpu = pytest.importorskip("emanest.backends.cpu_products", exc_type=ImportError)
     # more than one tile, and a rest, either way
     given, threads = operands(size, dtype, layout), torch.get_num_threads()
     call, reference, symmetric = CALLS[name]
@@ -284,7 +284,7 @@ def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout):
 
 def test_products_leave_the_number_of_threads_alone():
     """Of torch, and of the BLAS: a product of torch's has the bits that it had before."""
-    cpu = pytest.importorskip("emanest.cpu_products", exc_type=ImportError)
+    cpu = pytest.importorskip("emanest.backends.cpu_products", exc_type=ImportError)
     (x, a, _), threads = operands((1, 1024, 512), torch.float32), torch.get_num_threads()
     try:
         torch.set_num_threads(2)

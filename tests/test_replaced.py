@@ -11,7 +11,7 @@ from torch import nn
 import helpers
 from bad_input import EVERY, make, matrices
 from emanest import AdamW
-from emanest.writes import Writes
+from emanest.state.edits import Edits
 from helpers import METHODS, adamw, bits, content, differing, params_of, run
 
 BASES = {"adamw": adamw, "wrap": helpers.wrap_adamw}
@@ -287,7 +287,7 @@ def test_a_bucket_may_have_another_order_than_its_group(base, method):
 def test_a_part_in_place_of_another_has_a_snapshot_of_its_own():
     """Of a ``DTensor``, say: its counter may stand where that of the part before it stood."""
     parts = [torch.ones(2), torch.ones(2)]
-    writes = Writes(parts, list(parts), [False, False])
+    writes = Edits(parts, list(parts), [False, False])
     writes.take_snapshots([0, 1])
     writes.snapshots_taken([0, 1])
     new = torch.full((2,), 3.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emanest import eager
+from emanest.backends import eager
 from emanest.rules import LOOKAHEADS, Rule
 
 CSRC = Path(__file__).parents[1] / "csrc"

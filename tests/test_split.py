@@ -134,7 +134,7 @@ def test_the_table_gives_each_reason(capsys):
 
 def test_every_reason_is_documented():
     table = split_params.__doc__
-    for reason, *_ in emanest.split._TABLE:
+    for reason, *_ in emanest.tools.split._TABLE:
         assert f"\n        {reason} " in table
 
 

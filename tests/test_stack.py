@@ -13,7 +13,8 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.nn.utils.parametrizations import weight_norm
 
 import helpers
-from emanest import EMANesterov, Muon, newton_schulz, search, split_params
+from emanest import EMANesterov, Muon, split_params
+from emanest.matrix import directions, newton_schulz
 from helpers import (
     METHODS,
     bits,
@@ -93,7 +94,7 @@ def test_batches_are_bounded_and_change_no_bit(name, monkeypatch):
 
     iterate = newton_schulz.iterate
     monkeypatch.setattr(newton_schulz, "iterate", recorded)
-    monkeypatch.setattr(search, "BATCH", 200)
+    monkeypatch.setattr(directions, "BATCH", 200)
     for ns_dtype in ("float32", "float64"):
         # 5 x 7: matrices do not end where memory is aligned
         step_each_alone(name, None, {"ns_dtype": ns_dtype}, [*SHAPES, (7, 5, 7)], torch.clone)

@@ -482,7 +482,7 @@ def check_kernels():
                 each[i] = change(each[i])
                 with pytest.raises(TypeError, match=called), torch.no_grad():
                     call(*each)
-    assert backends.pick("cpu").__name__ == "emanest.cpp"
+    assert backends.pick("cpu").__name__ == "emanest.backends.cpp"
 
 
 def test_no_address_that_is_none_reaches_a_kernel():

@@ -8,9 +8,9 @@ import pytest
 import device_plans
 from device_plans import BASES, METHODS, PAIRS, SKIPPED, STEPS, Host, group_of, rate
 from emanest import NALA, SNOO, LongHorizon, Lookahead
-from emanest.device import record, record_clock
+from emanest.backends.tape import Program, Symbol, Tape, evaluate
 from emanest.methods.method import At
-from emanest.tape import Program, Symbol, Tape, evaluate
+from emanest.step.on_device import record, record_clock
 
 # the largest program has 66
 LARGEST = 80

@@ -11,7 +11,8 @@ import torch
 
 import helpers
 from bad_input import EVERY, make, matrices
-from emanest import backends, eager
+from emanest import backends
+from emanest.backends import eager
 from emanest.methods import method
 from helpers import METHODS, content, differing, run
 

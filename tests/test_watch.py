@@ -5,11 +5,12 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
-from emanest import EMANesterov, Wrap, watch
-from emanest.survey import Selection
+from emanest import EMANesterov, Wrap
+from emanest.backends import guards
+from emanest.step.select import Selection
 from helpers import parameters, run, set_gradients
 
-WATCHES = {"python": watch._Watch, "in use": watch.Watch}
+WATCHES = {"python": guards._Guard, "in use": guards.Guard}
 
 
 class Scene:
@@ -185,23 +186,23 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("change", LAYOUTS)
-@pytest.mark.skipif(watch.Layout is watch._Layout, reason="the extension is not built")
+@pytest.mark.skipif(guards.Layout is guards._Layout, reason="the extension is not built")
 def test_every_change_of_memory_is_noticed(change):
     columns, (apply, same) = Columns().lists, LAYOUTS[change]
-    layout = watch.Layout(columns)
+    layout = guards.Layout(columns)
     apply(columns)
     found = layout.unchanged(columns)
     assert found == same
     # what is in no storage lies nowhere, and not where it was
-    again = watch.Layout(columns).unchanged(columns)
+    again = guards.Layout(columns).unchanged(columns)
     assert again == (change not in ("class", "sparse", "freed", "meta"))
 
 
-@pytest.mark.skipif(watch.Layout is watch._Layout, reason="the extension is not built")
+@pytest.mark.skipif(guards.Layout is guards._Layout, reason="the extension is not built")
 def test_memory_that_was_shared_since_is_that_of_another():
     """A copy that is made when one of them is written must not be written itself."""
     columns = Columns().lists
-    layout = watch.Layout(columns)
+    layout = guards.Layout(columns)
     copy = torch._lazy_clone(columns[1][0])
     assert not layout.unchanged(columns)
     assert copy.data_ptr() != columns[1][0].data_ptr()
@@ -209,10 +210,10 @@ def test_memory_that_was_shared_since_is_that_of_another():
 
 def test_writes_are_counted():
     tensors = [torch.ones(1), torch.ones(2)[1:]]
-    for count in (watch.count_writes, watch.increment_version):
-        before = watch.versions(tensors)
+    for count in (guards.count_writes, guards.increment_version):
+        before = guards.versions(tensors)
         count(tensors)
-        assert watch.versions(tensors) == [version + 1 for version in before]
+        assert guards.versions(tensors) == [version + 1 for version in before]
 
 
 def test_lists_of_versions_and_gradients():
@@ -221,9 +222,9 @@ def test_lists_of_versions_and_gradients():
     params[1].data.add_(1)
     with torch.no_grad():
         params[2].add_(1)
-    for versions in (watch.versions, watch._versions):
+    for versions in (guards.versions, guards._versions):
         assert versions(params) == [p._version for p in params] == [0, 0, 1]
-    for gradients in (watch.gradients, watch._gradients):
+    for gradients in (guards.gradients, guards._gradients):
         found = gradients(params)
         assert found[2] is None
         assert all(g is p.grad for g, p in zip(found, params, strict=True))

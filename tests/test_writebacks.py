@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import helpers
-from emanest import GPA, ScheduleFree, Wrap, points
+from emanest import GPA, ScheduleFree, Wrap
+from emanest.state import modes
 from helpers import ALONG, METHODS, adamw, content, differing, params_of, run, same, values
 
 # with these x and y are one, but neither is z
@@ -126,7 +127,7 @@ def test_what_is_kept_to_compare_with_is_freed(method):
 def test_one_copy_is_made_at_a_time(monkeypatch):
     """Of what may be a whole model that was loaded."""
     alive, most = [], []
-    x_of = points.x_of
+    x_of = modes.x_of
 
     def watched(*args):
         x = x_of(*args)
@@ -138,7 +139,7 @@ def test_one_copy_is_made_at_a_time(monkeypatch):
     run(optimizer, range(3))
     optimizer.eval()
     swap(optimizer)
-    monkeypatch.setattr(points, "x_of", watched)
+    monkeypatch.setattr(modes, "x_of", watched)
     optimizer.train()
     assert len(most) == 6
     # the last one and its successor

@@ -13,10 +13,10 @@ import torch
 import triton
 
 from bench.host_time import Kernels, muon
+from emanest.backends.tape import Program
 from emanest.kernels import calls, newton_schulz, plan, step
 from emanest.kernels.tiles import Tile
 from emanest.rules import BASES, LOOKAHEADS
-from emanest.tape import Program
 from no_launch import LAUNCHES
 from test_products import LAYOUTS, operands
 from test_rules import numbers

@@ -24,7 +24,8 @@ import test_rules
 import test_stack
 from bench.no_gpu.graph import Graph
 from bench.stages.tiles import forced
-from emanest import doctor, eager, watch
+from emanest import doctor
+from emanest.backends import eager, guards
 from emanest.kernels import known, newton_schulz, passes, step, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
@@ -374,7 +375,7 @@ def test_gradients_with_a_pending_negation_are_negated():
 
 
 needs_extension = pytest.mark.skipif(
-    watch.Layout is watch._Layout, reason="the extension is not built"
+    guards.Layout is guards._Layout, reason="the extension is not built"
 )
 
 

@@ -6,9 +6,11 @@ import types
 
 import torch
 
-from emanest import backends, eager, newton_schulz, products
+from emanest import backends
+from emanest.backends import eager, products
 from emanest.kernels import launch, step, tiles
 from emanest.kernels import newton_schulz as kernels
+from emanest.matrix import newton_schulz
 
 from .driver import TARGET
 
@@ -29,7 +31,7 @@ def both(launching, computing):
 
 
 def _of_products():
-    """The namespace of products: what is public in ``emanest.products``, and its numbers."""
+    """The namespace of products: what ``emanest.backends.products`` has in public, and numbers."""
     names = {
         name: value
         for name, value in vars(kernels).items()

@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emanest import capture
-from emanest.storage import in_storage
+from emanest.backends import capture
+from emanest.backends.storage import in_storage
 
 # torch 2.11's
 NOT_PINNED = (

@@ -9,10 +9,10 @@ import functools
 
 import torch
 
-from emanest import newton_schulz
-from emanest.coefficients import polynomials
 from emanest.kernels import newton_schulz as newton_schulz_kernels
-from emanest.search import at_once
+from emanest.matrix import newton_schulz
+from emanest.matrix.coefficients import polynomials
+from emanest.matrix.directions import at_once
 
 from ..cases import CASES
 from ..check import drawn, leaves

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 
-from ..find import at_iterate, eval_all, find_all, train_all
+from ..tools.find import at_iterate, eval_all, find_all, train_all
 
 try:
     from lightning.pytorch import Callback, callbacks  # pyright: ignore[reportMissingImports]

@@ -2,7 +2,7 @@
 
 import warnings
 
-from ..find import eval_all, find_all
+from ..tools.find import eval_all, find_all
 
 try:
     from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import schedules
-from ..options import choice, count, flag, real
+from ..values import choice, count, flag, real
 from .method import Method, Plan
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..options import real
+from ..values import real
 from .method import Method, Plan
 
 

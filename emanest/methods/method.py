@@ -11,8 +11,8 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from ..options import choice
 from ..rules import POSITIONS
+from ..values import choice
 
 
 class At(NamedTuple):

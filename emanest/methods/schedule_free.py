@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .. import schedules
-from ..options import real
+from ..values import real
 from .gpa import between
 from .method import Method, momentum_of
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..options import count, real
+from ..values import count, real
 from .method import Method, Plan, is_sync
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch.nn.parameter import is_lazy
 
-from ..checks import check_group
+from ..options import check_group
 
 
 def _all_to_be_stepped(group):

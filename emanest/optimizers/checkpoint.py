@@ -6,12 +6,11 @@ import numbers
 
 import torch
 
-from ..bucket import forget_others
-from ..checks import CHECKS, SEQUENCES
-from ..gradients import parameter_name
-from ..groups import is_lookahead_entry
+from ..groups import is_lookahead_entry, parameter_name
 from ..methods.method import METHODS, method_of
-from ..options import items, warn
+from ..options import CHECKS, SEQUENCES
+from ..state.bucket import forget_others
+from ..values import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
 # entries of a dict for ``__setstate__`` that change what the buckets hold

@@ -10,8 +10,9 @@ from contextvars import ContextVar
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ..backends import storage
 from ..groups import is_lookahead_entry
-from ..options import learning_rate
+from ..values import learning_rate
 from .checkpoint import unpacked
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
@@ -235,3 +236,8 @@ def load_all(optimizers, state, param_groups):
         for p, entries in ours.items():
             if entries:
                 inner.state[p].update(entries)
+
+
+def dense(gradient):
+    """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
+    return storage.waited(gradient if gradient.layout == torch.strided else gradient.to_dense())

@@ -3,11 +3,11 @@
 import functools
 from typing import ClassVar
 
-from .. import shards
+from ..backends import shards
+from ..matrix.directions import OPTIONS, Directions, Numbers
+from ..matrix.shapes import check_matrices
+from ..matrix.sharded import ShardedDirections, divided
 from ..rules import MOMENTA
-from ..search import OPTIONS, Directions, Numbers
-from ..shapes import check_matrices
-from ..spread import SpreadDirections, divided
 from .adamw import ADAMW
 from .base import Base
 from .optimizer import Optimizer, constructor
@@ -61,7 +61,7 @@ MUON = Base(
     OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    directions=functools.partial(divided, Directions, SpreadDirections),
+    directions=functools.partial(divided, Directions, ShardedDirections),
     state=MOMENTA["ema"].state,
     check=check_matrix,
 )
@@ -99,7 +99,7 @@ class Muon(Optimizer):
         nesterov: blend the newest gradient in once more. Not a lookahead: no gradient is taken
             elsewhere.
         ns_coefficients: (a, b, c); or a sequence of such triples, one for each step, of which the
-            last is repeated; or a name in ``emanest.coefficients.COEFFICIENTS``.
+            last is repeated; or a name in ``emanest.matrix.coefficients.COEFFICIENTS``.
         eps: norms of d below it count as it, at least 0.
         ns_steps: Newton-Schulz steps, at least 1.
         adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),

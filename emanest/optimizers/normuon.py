@@ -3,9 +3,9 @@
 import functools
 from typing import ClassVar
 
+from ..matrix.directions import OPTIONS, EvenRows
+from ..matrix.sharded import ShardedEvenRows, divided
 from ..rules import MOMENTA, ROWS
-from ..search import OPTIONS, EvenRows
-from ..spread import SpreadEvenRows, divided
 from .adamw import ADAMW
 from .base import Base
 from .muon import check_matrix, numbers_of, rule
@@ -21,7 +21,7 @@ NORMUON = Base(
     _normuon_numbers,
     {**OPTIONS, "eps": 1e-10, "beta2": 0.95},
     uncounted=1.0,
-    directions=functools.partial(divided, EvenRows, SpreadEvenRows),
+    directions=functools.partial(divided, EvenRows, ShardedEvenRows),
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=check_matrix,
 )

@@ -8,16 +8,17 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from .. import launches, points, verdict
-from ..checks import check_group
-from ..clock import CLOCK
+from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of, setups
 from ..methods.method import group_entries
-from ..metrics import metrics
-from ..options import check_params, suggesting
-from ..survey import Selection
-from ..watch import gradients
-from ..writes import restart_edited
+from ..options import check_group
+from ..state import modes
+from ..state.clock import CLOCK
+from ..state.edits import restart_edited
+from ..state.metrics import metrics
+from ..step import nonfinite, plan
+from ..step.select import Selection
+from ..values import check_params, suggesting
 from . import checkpoint
 from .base import Base
 
@@ -81,7 +82,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self):
         """Whether GradScaler leaves unscaling and skipping to us: where we need not wait for it."""
-        return launches.scales_on_device(self)
+        return plan.scales_on_device(self)
 
     def __setstate__(self, state):
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.
@@ -105,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
         self._selection = Selection(self.state, self._key)
         self.buckets.own(owned)
         # a load goes on counting
-        self._skips: verdict.Skips = vars(self).get("_skips") or verdict.Skips()
+        self._skips: nonfinite.Skips = vars(self).get("_skips") or nonfinite.Skips()
 
     # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
     @staticmethod
@@ -209,13 +210,13 @@ class Optimizer(torch.optim.Optimizer):
             # state appears as after any step, and there is nothing to compute
             self._allocate(parts)
             return
-        happens, skip = verdict.check(self, parts)
+        happens, skip = nonfinite.check(self, parts)
         self._skips.add(happens, skip)
         if not happens:
             self._skipped()
             return
         restart_edited(self, parts)
-        planned, clocks = launches.plan(self, groups, parts, skip)
+        planned, clocks = plan.plan(self, groups, parts, skip)
         with self.buckets.ours(parts):
             self._run(planned)
         for each in (*planned, *clocks):
@@ -223,7 +224,7 @@ class Optimizer(torch.optim.Optimizer):
         if not self._selection.steady:
             self._selection.remember(self, groups)
         if not self.training:
-            points.to_x(self)
+            modes.to_x(self)
 
     def _skipped(self):
         """A step does not happen: nothing changes."""
@@ -264,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
         tell whether it has been written when ``train()`` comes.
         """
         if self.training:
-            points.to_x(self)
+            modes.to_x(self)
 
     def train(self):
         """Bring y back, bit for bit; nothing if already there.
@@ -274,7 +275,7 @@ class Optimizer(torch.optim.Optimizer):
         put in and taken out again. To tell, one copy of such a parameter is made for a moment.
         """
         if not self.training:
-            points.to_y(self)
+            modes.to_y(self)
 
     @contextlib.contextmanager
     def at_iterate(self):
@@ -308,14 +309,14 @@ class Optimizer(torch.optim.Optimizer):
         Schedule-Free moves with y, by 1 / mu_y of the write. EMA-Nesterov and NAG take every write
         so, with or without this: x and y move together.
 
-        Writes before and after the block are edits, as ever; what is written in it counts where it
+        Edits before and after the block are edits, as ever; what is written in it counts where it
         raises, too. Blocks may be inside one another.
 
         Raises:
             RuntimeError: in eval mode, once there is state: the parameters hold x.
         """
         self._check_mode("part_of_step()")
-        with points.part_of_step(self):
+        with modes.part_of_step(self):
             yield self
 
     def resync(self):
@@ -323,7 +324,7 @@ class Optimizer(torch.optim.Optimizer):
 
         All parameters are then treated as written since the last step, or since ``eval()``.
         """
-        points.mark_edited(self)
+        modes.mark_edited(self)
 
     def metrics(self):
         """Figures about the lookahead, computed now.

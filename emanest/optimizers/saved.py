@@ -4,17 +4,12 @@ import math
 
 import torch
 
-from .. import shards, storage
-from ..bucket import forget_others, shape_like
-from ..clock import CLOCK
-from ..groups import (
-    check_fit,
-    check_method,
-    is_lookahead_entry,
-    state_names,
-)
+from ..backends import shards, storage
+from ..groups import check_fit, check_method, is_lookahead_entry, state_names
 from ..methods.method import group_entries, method_of
-from ..options import flag, real
+from ..state.bucket import forget_others, shape_like
+from ..state.clock import CLOCK
+from ..values import flag, real
 
 # stands in a state dict for a callable, which no checkpoint can hold
 CALLABLE = "callable: not saved"

@@ -4,14 +4,23 @@ from collections import defaultdict
 
 import torch
 
-from ..clock import CLOCK
-from ..gradients import dense
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
 from ..methods.method import group_entries
-from ..options import learning_rate, suggesting, warn_of_typos
+from ..state.clock import CLOCK
+from ..values import learning_rate, suggesting, warn_of_typos
 from . import checkpoint
 from .base import Base
-from .inner import States, check_inner, check_rate, give_groups, guard, is_ours, load_all, step_all
+from .inner import (
+    States,
+    check_inner,
+    check_rate,
+    dense,
+    give_groups,
+    guard,
+    is_ours,
+    load_all,
+    step_all,
+)
 from .optimizer import Optimizer
 
 
@@ -220,7 +229,7 @@ class Wrap(Optimizer):
 
     def _allocate(self, parts):
         for part in parts:
-            part.bucket.writes.take_snapshots(range(len(part.bucket.params)))
+            part.bucket.edits.take_snapshots(range(len(part.bucket.params)))
         self._step_inner(())
         super()._allocate(parts)
 
@@ -228,14 +237,14 @@ class Wrap(Optimizer):
         raw = [launch for launch in planned if launch.base is not None]
         followed = [launch for launch in planned if launch.base is None]
         for launch in followed:
-            launch.part.bucket.writes.take_snapshots(launch.part.indices)
+            launch.part.bucket.edits.take_snapshots(launch.part.indices)
         raw_params = [launch.part.bucket.params_of(launch.part.indices) for launch in raw]
         self._step_inner([p for params in raw_params for p in params])
         self._publish(planned)
         for launch in followed:
             with launch.numbers() as numbers:
                 launch.follow(numbers)
-            launch.part.bucket.writes.snapshots_taken(launch.part.indices)
+            launch.part.bucket.edits.snapshots_taken(launch.part.indices)
         self._run_passes(raw)
 
     @staticmethod

@@ -157,7 +157,7 @@ def test_where_we_would_unscale_ourselves_a_subclass_leaves_clipping_to_lightnin
     tmp_path, monkeypatch
 ):
     """The flag is that of a GPU, where Lightning looks at it even without a GradScaler."""
-    monkeypatch.setattr(emanest.launches, "scales_on_device", lambda optimizer: True)
+    monkeypatch.setattr(emanest.step.plan, "scales_on_device", lambda optimizer: True)
     mixed = {"gradient_clip_val": 1e-3, "precision": "bf16-mixed"}
     with pytest.raises(RuntimeError, match="AdamW, does not allow for gradient clipping"):
         fit(Module("adamw", "ema"), tmp_path, **mixed)

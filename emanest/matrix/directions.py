@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import backends, capture
-from .checks import check_group
+from .. import backends
+from ..backends import capture
+from ..backends.products import empty
+from ..options import check_group
+from ..rules import MOMENTA, ROWS
 from .coefficients import polynomials
 from .newton_schulz import inverses, orthogonal, working_dtype
-from .products import empty
-from .rules import MOMENTA, ROWS
 from .shapes import SCALES, Shape, check_matrices, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment

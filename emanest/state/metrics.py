@@ -2,8 +2,8 @@
 
 import torch
 
-from . import shards
-from .points import x_of
+from ..backends import shards
+from .modes import x_of
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
 import torch
 
-from . import backends
-from .methods.method import method_of
-from .optimizers import Optimizer
-from .options import real
+from .. import backends
+from ..methods.method import method_of
+from ..optimizers import Optimizer
+from ..values import real
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 import contextlib
 
-from .optimizers import Optimizer
-from .points import restart_all_edited, unseen_by
+from ..optimizers import Optimizer
+from ..state.modes import restart_all_edited, unseen_by
 
 # under which wrappers, schedulers and trainers keep optimizers
 _ATTRIBUTES = ("optimizer", "_optimizer", "optim", "optimizers", "_optimizers")

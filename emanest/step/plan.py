@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from . import backends
-from .clock import clock_entries, factor, host_clock, place_clock, planned
-from .device import DevicePlan, record_clock
-from .groups import check_method
-from .rules import BASES, LOOKAHEADS
-from .survey import Part
+from .. import backends
+from ..groups import check_method
+from ..rules import BASES, LOOKAHEADS
+from ..state.clock import clock_entries, factor, host_clock, place_clock, planned
+from .on_device import DevicePlan, record_clock
+from .select import Part
 
 
 class Launch:

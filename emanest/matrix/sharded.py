@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..rules import MOMENTA, ROWS
+from .directions import Directions, EvenRows, Numbers, at_once
 from .exchange import Exchange, Spread
 from .newton_schulz import norms_of
-from .rules import MOMENTA, ROWS
-from .search import Directions, EvenRows, Numbers, at_once
 from .shapes import is_stack
 
 
@@ -37,7 +37,7 @@ class Unit(NamedTuple):
         return Spread(shape, placement.dim - first if cut else None)
 
 
-class SpreadDirections(Directions):
+class ShardedDirections(Directions):
     """The directions of spread matrices.
 
     The same steps as ``Directions`` but for the norm, which is that of the whole update and not of
@@ -97,7 +97,7 @@ class SpreadDirections(Directions):
         """What remains to be done with whole directions."""
 
 
-class SpreadEvenRows(SpreadDirections, EvenRows):
+class ShardedEvenRows(ShardedDirections, EvenRows):
     """Directions with a factor for each row; an average over rows lies beside the rows."""
 
     def finish(self, exchange, shape, units, os, factors, numbers, skip):

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import capture
-from .options import warn
-from .watch import versions
+from ..backends import capture
+from ..backends.guards import versions
+from ..values import warn
 
 # no version counter has these values
 _EDITED, _OURS = -1, -2
@@ -28,7 +28,7 @@ class Known(NamedTuple):
         return self._replace(version=after) if self.version == before else self
 
 
-class Writes:
+class Edits:
     """Version counters of some parameters when we last read or wrote them, and snapshots.
 
     Args:
@@ -155,7 +155,7 @@ def restart_edited(optimizer, parts):
         method, bucket = part.method, part.bucket
         if method is None or not method.positions:
             continue
-        edited = bucket.writes.edited(part.indices)
+        edited = bucket.edits.edited(part.indices)
         if edited:
             name = type(method).__name__
             capture.refuse(

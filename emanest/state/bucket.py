@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from . import shards, storage
+from ..backends import shards, storage
+from ..backends.layout import dense_strides, same_bits
+from ..matrix.shapes import is_stack
+from ..rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
 from .clock import SCALARS, Scalars
-from .layout import dense_strides, same_bits
-from .rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
-from .shapes import is_stack
-from .writes import Writes
+from .edits import Edits
 
 # tensors in a flat buffer start at multiples of 16 bytes, for 128-bit loads
 _ALIGNMENT = 16
@@ -45,7 +45,7 @@ class Bucket:
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
         self.published = False
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
-        self.writes = Writes(params, self.tensors, found)
+        self.edits = Edits(params, self.tensors, found)
         self.shapes = [p.shape for p in params]
         self.views = {}
         self.shown = {}  # the views as they are in ``optimizer.state``
@@ -207,8 +207,8 @@ class Bucket:
         return self._column(self.tensors, indices)
 
     def snapshots_of(self, indices):
-        """What ``tensors_of`` held before the step; see ``Writes.take_snapshots``."""
-        return self._column(self.writes.snapshots, indices)
+        """What ``tensors_of`` held before the step; see ``Edits.take_snapshots``."""
+        return self._column(self.edits.snapshots, indices)
 
     def columns(self, names, indices):
         """For each name the state of some parameters, complex as pairs of reals."""
@@ -297,7 +297,7 @@ class Bucket:
         if part is not before:
             if p.device_mesh != self.mesh or part.shape != before.shape:
                 return False
-            self.writes.replaced(i, part)
+            self.edits.replaced(i, part)
         return True
 
     def moved(self):

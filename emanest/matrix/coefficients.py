@@ -6,7 +6,7 @@ the range in which each set leaves them.
 
 from typing import Any, NamedTuple
 
-from .options import choice, count, items, real
+from ..values import choice, count, items, real
 
 
 class Coefficients(NamedTuple):

@@ -17,11 +17,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from .checks import check_group
-from .methods.method import At, Method, Plan
-from .optimizers.sgd import BASE as SGD
-from .options import count, real
-from .rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
+from ..methods.method import At, Method, Plan
+from ..optimizers.sgd import BASE as SGD
+from ..options import check_group
+from ..rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
+from ..values import count, real
 
 SETTLED = 10_000  # the default t: late enough for every start-up effect to have gone
 _TINY = 1e-12  # below this a response is rounding

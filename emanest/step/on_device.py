@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import backends, shards
-from .clock import clock_of, planned, sign
-from .tape import Program, Tape
+from .. import backends
+from ..backends import shards
+from ..backends.tape import Program, Tape
+from ..state.clock import clock_of, planned, sign
 
 # entries of a group that are no options: they come to a program as its inputs, or not at all
 _NO_OPTIONS = frozenset({"params", "param_names", "lr", "initial_lr", "train_mode"})

@@ -14,7 +14,7 @@ from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
 
 try:
-    from . import _C
+    from .. import _C
 except ImportError as error:
     raise ImportError(
         f"the extension is not built ({error}); `pip install --no-build-isolation .` builds it and "

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import shards, storage
-from .methods.method import MEMORY, At, Plan
+from ..backends import shards, storage
+from ..methods.method import MEMORY, At, Plan
 
 # entries that all groups of an optimizer share, at their start
 CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})

@@ -4,7 +4,8 @@ A module with the functions of ``products``. Bits of a result depend neither on 
 threads nor on the batch.
 """
 
-from . import _C, products
+from .. import _C
+from . import products
 from .products import norms as norms
 from .products import scale as scale
 

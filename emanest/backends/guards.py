@@ -19,7 +19,7 @@ def _versions(tensors):
     return [t._version for t in tensors]
 
 
-class _Watch:
+class _Guard:
     """What a step was taken on, to tell quickly whether the next one finds the same.
 
     Args:
@@ -101,10 +101,10 @@ class _Layout:
 
 
 try:
-    from . import _C
+    from .. import _C
 except ImportError:
-    Layout, Watch, count_writes = _Layout, _Watch, increment_version
+    Layout, Guard, count_writes = _Layout, _Guard, increment_version
     gradients, versions = _gradients, _versions
 else:
-    Layout, Watch, count_writes = _C.Layout, _C.Watch, _C.count_writes
+    Layout, Guard, count_writes = _C.Layout, _C.Guard, _C.count_writes
     gradients, versions = functools.partial(_C.gradients, waited), _C.versions

@@ -2,9 +2,11 @@
 
 import torch
 
-from . import backends, capture, launches, shards
-from .gradients import parameter_name
-from .watch import gradients
+from .. import backends
+from ..backends import capture, shards
+from ..backends.guards import gradients
+from ..groups import parameter_name
+from .plan import possible_on_device
 
 
 class Skips:
@@ -86,7 +88,7 @@ def _stays(optimizer, parts, flags):
     """Whether flags stay on the device."""
     waits = any(flag.device.type != "cpu" for flag in flags)
     captured = all(group.get("capturable", False) for group in optimizer.param_groups)
-    return (waits or captured) and launches.possible_on_device(optimizer, parts)
+    return (waits or captured) and possible_on_device(optimizer, parts)
 
 
 def _nonfinite(part):

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from . import capture, shards
-from .bucket import Bucket
-from .buckets import Buckets, all_fake, check_overlap
-from .gradients import with_gradients
-from .groups import Setup, state_names
-from .methods.method import method_of
-from .watch import Watch
+import torch
+
+from ..backends import capture, shards, storage
+from ..backends.guards import Guard
+from ..groups import Setup, parameter_name, state_names
+from ..methods.method import method_of
+from ..state.bucket import Bucket
+from ..state.buckets import Buckets, all_fake, check_overlap
 
 
 class Part(NamedTuple):
@@ -37,7 +38,7 @@ class Selection:
         self.fake = False  # whether what was found has no values
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
         self._found: Any = None
-        self._watch = self._known = None
+        self._guard = self._known = None
 
     def with_gradients(self, optimizer, setups):
         """The parts that a step is taken on.
@@ -60,7 +61,7 @@ class Selection:
                 what = f"{name} has taken no step so far, or with other parameters or state"
                 capture.need_warm_up(device_type, what)
             # before the next look: what was found may hold parameters that have left
-            self._watch = self._found = None
+            self._guard = self._found = None
             self._found = self._look(optimizer, setups)
         if self._found is None:
             return None
@@ -96,7 +97,7 @@ class Selection:
         """Expect the next step to find what this one has found; called when its work is done."""
         lists, mappings, self._known = _looked_at(optimizer, setups)
         rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
-        self._watch = Watch(lists, mappings, rows)
+        self._guard = Guard(lists, mappings, rows)
 
     def _find(self, optimizer, setup, params, newcomers):
         """The buckets of some parameters of a group; see ``Buckets.find``."""
@@ -110,9 +111,9 @@ class Selection:
     def _holds(self, optimizer, setups):
         """Whether everything is as the last step left it."""
         lists, mappings, known = _looked_at(optimizer, setups)
-        if self._watch is None or known != self._known:
+        if self._guard is None or known != self._known:
             return False
-        if not self._watch.unchanged(lists, mappings):
+        if not self._guard.unchanged(lists, mappings):
             return False
         for buckets in self._found:
             for bucket, _ in buckets:
@@ -121,7 +122,7 @@ class Selection:
         return True
 
     def _look(self, optimizer, setups):
-        found = with_gradients(optimizer, setups)
+        found = _with_gradients(optimizer, setups)
         everything = [p for setup in setups for p in setup.group["params"]]
         self.buckets.keep(set(everything))
         if not any(found):
@@ -149,3 +150,46 @@ def _looked_at(optimizer, setups):
         # with their number: a parameter that moves to the next group stays in its place among all
         needed.append((len(params), setup.state))
     return lists, [each.state for each in optimizer._holders()], needed
+
+
+def _with_gradients(optimizer, setups):
+    """For each group, the parameters that have a gradient.
+
+    Args:
+        optimizer: whose step.
+        setups: of each of its groups.
+
+    Raises:
+        RuntimeError: a gradient is sparse, or a parameter is an inference tensor.
+        TypeError: the values of one or the other are not in its storage.
+    """
+    for index, setup in enumerate(setups):
+        group = setup.group
+        for j, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            name = parameter_name(group, index, j)
+            if setup.base.dense_only and p.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} does not support sparse gradients: {name} has "
+                    f"one of layout {p.grad.layout}; use a dense layer (sparse=False)"
+                )
+            if p.is_inference():
+                raise RuntimeError(
+                    f"{name} was made in inference mode and cannot be updated: clone() it outside"
+                )
+            _check_storage(name, p)
+    return [[p for p in setup.group["params"] if p.grad is not None] for setup in setups]
+
+
+def _check_storage(name, p):
+    """Refuse a parameter, or its gradient, that kernels could not find by its address."""
+    # beside a fake one state is made, and nothing is computed; one on the meta device comes later
+    if storage.is_fake(shards.local(p)) or p.is_meta:
+        return
+    shards.check_storage(name, p)
+    if p.grad.layout == torch.strided:
+        gradient = storage.waited(p.grad)
+        # a DTensor is a gradient of a DTensor only
+        check = storage.check if shards.mesh_of(p) is None else shards.check_storage
+        check(f"the gradient of {name}", gradient)

@@ -6,7 +6,7 @@ U V^T within a few steps. The singular values must not exceed 1 in the beginning
 its Frobenius norm.
 
 The iteration is written twice, as two forms of one product of polynomials, each against a namespace
-of functions (``emanest.products`` documents it), so that it does not know where it runs.
+of functions (``emanest.backends.products`` documents it), so that it does not know where it runs.
 
 Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (standard
 form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
@@ -16,13 +16,13 @@ import math
 
 import torch
 
-from . import backends
-from .checks import CHECKS
+from .. import backends
+from ..backends.layout import NATIVE
+from ..backends.products import padded
+from ..backends.storage import check, waited
+from ..options import CHECKS
+from ..values import real
 from .coefficients import polynomials
-from .layout import NATIVE
-from .options import real
-from .products import padded
-from .storage import check, waited
 
 # ---- the two forms ------------------------------------------------------------------------------
 

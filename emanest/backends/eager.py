@@ -10,9 +10,9 @@ import types
 
 import torch
 
+from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
 from . import products as torch_products
 from .layout import by_row
-from .rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
 from .tape import evaluate
 
 

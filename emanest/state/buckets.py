@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch.nn.parameter import is_lazy
 
-from . import shards, storage
+from ..backends import shards, storage
+from ..backends.layout import dense_strides
 from .bucket import Bucket, forget_others
-from .layout import dense_strides
 
 
 class Buckets:
@@ -103,7 +103,7 @@ class Buckets:
         buckets = dict(self._published)
         for part in parts:
             buckets[part.bucket] = None
-        unedited = {each: each.writes.unedited(range(len(each.params))) for each in buckets}
+        unedited = {each: each.edits.unedited(range(len(each.params))) for each in buckets}
         try:
             yield
         except BaseException:
@@ -116,7 +116,7 @@ class Buckets:
         for part in parts:
             # not twice those of a bucket of which all are recorded
             if len(unedited[part.bucket]) < len(part.bucket.params):
-                part.bucket.writes.record(part.indices)
+                part.bucket.edits.record(part.indices)
 
     def record_all(self):
         """Take all parameters for unedited: they have come with their state."""
@@ -126,13 +126,13 @@ class Buckets:
     def _record(unedited):
         """Take parameters for unedited, whatever we have written since."""
         for bucket, indices in unedited.items():
-            bucket.writes.record(indices)
+            bucket.edits.record(indices)
 
     def own(self, everything):
         """Take whatever is written to unedited parameters for ours, or no longer."""
         self.owned = everything
         for bucket in self._published:
-            bucket.writes.own(everything)
+            bucket.edits.own(everything)
         self._left = {p: known.own(p, everything) for p, known in self._left.items()}
 
     def publish(self, parts):
@@ -163,9 +163,9 @@ class Buckets:
         homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
         for p, (bucket, i) in homes.items():
             if p in self._left and not bucket.emptied(i):
-                bucket.writes.take_over(i, self._left[p])
+                bucket.edits.take_over(i, self._left[p])
         for bucket in buckets:
-            bucket.writes.own(self.owned)
+            bucket.edits.own(self.owned)
         return homes
 
     def _progress(self, p, group):
@@ -181,7 +181,7 @@ class Buckets:
     def _take_apart(self, bucket):
         for i, p in enumerate(bucket.params):
             del self._homes[p]
-            self._left[p] = bucket.writes.known(i)
+            self._left[p] = bucket.edits.known(i)
         del self._published[bucket]
 
     def _leave_misfits(self, params):

@@ -15,7 +15,7 @@ from .storage import NotInStorage
 
 
 class Backend(NamedTuple):
-    """A module that moves memory; ``emanest.eager`` documents the functions that it has.
+    """A module that moves memory; ``emanest.backends.eager`` documents the functions that it has.
 
     A module that can be built in several ways says in its ``DEVICES`` which device types it serves;
     without that it serves all of its row.
@@ -30,8 +30,8 @@ class Backend(NamedTuple):
 # in order of preference; torch calls hip devices "cuda" too
 BACKENDS = {
     "triton": Backend("emanest.kernels.step", ("cuda",), (("cpu", "TRITON_INTERPRET"),)),
-    "cpp": Backend("emanest.cpp", ("cpu", "cuda")),
-    "eager": Backend("emanest.eager", ()),
+    "cpp": Backend("emanest.backends.cpp", ("cpu", "cuda")),
+    "eager": Backend("emanest.backends.eager", ()),
 }
 
 # no fault of a back end: another one would need more memory still, or read none
@@ -67,8 +67,8 @@ def pick(device_type, choice=None):
 def call(function, device_type, choice, *args) -> Any:
     """Call a function of the back end that ``pick`` returns, by its name; see ``run``.
 
-    ``emanest.eager`` documents the functions and their arguments, which come in its order. None can
-    be differentiated: call them under ``torch.no_grad()``.
+    ``emanest.backends.eager`` documents the functions and their arguments, which come in its order.
+    None can be differentiated: call them under ``torch.no_grad()``.
     """
     return run(operator.methodcaller(function, *args), device_type, choice)
 

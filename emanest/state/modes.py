@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import backends
-from .rules import LOOKAHEAD_STATE
-from .survey import Part
-from .writes import anchor, restart_edited, warn_once
+from .. import backends
+from ..rules import LOOKAHEAD_STATE
+from ..step.select import Part
+from .edits import anchor, restart_edited, warn_once
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -90,7 +90,7 @@ def _moves(parts):
 
 def _edited_at_x(part):
     """Those parameters that were written since ``eval`` and do not hold the x of then."""
-    written = part._replace(indices=part.bucket.writes.written(part.indices))
+    written = part._replace(indices=part.bucket.edits.written(part.indices))
     return part.bucket.differing(
         (i, _x_of_then(part, i, ahead)) for its, ahead in _moves([written]) for i in its.indices
     )
@@ -168,7 +168,7 @@ def restart_all_edited(optimizer):
     parts = _under_lookahead(optimizer)
     restart_edited(optimizer, parts)
     for part in parts:
-        part.bucket.writes.record(part.indices)
+        part.bucket.edits.record(part.indices)
 
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ def unseen_by(optimizers):
 def mark_edited(optimizer):
     """Treat every parameter as edited."""
     for part in _under_lookahead(optimizer):
-        part.bucket.writes.forget(part.indices)
+        part.bucket.edits.forget(part.indices)
 
 
 def _under_lookahead(optimizer):
@@ -210,7 +210,7 @@ def _enter(optimizer, parts, train_mode):
     for group in optimizer.param_groups:
         group["train_mode"] = train_mode
     for part in parts:
-        part.bucket.writes.record(part.indices)
+        part.bucket.edits.record(part.indices)
 
 
 def _clone(p):

@@ -1,0 +1,1 @@
+"""Orthogonal directions of matrices: which matrices, Newton-Schulz, and where they lie."""

@@ -1,0 +1,1 @@
+"""What is kept from step to step: parameters in buckets, their state, time, who wrote, x and y."""

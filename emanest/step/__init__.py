@@ -1,0 +1,1 @@
+"""A step before its passes: select what is stepped, decide whether it happens, find its numbers."""
