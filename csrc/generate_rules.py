@@ -2,15 +2,14 @@
 
 Each rule becomes a struct whose ``apply`` has the rule's lines in their order: ``root(x)`` is
 ``std::sqrt(x)``, numbers that are written out are ``Number``, names that a rule makes are ``auto``,
-and state is assigned in place where Python returns it. Whatever would not mean the same in C++ is
-an error that names the line. Nothing is imported but Python's own: rules.py imports nothing either.
+and state is assigned in place where Python returns it. Whatever C++ would take for something else
+is an error that names the line. Only Python's own modules are imported; rules.py imports nothing.
 """
 
 import ast
 import io
-import math
+import re
 import runpy
-import textwrap
 import tokenize
 from pathlib import Path
 
@@ -32,8 +31,6 @@ TOP = """\
 
 namespace emanest {
 """
-BOTTOM = "}  // namespace emanest\n"
-
 # table in Python -> namespace, name of the std::variant of its rules, and whether they return state
 TABLES = {
     "BASES": ("bases", "Base", True),
@@ -44,204 +41,134 @@ TABLES = {
     "POINTS": ("points", "Point", False),
 }
 
-# names that mean something else in C++
-TAKEN = frozenset(
-    "T Number Numbers Row State std apply emanest alignas alignof and and_eq asm auto bitand bitor "
-    "bool break case catch char char16_t char32_t class compl const const_cast constexpr continue "
-    "decltype default delete do double dynamic_cast else enum explicit export extern false float "
-    "for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator "
-    "or or_eq private protected public register reinterpret_cast return short signed sizeof static "
-    "static_assert static_cast struct switch template this thread_local throw true try typedef "
-    "typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq".split()
-)
-
 
 class Untranslatable(ValueError):
     """A line of a rule that has no counterpart in C++."""
 
-    def __init__(self, function, node, why):
-        line, text = getattr(node, "lineno", function.lineno), ast.unparse(node).partition("\n")[0]
-        super().__init__(f"rules.py, line {line}, in {function.name}: `{text}`: {why}")
-
 
 class Translation:
-    """What the translation of one function knows while it goes through its lines.
+    """One function on its way to C++.
 
     Args:
         function: its syntax tree.
-        state: the names that the table gives to its state.
+        rule: its row of a table, or None.
+        writes: whether it returns state.
     """
 
-    def __init__(self, function, state=()):
-        self.function, self.state = function, state
-        arguments = function.args
-        if ast.unparse(arguments) != ", ".join(a.arg for a in arguments.args):
-            self.refuse(function, "arguments have names, and nothing else")
-        self.arguments = [a.arg for a in arguments.args]
-        # what can be read; of these what must not be assigned, what holds a comparison, and what
-        # was assigned
-        self.known, self.constant, self.truths, self.assigned = set(), {"root"}, set(), set()
-        for name in self.arguments:
-            if name in ("state", "numbers"):
-                self.constant.add(name)
-            else:
-                self.add(name, function)
-        self.unpacked = {}  # "state", "numbers" -> names
+    def __init__(self, function, rule=None, writes=False):
+        self.function, self.rule, self.writes = function, rule, writes
+        self.arguments = [a.arg for a in function.args.args]
+        # of each name whether it is an "array", a "number" or a "truth", which C++ keeps
+        self.kinds = {a: "array" for a in self.arguments if a not in ("state", "numbers")}
+        self.unpacked = {"state": [], "numbers": []}
+        self.assigned = set()
+        if ast.unparse(function.args) != ", ".join(self.arguments):
+            self.refuse(function, "arguments are names, without defaults")
+        if not ast.get_docstring(function):
+            self.refuse(function, "a docstring says what it is")
 
     def refuse(self, node, why):
-        raise Untranslatable(self.function, node, why)
+        """Raise the error for a line."""
+        text = ast.unparse(node).partition("\n")[0]
+        where = f"rules.py, line {node.lineno}, in {self.function.name}"
+        raise Untranslatable(f"{where}: `{text}`: {why}")
 
-    def add(self, name, node):
-        """Make a name known that C++ declares."""
-        if name in TAKEN or name in self.known | self.constant:
-            self.refuse(node, f"{name} already means something here: take another name")
-        self.known.add(name)
+    def kind(self, node):
+        """Of an expression; an error if C++ would read it otherwise."""
+        match node:
+            case ast.Constant(float()):
+                return "number"
+            case ast.Name(name) if name in self.kinds:
+                return self.kinds[name]
+            case ast.Call(ast.Name("root"), [argument], []) if self.kind(argument) == "array":
+                return "array"
+            case ast.UnaryOp(ast.USub(), operand):
+                parts, found = [operand], None
+            case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right):
+                parts, found = [left, right], None
+            case ast.Compare(left, [ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()], [right]):
+                parts, found = [left, right], "truth"
+            case _:
+                self.refuse(node, "a rule is + - * / < <= > >= and root, of its names and floats")
+        kinds = [self.kind(part) for part in parts]
+        selects = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
+        if kinds.count("truth") > selects:
+            # C++ would go on with integers
+            self.refuse(node, "a comparison is a factor of an array or of a number")
+        return found or ("array" if "array" in kinds else "number")
 
-    # ---- expressions ----------------------------------------------------------------------------
-
-    def expression(self, node):
-        """An expression in C++, whose precedence is that of Python."""
-        self.check(node)
+    def text(self, node):
+        """An expression in C++, where operators bind as in Python."""
+        self.kind(node)
         return ast.unparse(_Cpp().visit(ast.parse(ast.unparse(node), mode="eval").body))
 
-    def check(self, node):
-        """Refuse an expression that C++ would read otherwise; True: it is a comparison's result."""
+    def add(self, name, kind, node):
+        """Make a name known that C++ declares."""
+        if name in (*self.kinds, *self.arguments, "root"):
+            self.refuse(node, f"{name} has a meaning already")
+        self.kinds[name] = kind
+
+    def line(self, node):
+        """A line of a rule: what it is in C++."""
         match node:
-            case ast.Constant(float()) if math.isfinite(node.value):
-                return False
-            case ast.Name() if node.id in self.known:
-                return node.id in self.truths
-            case ast.Name():
-                self.refuse(node, "a rule reads its arguments, what it unpacked and what it made")
-            case ast.Call(ast.Name("root"), [argument], []):
-                self.plain(argument)
-                return False
-            case ast.UnaryOp(ast.USub(), operand):
-                self.plain(operand)
-                return False
-            case ast.BinOp(left, ast.Mult(), right):
-                # a selection: of two comparisons, C++ would make an integer
-                truths = self.check(left), self.check(right)
-                if all(truths):
-                    self.refuse(node, "a comparison multiplies an array or a number")
-                return False
-            case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Div(), right):
-                self.plain(left, right)
-                return False
-            case ast.Compare(left, [ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()], [right]):
-                self.plain(left, right)
-                return True
-        why = "a rule is + - * /, < <= > >= of two values, and root, of names and of floats (2.0)"
-        return self.refuse(node, why)
+            case ast.Assign([ast.Tuple(names)], ast.Name("state" | "numbers" as source)) if (
+                source in self.arguments and not self.unpacked[source]
+            ):
+                for name in names:
+                    self.add(ast.unparse(name), "number" if source == "numbers" else "array", node)
+                self.unpacked[source] = [*map(ast.unparse, names)]
+                const = "" if source == "state" and self.writes else "const "
+                return [f"{const}auto& [{', '.join(self.unpacked[source])}] = {source};"]
+            case ast.Assign([ast.Name(name)], value):
+                kind, new = self.kind(value), name not in self.kinds
+                if new:
+                    self.add(name, kind, node)
+                if kind != self.kinds[name] or name in self.unpacked["numbers"]:
+                    self.refuse(node, f"{name} is a {self.kinds[name]} that stays")
+                self.assigned.add(name)
+                return [f"{'auto ' * new}{name} = {self.text(value)};"]
+            case ast.Return(ast.Tuple([result, state])) if self.writes:
+                return self.returned(node, result, state)
+            case ast.Return(value) if not self.writes and self.kind(value) == "array":
+                return [f"return {self.text(value)};"]
+        return self.refuse(node, "a rule unpacks, assigns names one by one, and returns")
 
-    def plain(self, *nodes):
-        for node in nodes:
-            if self.check(node):
-                self.refuse(node, "a comparison can be multiplied, and nothing else")
-
-    # ---- lines ----------------------------------------------------------------------------------
-
-    def unpack(self, node):
-        """``a, b = state``: names for the elements of an argument, not copies."""
-        targets, source = node.targets[0].elts, node.value
-        ours = isinstance(source, ast.Name) and source.id in ("state", "numbers")
-        if not ours or source.id not in self.arguments or source.id in self.unpacked:
-            self.refuse(node, "only state and numbers are unpacked, each once")
-        if not all(isinstance(t, ast.Name) for t in targets):
-            self.refuse(node, "state and numbers are unpacked into names")
-        if self.assigned and source.id == "state":
-            self.refuse(node, "state is unpacked before anything is assigned")
-        names = [t.id for t in targets]
-        for name in names:
-            self.add(name, node)
-        if source.id == "numbers" or not self.writes:
-            self.constant |= set(names)
-        self.unpacked[source.id] = names
-        const = "" if source.id == "state" and self.writes else "const "
-        return [f"{const}auto& [{', '.join(names)}] = {source.id};"]
-
-    def assign(self, node):
-        """``a = b``."""
-        (target,) = node.targets
-        truth, value = self.check(node.value), self.expression(node.value)
-        new = target.id not in self.known
-        if target.id in self.constant:
-            self.refuse(node, f"{target.id} cannot be assigned: take another name")
-        if not new and truth != (target.id in self.truths):
-            self.refuse(node, f"{target.id} is of another type: take another name")
-        if new:
-            self.add(target.id, node)
-            self.truths |= {target.id} if truth else set()
-        self.assigned.add(target.id)
-        return [f"{'auto ' * new}{target.id} = {value};"]
-
-    def returned(self, node):
-        """A value; state is assigned after it, which may depend on the old one."""
-        if not self.writes:
-            self.plain(node.value)
-            return [f"return {self.expression(node.value)};"]
-        match node.value:
-            case ast.Tuple([result, new]):
-                self.plain(result)
-            case _:
-                self.refuse(node, "this rule returns a value and the state")
-        places = self.unpacked.get("state") or [f"state[{k}]" for k in range(len(self.state))]
-        match new:
-            case ast.Name("state"):
-                # as it came, which in place it would no longer be
-                if self.assigned & set(places):
-                    self.refuse(node, f"state was assigned: return ({', '.join(places)},)")
-                changed = []
-            case ast.Tuple(elements) if len(elements) == len(places):
-                self.plain(*elements)
-                pairs = zip(places, elements, strict=True)
-                changed = [(to, each) for to, each in pairs if to != ast.unparse(each)]
-            case _:
-                self.refuse(node, f"the state is {len(places)} values: {', '.join(places)}")
-        result_text = self.expression(result)
+    def returned(self, node, result, state):
+        """``return result, state``: state is assigned after the result, which may read the old."""
+        places = self.unpacked["state"] or [f"state[{k}]" for k in range(len(self.rule.state))]
+        if ast.unparse(state) == "state":
+            if self.assigned & set(places):
+                self.refuse(node, "state was assigned, and in C++ in place: return its names")
+            changed = []
+        elif isinstance(state, ast.Tuple) and len(state.elts) == len(places):
+            pairs = zip(places, state.elts, strict=True)
+            changed = [(to, value) for to, value in pairs if ast.unparse(value) != to]
+        else:
+            self.refuse(node, f"the state has {len(places)} values")
+        if {self.kind(each) for each in (result, *(value for _, value in changed))} != {"array"}:
+            self.refuse(node, "values and state are arrays")
         for k, (to, _) in enumerate(changed):
-            if any(to in _names(later) for _, later in changed[k + 1 :]):
-                self.refuse(node, f"{to} is read after it was assigned: make names for both values")
-        lines = [f"{to} = {self.expression(each)};" for to, each in changed]
+            if any(to in _names(value) for _, value in changed[k + 1 :]):
+                self.refuse(node, f"{to} is read after it was assigned: name the new values first")
+        value, lines = self.text(result), [f"{to} = {self.text(new)};" for to, new in changed]
         if _names(result).isdisjoint(to for to, _ in changed):
-            return [*lines, f"return {result_text};"]
-        self.add("result", node)
-        return [f"auto result = {result_text};", *lines, "return result;"]
+            return [*lines, f"return {value};"]
+        self.add("result", "array", node)
+        return [f"auto result = {value};", *lines, "return result;"]
 
-    def lines(self, comments, writes):
-        """The body: a list of lines.
-
-        Args:
-            comments: line -> a comment that stands there.
-            writes: whether the rule returns state.
-        """
-        self.writes, found = writes, []
-        body = self.function.body[1:]
-        last = self.function.body[0].end_lineno
-        for node in body:
+    def body(self, comments):
+        """The lines of a rule, with the comments above them (by their line in Python)."""
+        found, last = [], self.function.body[0].end_lineno
+        for node in self.function.body[1:]:
+            if isinstance(node, ast.Return) != (node is self.function.body[-1]):
+                self.refuse(node, "a rule returns at its end")
             found += [comments[n] for n in range(last + 1, node.lineno) if n in comments]
+            found += self.line(node)
             last = node.end_lineno
-            match node:
-                case ast.Assign([ast.Tuple()]):
-                    found += self.unpack(node)
-                case ast.Assign([ast.Name()]):
-                    found += self.assign(node)
-                case ast.Return() if node is body[-1]:
-                    found += self.returned(node)
-                case _:
-                    self.refuse(node, "a rule unpacks, assigns names, and returns at its end")
-        if not body or not isinstance(body[-1], ast.Return):
-            self.refuse(self.function, "a rule returns at its end")
         return found
-
-    def used(self, name):
-        """Whether the body has a name."""
-        return any(name in _names(node) for node in self.function.body)
 
 
 class _Cpp(ast.NodeTransformer):
-    """An expression that was checked, so that its text is C++."""
-
     def visit_Constant(self, node):
         return ast.Call(ast.Name("Number"), [node], [])
 
@@ -253,148 +180,113 @@ def _names(node):
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
-# ---- texts --------------------------------------------------------------------------------------
-
-
-def _head(function):
-    """The first paragraph of a docstring, as a comment."""
-    text = (ast.get_docstring(function) or "").partition("\n\n")[0]
-    if not text:
-        raise Untranslatable(function, function, "a rule has a docstring")
-    return [f"// {line}" for line in text.splitlines()]
-
-
-def _indented(lines, by):
-    return [" " * by + line for line in lines]
+def _function(function, templates, head, parameters, lines):
+    """A function template, below the first paragraph of its docstring."""
+    about = ast.get_docstring(function).partition("\n\n")[0].splitlines()
+    return (
+        [f"// {line}" for line in about],
+        [
+            f"template <{', '.join(f'class {name}' for name in ('T', *templates))}>",
+            *_wrapped(f"EMANEST_INLINE {head}(", parameters, ") {"),
+            *(f"  {line}" for line in lines),
+            "}",
+        ],
+    )
 
 
 def _struct(name, function, rule, comments, writes):
     """A rule of a table."""
-    if name in TAKEN:
-        raise Untranslatable(function, function, f"{name} means something in C++")
-    translation = Translation(function, rule.state)
-    body = translation.lines(comments, writes)
-    text = " ".join(body)
-    kinds = {"state": f"{'' if writes else 'const '}State<T>&", "numbers": "const Numbers&"}
-
-    def parameter(a):
-        # one that is not used has no name, or compilers would warn
-        used = translation.used(a) if a not in kinds else f"= {a};" in text or f"{a}[" in text
-        return f"{kinds.get(a, 'T')} {a}" if used else kinds.get(a, "T")
-
-    head = f"apply({', '.join(map(parameter, translation.arguments))})"
-    return [
-        *_head(function),
-        f"struct {name} {{",
-        f'  EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});',
-        *([f"  using norm = norms::{rule.norm};"] if rule.norm else []),
-        "  template <class T>",
-        f"  EMANEST_INLINE static T {head} {{",
-        *_indented(body, 4),
-        "  }",
-        "};",
-        "",
-    ]
+    translation = Translation(function, rule, writes)
+    lines = translation.body(comments)
+    read = {n for line in lines if not line.startswith("//") for n in re.findall(r"\w+", line)}
+    types = {"state": f"{'' if writes else 'const '}State<T>&", "numbers": "const Numbers&"}
+    # what is not used has no name, or compilers would warn
+    parameters = [f"{types.get(a, 'T')} {a * (a in read)}".strip() for a in translation.arguments]
+    about, text = _function(function, (), "static T apply", parameters, lines)
+    counts = f'EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});'
+    norm = [f"using norm = norms::{rule.norm};"] if rule.norm else []
+    inside = [f"  {line}" for line in (counts, *norm, *text)]
+    return [*about, f"struct {name} {{", *inside, "};", ""]
 
 
 def _pass(function):
-    """A function that is in no table: arithmetic alone, or made of rules, which it calls.
+    """A row of PASSES: arithmetic alone, or made of rules, which it is given.
 
     The last two arguments of a rule are its state and its numbers.
     """
     translation = Translation(function)
-    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and n.func.id != "root"]
-    types, lines = {}, []
-    for call in calls:
-        rule, *_, state, numbers = (call.func.id, *(ast.unparse(a) for a in call.args))
-        types[rule] = None
-        types[state] = f"typename {rule}::template State<T>&"
-        types[numbers] = f"const typename {rule}::Numbers&"
-    rules = [name for name in translation.arguments if types.get(name, "") is None]
-    states = [name for name in types if str(types[name]).endswith("State<T>&")]
+    types, states, lines = dict.fromkeys(translation.arguments, "T"), [], []
 
-    def applied(call):
-        values = [translation.expression(a) for a in call.args[:-2]]
-        return f"{call.func.id}::apply({', '.join([*values, *map(ast.unparse, call.args[-2:])])})"
+    def value(node):
+        match node:
+            case ast.Call(ast.Name(rule), [_, *_, ast.Name(state), ast.Name(numbers)]) if {
+                rule,
+                state,
+                numbers,
+            } <= types.keys():
+                types[rule] = None
+                types[state] = f"typename {rule}::template State<T>&"
+                types[numbers] = f"const typename {rule}::Numbers&"
+                states.append(state)
+                values = map(translation.text, node.args[:-2])
+                return f"{rule}::apply({', '.join(values)}, {state}, {numbers})"
+        return translation.text(node)
 
     for node in function.body[1:]:
         match node:
-            case ast.Assign([ast.Tuple([ast.Name(new), ast.Name(state)])], ast.Call() as call) if (
-                call in calls and state == call.args[-2].id
-            ):
-                declared = "" if new in translation.known else "T "
-                lines.append(f"{declared}{new} = {applied(call)};")
-                translation.known.add(new)
-            case ast.Return(ast.Call() as call) if call in calls:
-                lines.append(f"return {applied(call)};")
-            case ast.Return(ast.Tuple([ast.Name(result), *after])) if (
-                [a.id for a in after] == states
-            ):
-                lines.append(f"return {result};")
-            case ast.Return() if not calls:
-                lines.append(f"return {translation.expression(node.value)};")
+            case ast.Assign([ast.Tuple([ast.Name(to), ast.Name(state)])], ast.Call() as call):
+                lines.append(f"{'' if to in types else 'T '}{to} = {value(call)};")
+                translation.kinds[to] = "array"
+                if [state] != states[-1:]:
+                    translation.refuse(node, "a rule hands its own state on")
+            case ast.Return(ast.Tuple([result, *after])) if [*map(ast.unparse, after)] == states:
+                lines.append(f"return {value(result)};")
+            case ast.Return(ast.Call() | ast.BinOp() as result) if not states:
+                lines.append(f"return {value(result)};")
             case _:
                 translation.refuse(node, "a pass calls rules, and returns a value and all state")
-    parameters = [f"{types.get(a) or 'T'} {a}" for a in translation.arguments if a not in rules]
-    head = f"EMANEST_INLINE T {function.name}("
-    joined = textwrap.wrap(
-        ", ".join(p.replace(" ", "\0") for p in parameters),
-        width=100 - len(head),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    signature = ("\n" + " " * len(head)).join(joined).replace("\0", " ")
-    return [
-        *_head(function),
-        f"template <{', '.join(f'class {a}' for a in ('T', *rules))}>",
-        *f"{head}{signature}) {{".splitlines(),
-        *_indented(lines, 2),
-        "}",
-        "",
-    ]
+    parameters = [f"{kind} {name}" for name, kind in types.items() if kind]
+    rules = [name for name, kind in types.items() if not kind]
+    about, text = _function(function, rules, f"T {function.name}", parameters, lines)
+    return [*about, *text, ""]
 
 
-def _variant(variant, names):
-    head = f"using {variant} = std::variant<"
-    lines = textwrap.wrap(", ".join(names), width=100 - len(head) - 2, break_on_hyphens=False)
-    return (",\n".join(lines).replace(",,", ",").replace("\n", "\n" + " " * len(head))).join(
-        (head, ">;")
-    )
+def _wrapped(head, items, tail):
+    """Items after a head, separated by commas, in lines of at most 100 characters."""
+    lines = [head]
+    for item in [*(f"{item}," for item in items[:-1]), *(item + tail for item in items[-1:])]:
+        if len(lines[-1]) + len(item) >= 98:
+            lines.append(" " * len(head))
+        lines[-1] += " " * lines[-1].endswith(",") + item
+    return lines
 
 
 def generate(path=RULES):
-    """The text of csrc/rules.h.
-
-    Args:
-        path: of a file like emanest/rules.py.
+    """The text of csrc/rules.h, from a file like emanest/rules.py.
 
     Raises:
-        Untranslatable: a rule has a line that would mean something else in C++.
+        Untranslatable: a line would mean something else in C++.
     """
     source = Path(path).read_text()
     functions = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
-    tables = runpy.run_path(str(path))
+    tables, text, variants = runpy.run_path(str(path)), [TOP], []
     comments = {
         token.start[0]: f"// {token.string.lstrip('# ')}"
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT and token.line.strip() == token.string
     }
-    text, variants, seen = [TOP], [], {"root"}
     for table, (namespace, variant, writes) in TABLES.items():
-        text.append(f"namespace {namespace} {{\n")
+        text += [f"namespace {namespace} {{", ""]
         for name, rule in tables[table].items():
             function = functions[rule.function.__name__]
-            seen.add(function.name)
             text += _struct(name, function, rule, comments, writes)
-        text.append(f"}}  // namespace {namespace}\n")
-        variants.append(_variant(variant, [f"{namespace}::{name}" for name in tables[table]]))
+        text += [f"}}  // namespace {namespace}", ""]
+        names = [f"{namespace}::{name}" for name in tables[table]]
+        variants += _wrapped(f"using {variant} = std::variant<", names, ">;")
     text += ["// the tables, in the order of rules.py", *variants, ""]
-    for name in functions.keys() - seen:
-        pass
-    for name, function in functions.items():
-        if name not in seen:
-            text += _pass(function)
-    return "\n".join([*text, BOTTOM])
+    for function in tables["PASSES"]:
+        text += _pass(functions[function.__name__])
+    return "\n".join([*text, "}  // namespace emanest\n"])
 
 
 if __name__ == "__main__":

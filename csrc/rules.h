@@ -333,12 +333,6 @@ using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, looka
 using Point = std::variant<points::x_along, points::y_along, points::x_slow, points::x_between,
                            points::y_between>;
 
-// A row's sum of squares after its factor.
-template <class T>
-EMANEST_INLINE T evened(T factor, T square) {
-  return factor * factor * square;
-}
-
 // One whole optimizer step: gradient -> base update -> lookahead.
 template <class T, class base, class look>
 EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
@@ -355,6 +349,12 @@ template <class T, class look>
 EMANEST_INLINE T follow(T w, T snapshot, typename look::template State<T>& state,
                         const typename look::Numbers& numbers) {
   return look::apply(w, w - snapshot, state, numbers);
+}
+
+// A row's sum of squares after its factor.
+template <class T>
+EMANEST_INLINE T evened(T factor, T square) {
+  return factor * factor * square;
 }
 
 }  // namespace emanest

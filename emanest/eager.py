@@ -114,14 +114,14 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     """
     row, numbers = ROWS[name], _scalars(numbers, dtype)
     norm = NORMS[row.norm]
-    rule, keep = _rounded(row.function), _rounded(norm.function)
-    norm_numbers = numbers[len(numbers) - len(norm.numbers) :]
+    rule, norm_numbers = _rounded(row.function), numbers[len(numbers) - len(norm.numbers) :]
     for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
         squares = o.double().square().sum(1)
         mean_square = (squares / max(o.shape[1], 1)).to(dtype)
         value, new = rule(mean_square.view_as(old[0]), old, numbers)
         evening = value.double().flatten()
-        kept = keep(squares.sum(), evened(evening, squares).sum(), norm_numbers)
+        # with roots as torch has them: of sums, whose last bits depend on the back end anyway
+        kept = norm.function(squares.sum(), evened(evening, squares).sum(), norm_numbers)
         _write((*old, factor), (*new, (evening * kept).to(dtype) * scale), skip)
 
 

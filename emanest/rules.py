@@ -311,6 +311,9 @@ POINTS = {
     "y_between": Rule(y_between, ("z",), ("lookahead",)),
 }
 
+# what all rules of a kind have in common; a rule is an argument
+PASSES = (step, follow, evened)
+
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
 
