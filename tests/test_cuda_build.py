@@ -246,7 +246,6 @@ def test_it_is_compiled_again_only_if_something_changed(elsewhere, monkeypatch):
     changes = {
         "at first": (lambda: None, 1),
         "nothing": (lambda: None, 0),
-        "a header is touched": (lambda: aged("csrc/rules.h", -10), 0),
         "there is a new one": (lambda: header.write_text("a"), 1),
         # one that git or tar brings back has the time that it had
         "it holds something else, and is old": (
@@ -257,7 +256,7 @@ def test_it_is_compiled_again_only_if_something_changed(elsewhere, monkeypatch):
         "the source holds something else": (lambda: Path("csrc/step_cuda.cu").write_text("c"), 1),
         "the object is gone": (lambda: Path("build/step_cuda.o").unlink(), 1),
         "another command": (lambda: monkeypatch.setitem(NAMES, "CUDA_ARCHS", ("90",)), 1),
-        "nothing more": (lambda: None, 0),
+        "a header is touched": (lambda: aged("csrc/rules.h", -10), 0),
     }
     found, before = {}, 0
     for what, (change, _) in changes.items():
