@@ -265,7 +265,7 @@ class Rule:
     A row rule has the name of a norm rule, too, whose numbers are the last of its own.
     """
 
-    def __init__(self, function, state=(), numbers=(), norm=None):
+    def __init__(self, function, state=(), numbers=(), norm=""):
         self.function, self.state, self.numbers, self.norm = function, state, numbers, norm
 
 
