@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all test-with test-integrations lint format demo figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
+.PHONY: help env rules test test-all test-with test-integrations lint format demo figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# the one file that is generated and committed; Python's own modules are enough
+rules:  ## write csrc/rules.h, which is emanest/rules.py in C++
+	$(PYTHON) csrc/generate_rules.py
 
 test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to pytest
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -10,6 +10,7 @@ Environment:
     EMANEST_REQUIRE_EXTENSION=1: an extension that cannot be built is an error, not a warning.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -87,7 +88,7 @@ def runtime_link_args(nvcc):
 
 
 def compile_cuda(folder):
-    """Compile the CUDA source, unless that has been done.
+    """Compile the CUDA source, unless that has been done to what it and all headers hold now.
 
     Returns:
         The object file and the arguments that link it.
@@ -102,15 +103,18 @@ def compile_cuda(folder):
         raise RuntimeError("no nvcc was found")
     target = Path(folder, "step_cuda.o")
     command = nvcc_command(nvcc, CUDA_SOURCE, str(target))
-    record = target.with_suffix(".command")
+    record = target.with_suffix(".made_of")
+    # not by times: a header that is brought back, or copied with its time, is older than the object
+    sources = [CUDA_SOURCE, *sorted(glob("csrc/*.h"))]
+    digests = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources]
+    lines = [shlex.join(command), *map("{} {}".format, digests, sources)]
+    made_of = "\n".join(lines)
     # written last, so that it vouches for the object
-    known = record.exists() and record.read_text() == shlex.join(command)
-    sources = [CUDA_SOURCE, *glob("csrc/*.h")]
-    if not known or record.stat().st_mtime < max(map(os.path.getmtime, sources)):
+    if not (target.exists() and record.exists() and record.read_text() == made_of):
         target.parent.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
         _run(command)
-        record.write_text(shlex.join(command))
+        record.write_text(made_of)
     return str(target), runtime_link_args(nvcc)
 
 

@@ -29,6 +29,7 @@ py::dict rules() {
   py::dict tables;
   tables["BASES"] = describe<Base>();
   tables["MOMENTA"] = describe<Momentum>();
+  tables["NORMS"] = describe<Norm>();
   tables["ROWS"] = describe<RowRule>();
   tables["LOOKAHEADS"] = describe<Lookahead>();
   tables["POINTS"] = describe<Point>();

@@ -90,9 +90,11 @@ void momentum(const Bucket& bucket, const double* numbers, double* squares) {
 
 template <class T, class R>
 void rows(const Bucket& bucket, const double* given) {
+  using N = typename R::norm;
   typename R::Numbers numbers;
+  typename N::Numbers norm_numbers;
   copy<R>(given, numbers);
-  const double eps = given[R::numbers - 1];
+  copy<N>(given + R::numbers - N::numbers, norm_numbers);
   std::vector<int64_t> firsts;
   int64_t total = 0;
   for (const Tensors& t : bucket.tensors) {
@@ -123,9 +125,9 @@ void rows(const Bucket& bucket, const double* given) {
       factors[k] = R::apply(T(sums[k] / double(std::max<int64_t>(t.run, 1))), state, numbers);
       store<T, R>(state, reinterpret_cast<T* const*>(t.state), k);
       before += sums[k];
-      after += double(factors[k]) * double(factors[k]) * sums[k];
+      after += evened(double(factors[k]), sums[k]);
     }
-    const double kept = std::sqrt(before) / (std::sqrt(after) + eps);
+    const double kept = N::apply(before, after, norm_numbers);
     const T scale = *static_cast<const T*>(t.scales);
     for (int64_t k = 0; k < t.size; k++) factors[k] = T(factors[k] * kept) * scale;
   }

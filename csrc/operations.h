@@ -1,7 +1,7 @@
 // What a kernel does to one element: a formula of rules.h, with the numbers of the call.
 #pragma once
 
-#include "rules.h"
+#include "sizes.h"
 
 namespace emanest::device {
 
@@ -45,7 +45,8 @@ struct Step : Operation {
     Row<T, L::states> look_state;
     for (int k = 0; k < B::states; k++) base_state[k] = state[k];
     for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
-    y = step<T, B, L>(y, g * scale * factor, base_state, look_state, base_numbers, look_numbers);
+    y = emanest::step<T, B, L>(y, g * scale * factor, base_state, look_state, base_numbers,
+                               look_numbers);
     for (int k = 0; k < B::states; k++) state[k] = base_state[k];
     for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
   }
@@ -64,7 +65,7 @@ struct Follow : Operation {
   EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
 
   EMANEST_INLINE void operator()(T& y, T& snapshot, Row<T, states>& state, T) const {
-    y = snapshot = L::apply(y, y - snapshot, state, numbers);
+    y = snapshot = emanest::follow<T, L>(y, snapshot, state, numbers);
   }
 
   typename L::Numbers numbers;

@@ -1,66 +1,20 @@
-// Every formula of emanest/rules.py, line for line; a test compares the two texts.
+// Generated from emanest/rules.py by csrc/generate_rules.py: `make rules` writes it anew.
 //
 // A rule reads and writes its state in place and returns the update (bases), what is orthogonalised
-// (momenta), a factor (row rules), the next gradient point (lookaheads), or the point moved to
+// (momenta), a factor (rows, norms), the next gradient point (lookaheads), or the point moved to
 // (points). T is float or double.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <variant>
 
-#ifdef __CUDACC__
-#define EMANEST_INLINE __host__ __device__ __forceinline__
-#else
-#define EMANEST_INLINE inline __attribute__((always_inline))
-#endif
+#include "number.h"
 
 namespace emanest {
 
-// What a rule calls a number: as in Python, double among its like, and rounded to T on meeting one.
-struct Number {
-  double value;
-  constexpr EMANEST_INLINE Number(double value = 0.0) : value(value) {}
-};
-
-constexpr EMANEST_INLINE Number operator""_n(long double value) { return double(value); }
-
-EMANEST_INLINE Number operator-(Number a) { return -a.value; }
-EMANEST_INLINE Number operator+(Number a, Number b) { return a.value + b.value; }
-EMANEST_INLINE Number operator-(Number a, Number b) { return a.value - b.value; }
-EMANEST_INLINE Number operator*(Number a, Number b) { return a.value * b.value; }
-EMANEST_INLINE Number operator/(Number a, Number b) { return a.value / b.value; }
-EMANEST_INLINE bool operator<(Number a, Number b) { return a.value < b.value; }
-
-template <class T>
-using Array = std::enable_if_t<std::is_floating_point_v<T>, T>;
-
-template <class T>
-EMANEST_INLINE Array<T> operator*(Number a, T b) { return T(a.value) * b; }
-template <class T>
-EMANEST_INLINE Array<T> operator*(T a, Number b) { return a * T(b.value); }
-template <class T>
-EMANEST_INLINE Array<T> operator+(T a, Number b) { return a + T(b.value); }
-template <class T>
-EMANEST_INLINE Array<T> operator/(Number a, T b) { return T(a.value) / b; }
-
-// an array of at least one element: a rule without state takes no part of it
-template <class T, int size>
-using Row = T[size ? size : 1];
-
-#define EMANEST_RULE(name_, states_, numbers_)       \
-  static constexpr const char* name = name_;         \
-  static constexpr int states = states_;             \
-  static constexpr int numbers = numbers_;           \
-  using Numbers = Row<Number, numbers_>;             \
-  template <class T>                                 \
-  using State = Row<T, states_>
-
-// ---- base rules ---------------------------------------------------------------------------------
-
 namespace bases {
 
+// Gradient descent; ``weight_decay`` is an L2 penalty, added to the gradient.
 struct sgd {
   EMANEST_RULE("sgd", 0, 2);
   template <class T>
@@ -70,6 +24,7 @@ struct sgd {
   }
 };
 
+// SGD with a momentum buffer (heavy ball); ``friction`` is 1 - momentum.
 struct momentum {
   EMANEST_RULE("momentum", 1, 4);
   template <class T>
@@ -77,11 +32,13 @@ struct momentum {
     auto& [momentum_buffer] = state;
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
+    // what is lost, not what is kept: 0.9 in float32 is off by 3e-8, and the buffer by 10 times that
     momentum_buffer = momentum_buffer + (weight * g - friction * momentum_buffer);
     return -lr * momentum_buffer;
   }
 };
 
+// SGD with Nesterov momentum in PyTorch's form: the buffer, then one step beyond it.
 struct nesterov {
   EMANEST_RULE("nesterov", 1, 4);
   template <class T>
@@ -94,29 +51,34 @@ struct nesterov {
   }
 };
 
+// AdamW; ``decay`` is lr * weight_decay, ``scale`` undoes the bias of the second moment.
 struct adamw {
   EMANEST_RULE("adamw", 2, 6);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
     auto& [exp_avg, exp_avg_sq] = state;
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
-    exp_avg = (weight1 < 1.0_n) * exp_avg;
+    // a weight of 1 forgets exactly: m + (g - m) would round, which g may be too small to bear
+    exp_avg = (weight1 < Number(1.0)) * exp_avg;
     exp_avg = exp_avg + weight1 * (g - exp_avg);
+    // in this order g * g does not overflow before its weight
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
     auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;
     return u;
   }
 };
 
+// AdamW that divides by the largest second moment so far.
 struct amsgrad {
   EMANEST_RULE("amsgrad", 3, 6);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
     auto& [exp_avg, exp_avg_sq, max_exp_avg_sq] = state;
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
-    exp_avg = (weight1 < 1.0_n) * exp_avg;
+    exp_avg = (weight1 < Number(1.0)) * exp_avg;
     exp_avg = exp_avg + weight1 * (g - exp_avg);
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
+    // a selection, not b + (a > b) * (a - b), which would round
     auto grown = exp_avg_sq > max_exp_avg_sq;
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq;
     auto u = -step_size * exp_avg / (std::sqrt(max_exp_avg_sq) * scale + eps) - decay * y;
@@ -124,6 +86,7 @@ struct amsgrad {
   }
 };
 
+// Step along a direction that was computed elsewhere; the decay is decoupled.
 struct direction {
   EMANEST_RULE("direction", 0, 2);
   template <class T>
@@ -135,17 +98,16 @@ struct direction {
 
 }  // namespace bases
 
-// ---- momentum rules and row rules ---------------------------------------------------------------
-
 namespace momenta {
 
+// Average gradients; ``blend`` moves the result on, towards the newest (Muon's "nesterov").
 struct ema {
   EMANEST_RULE("ema", 1, 2);
   template <class T>
   EMANEST_INLINE static T apply(T g, State<T>& state, const Numbers& numbers) {
     auto& [momentum_buffer] = state;
     const auto& [weight, blend] = numbers;
-    momentum_buffer = (weight < 1.0_n) * momentum_buffer;
+    momentum_buffer = (weight < Number(1.0)) * momentum_buffer;
     momentum_buffer = momentum_buffer + weight * (g - momentum_buffer);
     return momentum_buffer + blend * (g - momentum_buffer);
   }
@@ -153,26 +115,41 @@ struct ema {
 
 }  // namespace momenta
 
+namespace norms {
+
+// Factor that gives a matrix its norm back; sums of squares before and after rows' factors.
+struct kept {
+  EMANEST_RULE("kept", 0, 1);
+  template <class T>
+  EMANEST_INLINE static T apply(T before, T after, const Numbers& numbers) {
+    const auto& [eps] = numbers;
+    return std::sqrt(before) / (std::sqrt(after) + eps);
+  }
+};
+
+}  // namespace norms
+
 namespace rows {
 
+// Factor that evens rows out: one over the root of the average of their mean squares.
 struct normuon {
   EMANEST_RULE("normuon", 1, 2);
+  using norm = norms::kept;
   template <class T>
   EMANEST_INLINE static T apply(T mean_square, State<T>& state, const Numbers& numbers) {
     auto& [second_momentum_buffer] = state;
     const auto& [weight, eps] = numbers;
     auto delta = mean_square - second_momentum_buffer;
     second_momentum_buffer = second_momentum_buffer + weight * delta;
-    return 1.0_n / (std::sqrt(second_momentum_buffer) + eps);
+    return Number(1.0) / (std::sqrt(second_momentum_buffer) + eps);
   }
 };
 
 }  // namespace rows
 
-// ---- lookahead rules ----------------------------------------------------------------------------
-
 namespace lookaheads {
 
+// No lookahead: the next gradient is taken where the base optimizer arrived.
 struct none {
   EMANEST_RULE("none", 0, 0);
   template <class T>
@@ -181,6 +158,7 @@ struct none {
   }
 };
 
+// Look ahead along the average of past displacements (EMA-Nesterov).
 struct ema_nesterov {
   EMANEST_RULE("ema_nesterov", 1, 3);
   template <class T>
@@ -193,6 +171,7 @@ struct ema_nesterov {
   }
 };
 
+// Look ahead along the last displacement (Nesterov's accelerated gradient, canonical form).
 struct nag {
   EMANEST_RULE("nag", 1, 2);
   template <class T>
@@ -204,30 +183,34 @@ struct nag {
   }
 };
 
+// Pull the slow weights x towards the fast ones and restart from there (Lookahead).
 struct lookahead {
   EMANEST_RULE("lookahead", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
     auto& [x] = state;
     const auto& [alpha] = numbers;
-    auto near = (alpha < 0.5_n) * 1.0_n;
-    x = near * x + (1.0_n - near) * w + (alpha - (1.0_n - near)) * (w - x);
+    // from the nearer end, as torch.lerp does: exact at alpha = 0 and at alpha = 1
+    auto near = (alpha < Number(0.5)) * Number(1.0);
+    x = near * x + (Number(1.0) - near) * w + (alpha - (Number(1.0) - near)) * (w - x);
     return x;
   }
 };
 
+// Look ahead along the displacement since the last sync (long-horizon lookahead).
 struct long_horizon {
   EMANEST_RULE("long_horizon", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
     auto& [x] = state;
     const auto& [stepsize] = numbers;
-    auto y = w + stepsize * (w - x);
+    auto result = w + stepsize * (w - x);
     x = w;
-    return y;
+    return result;
   }
 };
 
+// One Nesterov SGD step of the slow weights on the displacement since the last sync (SNOO).
 struct snoo {
   EMANEST_RULE("snoo", 2, 2);
   template <class T>
@@ -241,6 +224,7 @@ struct snoo {
   }
 };
 
+// Average z into x and take gradients between the two (GPA; Schedule-Free).
 struct gpa {
   EMANEST_RULE("gpa", 1, 3);
   template <class T>
@@ -250,12 +234,13 @@ struct gpa {
     auto shrinkage = decay * z;
     w = w - shrinkage;
     u = u - shrinkage;
-    auto y = w + weight * (z - w) + gain * u;
+    auto result = w + weight * (z - w) + gain * u;
     z = z + u;
-    return y;
+    return result;
   }
 };
 
+// Move to the point whose gradient NALA takes next; the slow weights x stay.
 struct extrapolate {
   EMANEST_RULE("extrapolate", 1, 1);
   template <class T>
@@ -266,23 +251,21 @@ struct extrapolate {
   }
 };
 
+// Make the point just reached the slow weights (the end of NALA's outer step).
 struct anchor {
   EMANEST_RULE("anchor", 1, 0);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers&) {
-    auto& [x] = state;
-    auto y = w;
-    x = w;
-    return y;
+    state[0] = w;
+    return w;
   }
 };
 
 }  // namespace lookaheads
 
-// ---- between x and y ----------------------------------------------------------------------------
-
 namespace points {
 
+// Take back the lookahead along m.
 struct x_along {
   EMANEST_RULE("x_along", 1, 1);
   template <class T>
@@ -293,6 +276,7 @@ struct x_along {
   }
 };
 
+// Look ahead along m.
 struct y_along {
   EMANEST_RULE("y_along", 1, 1);
   template <class T>
@@ -303,6 +287,7 @@ struct y_along {
   }
 };
 
+// Read the slow weights.
 struct x_slow {
   EMANEST_RULE("x_slow", 1, 1);
   template <class T>
@@ -312,6 +297,7 @@ struct x_slow {
   }
 };
 
+// Extrapolate from z through y to x.
 struct x_between {
   EMANEST_RULE("x_between", 1, 1);
   template <class T>
@@ -322,23 +308,24 @@ struct x_between {
   }
 };
 
+// Interpolate between x and z.
 struct y_between {
   EMANEST_RULE("y_between", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T x, const State<T>& state, const Numbers& numbers) {
     const auto& [z] = state;
     const auto& [lookahead] = numbers;
-    return x + lookahead / (1.0_n + lookahead) * (z - x);
+    return x + lookahead / (Number(1.0) + lookahead) * (z - x);
   }
 };
 
 }  // namespace points
 
-// ---- tables, in the order of rules.py -----------------------------------------------------------
-
+// the tables, in the order of rules.py
 using Base = std::variant<bases::sgd, bases::momentum, bases::nesterov, bases::adamw,
                           bases::amsgrad, bases::direction>;
 using Momentum = std::variant<momenta::ema>;
+using Norm = std::variant<norms::kept>;
 using RowRule = std::variant<rows::normuon>;
 using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, lookaheads::nag,
                                lookaheads::lookahead, lookaheads::long_horizon, lookaheads::snoo,
@@ -346,32 +333,28 @@ using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, looka
 using Point = std::variant<points::x_along, points::y_along, points::x_slow, points::x_between,
                            points::y_between>;
 
-// the most state, and the most numbers, of a rule of a table
-template <class Table>
-struct Most;
-template <class... Rules>
-struct Most<std::variant<Rules...>> {
-  static constexpr int states = std::max({Rules::states...});
-  static constexpr int numbers = std::max({Rules::numbers...});
-};
+// One whole optimizer step: gradient -> base update -> lookahead.
+template <class T, class base, class look>
+EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
+                      typename look::template State<T>& look_state,
+                      const typename base::Numbers& base_numbers,
+                      const typename look::Numbers& look_numbers) {
+  T u = base::apply(y, g, base_state, base_numbers);
+  y = look::apply(y + u, u, look_state, look_numbers);
+  return y;
+}
 
-// columns of a call: state, and the factors that a row rule finds
-constexpr int kStates = std::max({Most<Base>::states + Most<Lookahead>::states,
-                                  Most<Momentum>::states, Most<RowRule>::states + 1,
-                                  Most<Point>::states});
-// numbers of a call: gradients have a factor besides the rules' own
-constexpr int kNumbers = std::max({1 + Most<Base>::numbers + Most<Lookahead>::numbers,
-                                   1 + Most<Momentum>::numbers, Most<RowRule>::numbers,
-                                   Most<Point>::numbers});
+// The lookahead after a step that another optimizer took, from a snapshot to w.
+template <class T, class look>
+EMANEST_INLINE T follow(T w, T snapshot, typename look::template State<T>& state,
+                        const typename look::Numbers& numbers) {
+  return look::apply(w, w - snapshot, state, numbers);
+}
 
-// base update and lookahead: one optimizer step of one element
-template <class T, class B, class L>
-EMANEST_INLINE T step(T y, T g, typename B::template State<T>& base_state,
-                      typename L::template State<T>& look_state,
-                      const typename B::Numbers& base_numbers,
-                      const typename L::Numbers& look_numbers) {
-  T u = B::apply(y, g, base_state, base_numbers);
-  return L::apply(y + u, u, look_state, look_numbers);
+// A row's sum of squares after its factor.
+template <class T>
+EMANEST_INLINE T evened(T factor, T square) {
+  return factor * factor * square;
 }
 
 }  // namespace emanest

@@ -9,7 +9,7 @@
 #include <variant>
 #include <vector>
 
-#include "rules.h"
+#include "sizes.h"
 
 namespace emanest {
 

@@ -45,7 +45,7 @@ EMANEST_CLONES void follow_loop(const double* given, T, T* y, T* snapshot, Addre
   for (int64_t i = 0; i < size; i++) {
     Row<T, L::states> look_state;
     load<T, L>(look_state, state.data(), i);
-    y[i] = snapshot[i] = L::apply(y[i], y[i] - snapshot[i], look_state, numbers);
+    y[i] = snapshot[i] = emanest::follow<T, L>(y[i], snapshot[i], look_state, numbers);
     store<T, L>(look_state, state.data(), i);
   }
 }

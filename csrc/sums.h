@@ -94,7 +94,7 @@ struct RowFactors {
       for (int k = 0; k < R::states; k++) static_cast<T*>(tensors.state[k])[row] = state[k];
       factors[row] = factor;
       part.before += sum;
-      part.after += double(factor) * double(factor) * sum;
+      part.after += evened(double(factor), sum);
     }
     norms[block * kThreads + thread] = part;
   }
@@ -118,8 +118,10 @@ struct KeepNorms {
       sum.before += norms[block * kThreads + k].before;
       sum.after += norms[block * kThreads + k].after;
     }
-    const double eps = given[R::numbers - 1];
-    const double kept = std::sqrt(sum.before) / (std::sqrt(sum.after) + eps);
+    using N = typename R::norm;
+    typename N::Numbers numbers;
+    copy<N>(given, R::numbers - N::numbers, numbers);
+    const double kept = N::apply(sum.before, sum.after, numbers);
     const T scale = *static_cast<const T*>(tensors.scales);
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
       factors[row] = T(double(factors[row]) * kept) * scale;

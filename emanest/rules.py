@@ -18,12 +18,13 @@ the search, and a row rule may follow it:
 
     momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
     row        (mean square, state, numbers) -> (factor, state)
+    norm       (before, after, numbers) -> factor          sums of squares -> factor of all rows
 
 A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and ``root``, so
-the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``, and on plain
-numbers where it takes no square root. State comes and goes as a tuple. This module imports nothing;
-the tables at its end name each rule's state and numbers, in the order in which the rule unpacks
-them.
+the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``, as C++ once
+``make rules`` has written it to ``csrc/rules.h``, and on plain numbers where it takes no square
+root. State comes and goes as a tuple. This module imports nothing; the tables at its end name each
+rule's state and numbers, in the order in which the rule unpacks them.
 """
 
 
@@ -114,6 +115,17 @@ def normuon(mean_square, state, numbers):
     return 1.0 / (root(second_momentum_buffer) + eps), (second_momentum_buffer,)
 
 
+def evened(factor, square):
+    """A row's sum of squares after its factor."""
+    return factor * factor * square
+
+
+def kept(before, after, numbers):
+    """Factor that gives a matrix its norm back; sums of squares before and after rows' factors."""
+    (eps,) = numbers
+    return root(before) / (root(after) + eps)
+
+
 # ---- lookahead rules ----------------------------------------------------------------------------
 
 
@@ -202,6 +214,11 @@ def step(base, look, y, g, base_state, look_state, base_numbers, look_numbers):
     return y, base_state, look_state
 
 
+def follow(look, w, snapshot, state, numbers):
+    """The lookahead after a step that another optimizer took, from a snapshot to w."""
+    return look(w, w - snapshot, state, numbers)
+
+
 # ---- between x and y: (point, state, numbers) -> point ------------------------------------------
 
 
@@ -243,10 +260,13 @@ def y_between(x, state, numbers):
 
 
 class Rule:
-    """A rule with the names of its state and of its numbers, in order."""
+    """A rule with the names of its state and of its numbers, in order.
 
-    def __init__(self, function, state=(), numbers=()):
-        self.function, self.state, self.numbers = function, state, numbers
+    A row rule has the name of a norm rule, too, whose numbers are the last of its own.
+    """
+
+    def __init__(self, function, state=(), numbers=(), norm=""):
+        self.function, self.state, self.numbers, self.norm = function, state, numbers, norm
 
 
 _SGD = ("lr", "weight_decay")
@@ -264,7 +284,9 @@ BASES = {
 
 MOMENTA = {"ema": Rule(ema, ("momentum_buffer",), ("weight", "blend"))}
 
-ROWS = {"normuon": Rule(normuon, ("second_momentum_buffer",), ("weight", "eps"))}
+ROWS = {"normuon": Rule(normuon, ("second_momentum_buffer",), ("weight", "eps"), norm="kept")}
+
+NORMS = {"kept": Rule(kept, (), ("eps",))}
 
 LOOKAHEADS = {
     "none": Rule(none),
@@ -288,6 +310,9 @@ POINTS = {
     "x_between": Rule(x_between, ("z",), ("lookahead",)),
     "y_between": Rule(y_between, ("z",), ("lookahead",)),
 }
+
+# what all rules of a kind have in common; a rule is an argument
+PASSES = (step, follow, evened)
 
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})

@@ -7,8 +7,11 @@ a second launch adds these. ``passes`` explains what the kernels have in common.
 import triton
 import triton.language as tl
 
+from .. import rules
 from .passes import _chunk, _load, _narrowed, _numbers, _pointers, _row, _store, _widened
-from .rounding import divide, inline, root
+from .rounding import inline, rounded
+
+evened = rounded(rules.evened)
 
 # programs of the second launch add so many at once
 SUMS = tl.constexpr(1024)
@@ -149,10 +152,13 @@ def rows_kernel(
 @triton.jit
 def norms_kernel(
     rows, numbers, skip, sums,
-    STATES: tl.constexpr, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr,
+    RULE: tl.constexpr, STATES: tl.constexpr, FIRST: tl.constexpr, NUMBERS: tl.constexpr,
+    COLUMNS: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Keep the norm of a matrix: multiply its factors by one number, and by its scale."""
+    """Keep the norm of a matrix: multiply its factors by one number, and by its scale.
+
+    STATES are the row rule's. The norm rule has NUMBERS of the numbers, from the FIRST on.
+    """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
@@ -168,11 +174,10 @@ def norms_kernel(
         square = tl.load(sums + first + offset + i, mask=mask, other=0.0)
         factor = tl.load(factors + offset + i, mask=mask, other=0.0).to(tl.float64)
         before += square
-        after += factor * factor * square
+        after += evened(factor, square)
         offset += SUMS
-    # eps, the last of the numbers
-    (eps,) = _numbers(numbers, NUMBERS - 1, 1, LOADED, tl.float64)
-    kept = divide(root(tl.sum(before, 0)), root(tl.sum(after, 0)) + eps)
+    numbers = _numbers(numbers, FIRST, NUMBERS, LOADED, tl.float64)
+    kept = RULE(tl.sum(before, 0), tl.sum(after, 0), numbers)
     offset = tl.full((), 0, tl.int64)
     while offset < count:
         mask = offset + i < count

@@ -19,11 +19,11 @@ which the hardware balances, and while some programs look up their rows others m
 import triton
 import triton.language as tl
 
-from ..rules import step as _step
+from .. import rules
 from . import rounding
 from .rounding import inline
 
-step = rounding.rounded(_step)
+step, follow = rounding.rounded(rules.step), rounding.rounded(rules.follow)
 INTERPRETED = tl.constexpr(rounding.INTERPRETED)
 
 
@@ -210,7 +210,8 @@ def _follow_tile(
     mask = i < count
     w, snapshot = _load(pointers, 0, 2, i, mask, DTYPE)
     state = _load(pointers, 2, STATES, i, mask, DTYPE)
-    y, state = LOOK(w, w - snapshot, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
+    numbers = _numbers(numbers, 0, NUMBERS, LOADED, DTYPE)
+    y, state = follow(LOOK, w, snapshot, state, numbers)
     _store(pointers, 0, (y, y), i, mask)
     _store(pointers, 2, state, i, mask)
 

@@ -11,7 +11,7 @@ import torch
 from ..backends import eager
 from ..backends.guards import count_writes
 from ..backends.layout import check_squares, is_dense
-from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
+from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
 from .launch import TYPES, Launch, as_they_are, by_dtype, prepare
@@ -143,9 +143,9 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         sums = torch.empty(sum(each.table.sizes), dtype=torch.float64, device=each.table.device)
         launch = each.launch(numbers, (skip, sums))
         _, _, given, *others = launch.arguments
-        second = {k: launch.constants[k] for k in ("STATES", "NUMBERS", "LOADED", "DTYPE")}
+        second = {k: launch.constants[k] for k in ("LOADED", "DTYPE")}
         arguments = each.table.rows, given, *others
-        kernel, second = momentum.norms_kernel, {**second, "COLUMNS": len(columns)}
+        kernel, second = momentum.norms_kernel, {**norms_constants(name), **second}
         count = len(each.table.rows)
         launches += launch, Launch(kernel, count, sums.device, arguments, second)
     for launch in launches:
@@ -219,6 +219,19 @@ def momentum_constants(name):
 def rows_constants(name):
     """What the kernel is compiled for, of the rule."""
     return {"RULE": rounded(ROWS[name].function), **_counts(ROWS[name]), "WIDTH": ROWS_WIDTH}
+
+
+def norms_constants(name):
+    """What the kernel is compiled for, of the row rule."""
+    row = ROWS[name]
+    norm, states, numbers = NORMS[row.norm], len(row.state), len(row.numbers)
+    return {
+        "RULE": rounded(norm.function),
+        "STATES": states,
+        "FIRST": numbers - len(norm.numbers),
+        "NUMBERS": len(norm.numbers),
+        "COLUMNS": states + 3,  # the matrix, its factors and its scale
+    }
 
 
 def _counts(rule):

@@ -234,26 +234,36 @@ def compilations(folder):
     return sum(" -c csrc/step_cuda.cu" in call for call in calls(folder))
 
 
+def aged(path, seconds):
+    """Change when a file was written."""
+    then = os.path.getmtime("build/step_cuda.made_of") - seconds
+    os.utime(path, (then, then))
+
+
 def test_it_is_compiled_again_only_if_something_changed(elsewhere, monkeypatch):
-    nvcc = fake_nvcc(elsewhere, WORKS)
+    nvcc, header = fake_nvcc(elsewhere, WORKS), Path("csrc/number.h")
     use(monkeypatch, nvcc)
-    counts = []
-
-    def build():
+    changes = {
+        "at first": (lambda: None, 1),
+        "nothing": (lambda: None, 0),
+        "there is a new one": (lambda: header.write_text("a"), 1),
+        # one that git or tar brings back has the time that it had
+        "it holds something else, and is old": (
+            lambda: (header.write_text("b"), aged(header, 20)),
+            1,
+        ),
+        "it is gone": (header.unlink, 1),
+        "the source holds something else": (lambda: Path("csrc/step_cuda.cu").write_text("c"), 1),
+        "the object is gone": (lambda: Path("build/step_cuda.o").unlink(), 1),
+        "another command": (lambda: monkeypatch.setitem(NAMES, "CUDA_ARCHS", ("90",)), 1),
+        "a header is touched": (lambda: aged("csrc/rules.h", -10), 0),
+    }
+    found, before = {}, 0
+    for what, (change, _) in changes.items():
+        change()
         SETUP["compile_cuda"]("build")
-        counts.append(compilations(elsewhere))
-
-    build()
-    build()
-    late = os.path.getmtime("build/step_cuda.command") + 10
-    os.utime("csrc/rules.h", (late, late))
-    build()
-    os.utime("csrc/rules.h", (late - 20, late - 20))
-    build()
-    monkeypatch.setitem(NAMES, "CUDA_ARCHS", ("90",))
-    build()
-    build()
-    assert counts == [1, 1, 2, 2, 3, 3]
+        found[what], before = compilations(elsewhere) - before, compilations(elsewhere)
+    assert found == {what: count for what, (_, count) in changes.items()}
 
 
 def test_a_failure_is_not_taken_for_an_object(elsewhere, monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from emanest import rules
-from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
+from emanest.rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS
 
-TABLES = (BASES, MOMENTA, ROWS, LOOKAHEADS, POINTS)
+TABLES = (BASES, MOMENTA, NORMS, ROWS, LOOKAHEADS, POINTS)
 
 
 def unpacked(rule, argument):
@@ -41,7 +41,8 @@ def test_a_wrong_length_is_an_error(name, argument, change):
     rule = RULES[name]
     given = {"state": rule.state, "numbers": rule.numbers}
     given[argument] = (*given[argument], "one more")[: len(given[argument]) + change]
-    values = {k: tuple(torch.ones(3) for _ in names) for k, names in given.items()}
+    taken = inspect.signature(rule.function).parameters
+    values = {k: tuple(torch.ones(3) for _ in given[k]) for k in taken if k in given}
     points = [torch.ones(3)] * (1 if name in ALONE else 2)
     with pytest.raises(ValueError, match="values to unpack"):
         rule.function(*points, **values)
@@ -73,7 +74,13 @@ def test_lookahead_is_a_lerp_on_both_sides_of_one_half(alpha):
     torch.testing.assert_close(y, (1 - alpha) * x + alpha * w, rtol=0, atol=1e-14)
 
 
-# ---- the text, which Triton compiles and C++ mirrors --------------------------------------------
+@pytest.mark.parametrize("name", ROWS)
+def test_the_numbers_of_a_norm_rule_are_the_last_of_the_row_rule(name):
+    norm = NORMS[ROWS[name].norm]
+    assert norm.numbers == ROWS[name].numbers[-len(norm.numbers) :]
+
+
+# ---- the text, which Triton compiles and a script translates to C++ -----------------------------
 
 TEXT = ast.parse(inspect.getsource(rules))
 FUNCTIONS = {n.name: n for n in TEXT.body if isinstance(n, ast.FunctionDef)}
@@ -83,14 +90,15 @@ ALLOWED = (
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UnaryOp, ast.USub),
     *(ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
 )
+# what is made of rules, which it is given
+MADE_OF = {"step": ("base", "look"), "follow": ("look",)}
 
 
 def foreign(function):
     """Lines of a rule that are more than arithmetic, comparison, unpacking and ``root``."""
     nodes = list(ast.walk(function))
     calls = [n for n in nodes if isinstance(n, ast.Call) and not n.keywords]
-    # the one rule that is made of rules
-    called = ("base", "look") if function.name == "step" else ("root",)
+    called = MADE_OF.get(function.name, ("root",))
     accepted = {id(n) for n in calls if getattr(n.func, "id", None) in called}
     # 1 / 2 is 0 in C++: numbers are written as floats; the docstring is the one text
     constants = [n for n in nodes if isinstance(n, ast.Constant) and not isinstance(n.value, float)]
@@ -122,7 +130,7 @@ def test_anything_else_is_seen(line):
 
 def test_rules_import_nothing_and_every_one_is_in_a_table():
     assert not [n for n in ast.walk(TEXT) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    named = FUNCTIONS.keys() - {"step", "root"}
+    named = FUNCTIONS.keys() - {"root", *(function.__name__ for function in rules.PASSES)}
     tables = [r.function.__name__ for t in TABLES for r in t.values()]
     assert sorted(tables) == sorted(named)
     for table in TABLES:

@@ -1,173 +1,174 @@
-"""csrc/rules.h says what rules.py says: both texts are brought into one form and compared.
+"""csrc/rules.h is rules.py in C++, as csrc/generate_rules.py writes it; what it cannot is an error.
 
-Of a rule in Python, each line becomes the line that the header must have: numbers written out are
-``1.0_n``, ``root(x)`` is ``std::sqrt(x)``, names that a rule makes are ``auto``. State is returned
-in Python and assigned in C++.
+``test_sizes`` compiles and runs what it makes of another file.
 """
 
-import ast
-import inspect
-import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from emanest import rules
-from emanest.rules import BASES
 
-HEADER = (Path(__file__).parents[1] / "csrc" / "rules.h").read_text()
-# table in Python -> namespace in C++, the variant, and what a rule of it returns: state too, or not
-TABLES = {
-    "BASES": ("bases", "Base", True),
-    "MOMENTA": ("momenta", "Momentum", True),
-    "ROWS": ("rows", "RowRule", True),
-    "LOOKAHEADS": ("lookaheads", "Lookahead", True),
-    "POINTS": ("points", "Point", False),
-}
-RULES = [(table, name) for table in TABLES for name in getattr(rules, table)]
+CSRC = Path(__file__).parents[1] / "csrc"
+GENERATOR = runpy.run_path(str(CSRC / "generate_rules.py"))
+Untranslatable = GENERATOR["Untranslatable"]
 
 
-class ToCpp(ast.NodeTransformer):
-    """Expressions of a rule as the header writes them."""
-
-    def visit_Constant(self, node):
-        return ast.Name(f"{node.value}_n")
-
-    def visit_Call(self, node):
-        assert ast.unparse(node.func) == "root"
-        return ast.Call(ast.Name("std::sqrt"), [self.visit(each) for each in node.args], [])
+def test_the_header_is_what_the_rules_are_translated_to():
+    current = (CSRC / "rules.h").read_text() == GENERATOR["generate"]()
+    assert current, "emanest/rules.py has changed: `make rules` writes csrc/rules.h anew"
 
 
-def cpp(expression):
-    return ast.unparse(ToCpp().visit(expression))
+def test_the_extension_was_built_with_these_rules():
+    extension = pytest.importorskip("emanest._C", exc_type=ImportError)
+    assert extension.rules() == {
+        table: {n: (len(r.state), len(r.numbers)) for n, r in getattr(rules, table).items()}
+        for table in GENERATOR["TABLES"]
+    }
 
 
-def from_python(rule, returns_state):
-    """The lines that the body of a rule must have in C++."""
-    (function,) = ast.parse(inspect.getsource(rule.function)).body
-    arguments = [a.arg for a in function.args.args]
-    known, state, lines = set(arguments), [], []
-    for node in function.body:
-        if isinstance(node, ast.Expr):
-            continue  # the docstring
-        if isinstance(node, ast.Return):
-            lines += returned(node.value, state, returns_state)
-            continue
-        (target,) = node.targets
-        if isinstance(target, ast.Tuple):
-            names = [n.id for n in target.elts]
-            source = node.value.id
-            constant = source == "numbers" or not returns_state
-            lines.append(f"{'const ' * constant}auto& [{', '.join(names)}] = {source};")
-            known |= set(names)
-            state = names if source == "state" else state
-        else:
-            lines.append(f"{'' if target.id in known else 'auto '}{target.id} = {cpp(node.value)};")
-            known.add(target.id)
-    return lines
+@pytest.fixture
+def generated(tmp_path):
+    """The header of rules.py with more text at its end."""
+
+    def generate(text):
+        path = tmp_path / "rules.py"
+        path.write_text(GENERATOR["RULES"].read_text() + text)
+        return GENERATOR["generate"](path)
+
+    return generate
 
 
-def returned(value, state, returns_state):
-    """What a return becomes: state is assigned, after the value that may depend on the old one."""
-    if not returns_state:
-        return [f"return {cpp(value)};"]
-    result, new = value.elts
-    # "return w, state": the state stays as it is
-    new = state if isinstance(new, ast.Name) else [cpp(each) for each in new.elts]
-    changed = [f"{a} = {b};" for a, b in zip(state or ["x"] * len(new), new, strict=True) if a != b]
-    if not changed:
-        return [f"return {cpp(result)};"]
-    return [f"auto y = {cpp(result)};", *changed, "return y;"]
+def function(head, body):
+    return f"\n\ndef {head}:\n    'About it.'\n" + "".join(f"    {line}\n" for line in body)
 
 
-def struct(table, name):
-    """The text of a rule's struct in the header."""
-    namespace = TABLES[table][0]
-    inside = re.search(rf"namespace {namespace} {{(.*?)}}  // namespace {namespace}", HEADER, re.S)
-    (found,) = re.findall(rf"struct {name} {{\n(.*?)\n}};", inside[1], re.S)
-    return found
+def lookahead(body, head="rule(w, u, state, numbers)"):
+    """The text of a lookahead with two states and two numbers."""
+    row = "LOOKAHEADS['rule'] = Rule(rule, ('a', 'b'), ('p', 'q'))\n"
+    return function(head, body) + row
 
 
-def from_header(table, name):
-    """The lines of the body of a rule, and the names of its arguments."""
-    text = struct(table, name)
-    arguments, body = re.search(r"static T apply\((.*?)\) {\n(.*)\n  }", text, re.S).groups()
-    return [line.strip() for line in body.splitlines()], arguments
-
-
-def normal(line):
-    """Without what is a matter of taste: spaces, and brackets that change nothing."""
-    before, equals, expression = line.rstrip(";").rpartition(" = ")
-    keyword = "return " if expression.startswith("return ") else ""
-    expression = expression.removeprefix(keyword)
-    if "[" in before:
-        return line
-    tree = ast.parse(expression.replace("std::sqrt", "std_sqrt").replace("_n", "j"), mode="eval")
-    return before + equals + keyword + ast.dump(tree)
-
-
-@pytest.mark.parametrize(("table", "name"), RULES)
-def test_the_header_has_the_lines_of_the_rule(table, name):
-    rule = getattr(rules, table)[name]
-    lines, _ = from_header(table, name)
-    expected = from_python(rule, TABLES[table][2])
-    # a rule that reads no state or no numbers need not name them in Python
-    named = [
-        line
-        for line in lines
-        if line not in expected and line.startswith(("auto& [", "const auto& ["))
-    ]
-    for line in named:
-        assert re.fullmatch(r"(const )?auto& \[x\] = state;", line), line
-        lines.remove(line)
-    assert [normal(line) for line in lines] == [normal(line) for line in expected]
-
-
-@pytest.mark.parametrize(("table", "name"), RULES)
-def test_the_header_has_the_names_and_the_counts(table, name):
-    rule = getattr(rules, table)[name]
-    row = f'EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});'
-    assert row in struct(table, name)
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_the_tables_have_the_same_rows_in_the_same_order(table):
-    namespace, variant, _ = TABLES[table]
-    (rows,) = re.findall(rf"using {variant} = std::variant<(.*?)>;", HEADER, re.S)
-    expected = [f"{namespace}::{name}" for name in getattr(rules, table)]
-    assert [row.rstrip(",") for row in rows.split()] == expected
-
-
-def test_the_step_is_the_same():
-    """Base rule, then the point that it reached, then lookahead rule."""
-    (body,) = re.findall(r"EMANEST_INLINE T step\(.*?\) {\n(.*?)\n}", HEADER, re.S)
-    assert [line.strip() for line in body.splitlines()] == [
-        "T u = B::apply(y, g, base_state, base_numbers);",
-        "return L::apply(y + u, u, look_state, look_numbers);",
-    ]
-    source = inspect.getsource(rules.step)
-    assert "u, base_state = base(y, g, base_state, base_numbers)" in source
-    assert "look(y + u, u, look_state, look_numbers)" in source
+STATE, NUMBERS = "a, b = state", "p, q = numbers"
 
 
 @pytest.mark.parametrize(
-    ("line", "same"),
+    ("body", "arguments", "expected"),
     [
+        (["return w, state"], "T w, T, State<T>&, const Numbers&", ["return w;"]),
         (
-            "auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;",
-            True,
+            [STATE, "return w - (a - u), (a, b)"],
+            "T w, T u, State<T>& state, const Numbers&",
+            ["auto& [a, b] = state;", "return w - (a - u);"],
+        ),
+        # the result reads no state that changes
+        (
+            ["# u is not", "return w, (u, -w)"],
+            "T w, T u, State<T>& state, const Numbers&",
+            ["// u is not", "state[0] = u;", "state[1] = -w;", "return w;"],
+        ),
+        # it does
+        (
+            [STATE, "return w / (a / b), (a - (w - b), b)"],
+            "T w, T, State<T>& state, const Numbers&",
+            [
+                "auto& [a, b] = state;",
+                "auto result = w / (a / b);",
+                "a = a - (w - b);",
+                "return result;",
+            ],
         ),
         (
-            "auto u = -step_size * (exp_avg / (std::sqrt(exp_avg_sq) * scale + eps)) - decay * y;",
-            False,
+            [NUMBERS, "# why, not u", "near = (p < 0.5) * q", "return near * root(w), state"],
+            "T w, T, State<T>&, const Numbers& numbers",
+            [
+                "const auto& [p, q] = numbers;",
+                "// why, not u",
+                "auto near = (p < Number(0.5)) * q;",
+                "return near * std::sqrt(w);",
+            ],
         ),
-        (
-            "auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale - eps) - decay * y;",
-            False,
-        ),
-        ("u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;", False),
     ],
 )
-def test_a_difference_of_one_sign_or_bracket_shows(line, same):
-    expected = from_python(BASES["adamw"], True)[-2]
-    assert (normal(line) == normal(expected)) == same
+def test_lines_keep_their_order_and_brackets_and_what_is_not_read_has_no_name(
+    generated, body, arguments, expected
+):
+    struct = generated(lookahead(body)).partition("struct rule {\n")[2].partition("\n};\n")[0]
+    row, _, signature, *lines, _ = map(str.strip, struct.splitlines())
+    assert row == 'EMANEST_RULE("rule", 2, 2);'
+    assert signature == f"EMANEST_INLINE static T apply({arguments}) {{"
+    assert lines == expected
+
+
+ONE_BY_ONE = "a rule unpacks, assigns names one by one, and returns"
+FOREIGN = "a rule is .* of its names and floats"
+FACTOR = "a comparison is a factor of an array or of a number"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        # in C++ an integer, a comparison of a comparison, integers again
+        (["return 2 * w, state"], FOREIGN),
+        (["return (0.0 < w < u) * w, state"], FOREIGN),
+        (["x = (w < u) + (u < w)", "return x * w, state"], FACTOR),
+        (["x = (w < u) * (u < w)", "return x * w, state"], FACTOR),
+        (["return -(w < u) * w, state"], FACTOR),
+        # `auto` is the type of the first value
+        (["x = w < u", "x = x * w", "return x, state"], "x is a truth that stays"),
+        ([NUMBERS, "x = 1.0 - p", "x = x * w", "return x, state"], "x is a number that stays"),
+        ([NUMBERS, "p = p * q", "return w * p, state"], "p is a number that stays"),
+        ([NUMBERS, "return p, state"], "values and state are arrays"),
+        ([NUMBERS, "return w * root(p), state"], FOREIGN),
+        # state is written in place
+        ([STATE, "a = a + w", "return w, state"], r"in C\+\+ in place: return its names"),
+        ([STATE, "return w, (b, a)"], "a is read after it was assigned"),
+        ([STATE, "c, d = state", "return c, (a, b)"], ONE_BY_ONE),
+        ([STATE, "a, b = b, a", "return w, (a, b)"], ONE_BY_ONE),
+        ([STATE, "return w, (a,)"], "the state has 2 values"),
+        ([STATE, "return w, a"], "the state has 2 values"),
+        ([STATE, "return w"], ONE_BY_ONE),
+        # a name is declared once
+        (["w, b = state", "return w, (w, b)"], "w has a meaning already"),
+        (["a, root = state", "return a, (a, root)"], "root has a meaning already"),
+        ([STATE, "result = w", "return a, (w, result)"], "result has a meaning already"),
+        (["numbers = w", "return w, state"], "numbers has a meaning already"),
+        (["return w * POSITIONS, state"], FOREIGN),
+        (["return w * numbers[0], state"], FOREIGN),
+        # anything else
+        (["if w: u = w", "return u, state"], ONE_BY_ONE),
+        (["w += u", "return w, state"], ONE_BY_ONE),
+        (["x = y = u", "return x, state"], ONE_BY_ONE),
+        (["x: float = u", "return x, state"], ONE_BY_ONE),
+        (["return w ** 2.0, state"], FOREIGN),
+        (["return abs(w), state"], FOREIGN),
+        (["return root(w, u), state"], FOREIGN),
+        (["return w, state", "w = u"], "a rule returns at its end"),
+        (["w = u"], "a rule returns at its end"),
+    ],
+)
+def test_what_cpp_would_take_for_something_else_is_an_error(generated, body, why):
+    with pytest.raises(Untranslatable, match=rf"rules.py, line \d+, in rule: `.*`: .*{why}"):
+        generated(lookahead(body))
+
+
+@pytest.mark.parametrize("arguments", ["w, u, state, numbers=()", "w, *u", "w, *, u"])
+def test_arguments_are_names(generated, arguments):
+    with pytest.raises(Untranslatable, match=r"in rule: .*arguments are names, without defaults"):
+        generated(lookahead(["return w, ()"], f"rule({arguments})"))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (["u, b = base(w, a, p)", "return u, a"], "a rule hands its own state on"),
+        (["return base(w, a, p) * w"], FOREIGN),
+        (["return base(w, p)"], FOREIGN),
+        (["u, a = base(w, a, p)", "return u"], "returns a value and all state"),
+        (["w = w * w", "return w * w"], "returns a value and all state"),
+    ],
+)
+def test_a_pass_is_made_of_rules(generated, body, why):
+    with pytest.raises(Untranslatable, match=rf"rules.py, line \d+, in made: `.*`: .*{why}"):
+        generated(function("made(base, w, a, p)", body) + "PASSES = (made,)\n")

@@ -10,7 +10,7 @@ import types
 
 import torch
 
-from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS, step
+from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS, evened, follow, step
 from . import products as torch_products
 from .layout import by_row
 from .tape import evaluate
@@ -63,7 +63,7 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
     look, numbers = _rounded(LOOKAHEADS[look].function), _scalars(numbers, dtype)
     for y, snapshot, old in zip(ys, snapshots, _rows(look_state, ys), strict=True):
         w = y.to(dtype)
-        new_y, new = look(w, w - snapshot.to(dtype), old, numbers)
+        new_y, new = follow(look, w, snapshot.to(dtype), old, numbers)
         _write((*old, y, snapshot), (*new, new_y, new_y), skip)
 
 
@@ -109,17 +109,19 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         state: columns of tensors of ``dtype`` with one element for each row.
         scales: for each matrix a 1-element vector of ``dtype``, which multiplies its factors.
         factors: for each matrix a vector of ``dtype``; receives a factor for each row.
-        numbers: the rule's, eps (of the norms too) the last.
+        numbers: the rule's; the last of them are its norm rule's, too.
         dtype, skip, memo: as in ``step_``.
     """
-    rule, numbers = _rounded(ROWS[name].function), _scalars(numbers, dtype)
-    *_, eps = numbers
+    row, numbers = ROWS[name], _scalars(numbers, dtype)
+    norm = NORMS[row.norm]
+    rule, norm_numbers = _rounded(row.function), numbers[len(numbers) - len(norm.numbers) :]
     for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
         squares = o.double().square().sum(1)
         mean_square = (squares / max(o.shape[1], 1)).to(dtype)
         value, new = rule(mean_square.view_as(old[0]), old, numbers)
         evening = value.double().flatten()
-        kept = squares.sum().sqrt() / ((evening.square() * squares).sum().sqrt() + eps)
+        # with roots as torch has them: of sums, whose last bits depend on the back end anyway
+        kept = norm.function(squares.sum(), evened(evening, squares).sum(), norm_numbers)
         _write((*old, factor), (*new, (evening * kept).to(dtype) * scale), skip)
 
 
