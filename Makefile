@@ -30,8 +30,9 @@ $(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
 	@touch $@
 
 # the one file that is generated and committed; Python's own modules are enough
-rules:  ## write csrc/rules.h, which is emanest/rules.py in C++
+rules:  ## write csrc/rules.h, which is emanest/rules.py in C++, and the list of lookahead methods
 	$(PYTHON) csrc/generate_rules.py
+	$(PYTHON) csrc/generate_methods.py
 
 test: $(STAMP)  ## run the tests, except the slow ones; ARGS="-k name" goes to pytest
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -31,7 +31,7 @@ def microseconds(call, rounds):
 
 
 # what parameters carry from step to step lies on the host wherever they are
-HOST = os.path.join("emanest", "scalars.py")
+HOST = os.path.join("state", "clock.py")
 # operators that compute nothing
 FREE = {"detach", "is_pinned", "promote_types"}
 

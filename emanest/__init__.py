@@ -1,8 +1,8 @@
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
-from . import schedules
+from . import methods, schedules
 from .matrix.newton_schulz import orthogonalize
-from .methods import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree
+from .methods import *  # noqa: F403 (the list is written by a script)
 from .optimizers import SGD, AdamW, Muon, NorMuon, Optimizer, Wrap
 from .tools.find import at_iterate, find, find_all
 from .tools.iterate import iterate_state_dict, update_bn
@@ -12,19 +12,11 @@ from .tools.split import split_params
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "GPA",
-    "NAG",
-    "NALA",
     "SGD",
-    "SNOO",
     "AdamW",
-    "EMANesterov",
-    "LongHorizon",
-    "Lookahead",
     "Muon",
     "NorMuon",
     "Optimizer",
-    "ScheduleFree",
     "Wrap",
     "at_iterate",
     "find",
@@ -36,3 +28,4 @@ __all__ = [
     "split_params",
     "update_bn",
 ]
+__all__ += methods.__all__

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from . import __version__, backends
+from . import backends
 from .backends import eager
 from .backends.tape import Tape
 
@@ -37,7 +37,7 @@ def report():
     """Everything that the doctor knows, as plain data."""
     return {
         "versions": {
-            "emanest": __version__,
+            "emanest": _ask("emanest", "__version__"),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "triton": _ask("triton", "__version__"),

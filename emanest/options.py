@@ -1,8 +1,7 @@
 """The options of a parameter group: a row says how each is checked."""
 
-import torch
-
 from .matrix.coefficients import check_coefficients
+from .matrix.newton_schulz import check_dtype, check_form
 from .matrix.shapes import SCALES
 from .values import betas, choice, count, flag, learning_rate, optional_flag, real
 
@@ -25,12 +24,6 @@ def _one_of(*choices):
     return lambda name, value: choice(name, value, choices)
 
 
-def _working_dtype(name, value):
-    # a name, not a dtype: state dicts hold plain types
-    named = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-    return _one_of(None, "float16", "bfloat16", "float32", "float64")(name, named)
-
-
 # option -> check(name, value) -> value; options without a row are kept as they are, as in torch
 CHECKS = {
     "lr": learning_rate,
@@ -50,8 +43,8 @@ CHECKS = {
     "adjust_lr_fn": _one_of(None, *SCALES),
     "ns_coefficients": check_coefficients,
     "ns_steps": count,
-    "ns_form": _one_of(None, "standard", "gram"),
-    "ns_dtype": _working_dtype,
+    "ns_form": check_form,
+    "ns_dtype": check_dtype,
     "split": count,
     "stack": optional_flag,
     "beta2": _decay,

@@ -210,7 +210,7 @@ def test_a_case_that_another_back_end_served_is_an_error(monkeypatch):
     pick = backends.pick
     monkeypatch.setattr(core.backends, "pick", lambda *args: next(picked, None) or pick(*args))
     with pytest.raises(
-        core.OtherBackend, match=r"kernels\.step was to serve it, emanest\.\w+ took"
+        core.OtherBackend, match=r"kernels\.step was to serve it, emanest\.backends\.\w+ took"
     ):
         core.quick(FIRST._replace(peers=()))
 

@@ -55,8 +55,11 @@ def test_without_the_extension_an_explicit_choice_is_an_error():
 
 
 def test_the_loops_of_a_step_have_a_python_form():
-    code = WITHOUT.format("emanest._C") + "from emanest import watch; print(watch.Guard.__name__)"
-    assert python(code).stdout.strip() == "_Guard"
+    code = (
+        WITHOUT.format("emanest._C")
+        + "from emanest.backends import guards; print(guards.Guard.__name__)"
+    )
+    assert python(WITHOUT.format("emanest._C") + code).stdout.strip() == "_Guard"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ import torch
 from .. import backends
 from ..backends import capture
 from ..backends.products import empty
-from ..options import check_group
 from ..rules import MOMENTA, ROWS
 from .coefficients import polynomials
 from .newton_schulz import inverses, orthogonal, working_dtype
@@ -27,21 +26,6 @@ from .shapes import SCALES, Shape, check_matrices, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
-
-OPTIONS = {
-    "lr": 1e-3,
-    "weight_decay": 0.1,
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_coefficients": (3.4445, -4.7750, 2.0315),
-    "eps": 1e-7,
-    "ns_steps": 5,
-    "adjust_lr_fn": None,
-    "split": 1,
-    "stack": None,
-    "ns_form": None,
-    "ns_dtype": None,
-}
 
 
 class Numbers(NamedTuple):
@@ -74,20 +58,17 @@ class Directions:
     """The orthogonal directions of some parameters of a bucket.
 
     Args:
-        part: the parameters; any option of their group may have changed since it was checked.
+        part: the parameters.
 
     Raises:
-        TypeError, ValueError: an option is not valid, or does not fit a parameter.
+        TypeError, ValueError: an option does not fit a parameter.
     """
 
-    options = tuple(OPTIONS)
     row_rule: Any = None
 
     def __init__(self, part):
-        group, self.bucket, self.indices = part.group, part.bucket, part.indices
-        # but for lr, which may be a tensor on a device, and was looked at already
-        self.group = check_group({name: group[name] for name in self.options if name != "lr"})
-        self.backend = group.get("backend")
+        self.group, self.bucket, self.indices = part.group, part.bucket, part.indices
+        self.backend = self.group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
@@ -225,7 +206,6 @@ def at_once(size):
 class EvenRows(Directions):
     """Directions with a factor for each row."""
 
-    options = (*OPTIONS, "beta2")
     row_rule = "normuon"
 
     def _layout(self):

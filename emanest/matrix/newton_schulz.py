@@ -20,8 +20,7 @@ from .. import backends
 from ..backends.layout import NATIVE
 from ..backends.products import padded
 from ..backends.storage import check, waited
-from ..options import CHECKS
-from ..values import real
+from ..values import choice, real
 from .coefficients import polynomials
 
 # ---- the two forms ------------------------------------------------------------------------------
@@ -173,7 +172,7 @@ def orthogonalize(
     check("g", g)
     backends.require(g.device.type, backend)
     rows, margin = polynomials(coefficients, steps)
-    form, dtype = CHECKS["ns_form"]("form", form), CHECKS["ns_dtype"]("dtype", dtype)
+    form, dtype = check_form("form", form), check_dtype("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
     # back ends read memory as it is
     matrices = g.detach().resolve_neg().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
@@ -187,6 +186,18 @@ def orthogonalize(
         _with_products("scale", g.device, backend, found, None, rounded)
         found = rounded
     return found.view(g.shape)
+
+
+def check_form(name, value):
+    """Return the name of a form, or None; ValueError for anything else."""
+    return choice(name, value, (None, *FORMS))
+
+
+def check_dtype(name, value):
+    """Return the name of a dtype of the iteration, or None; ValueError for anything else."""
+    # a name, not a dtype: state dicts hold plain types
+    named = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return choice(name, named, (None, "float16", "bfloat16", "float32", "float64"))
 
 
 def working_dtype(device, dtype, form=None, asked=None):

@@ -1,4 +1,4 @@
-"""The lookahead methods, one file each."""
+"""The lookahead methods, one file each; `make rules` writes this list."""
 
 from .ema_nesterov import EMANesterov
 from .gpa import GPA

@@ -4,13 +4,29 @@ import functools
 from typing import ClassVar
 
 from ..backends import shards
-from ..matrix.directions import OPTIONS, Directions, Numbers
+from ..matrix.directions import Directions, Numbers
 from ..matrix.shapes import check_matrices
 from ..matrix.sharded import ShardedDirections, divided
+from ..options import check_group
 from ..rules import MOMENTA
 from .adamw import ADAMW
 from .base import Base
 from .optimizer import Optimizer, constructor
+
+OPTIONS = {
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "momentum": 0.95,
+    "nesterov": True,
+    "ns_coefficients": (3.4445, -4.7750, 2.0315),
+    "eps": 1e-7,
+    "ns_steps": 5,
+    "adjust_lr_fn": None,
+    "split": 1,
+    "stack": None,
+    "ns_form": None,
+    "ns_dtype": None,
+}
 
 
 def check_matrix(name, p, group):
@@ -55,13 +71,20 @@ def numbers_of(group, lr, rows):
     return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
 
 
+def directions(whole, sharded, options, part):
+    """The directions of some parameters; options may have changed since they were checked."""
+    # but for lr, which may be a tensor on a device, and was looked at already
+    own = check_group({name: part.group[name] for name in options if name != "lr"})
+    return divided(whole, sharded, part._replace(group={**part.group, **own}))
+
+
 MUON = Base(
     rule,
     _muon_numbers,
     OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    directions=functools.partial(divided, Directions, ShardedDirections),
+    directions=functools.partial(directions, Directions, ShardedDirections, OPTIONS),
     state=MOMENTA["ema"].state,
     check=check_matrix,
 )

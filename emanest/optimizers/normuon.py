@@ -3,12 +3,13 @@
 import functools
 from typing import ClassVar
 
-from ..matrix.directions import OPTIONS, EvenRows
-from ..matrix.sharded import ShardedEvenRows, divided
+from ..matrix.directions import EvenRows
+from ..matrix.sharded import ShardedEvenRows
 from ..rules import MOMENTA, ROWS
 from .adamw import ADAMW
 from .base import Base
-from .muon import check_matrix, numbers_of, rule
+from .muon import OPTIONS as MUON_OPTIONS
+from .muon import check_matrix, directions, numbers_of, rule
 from .optimizer import Optimizer, constructor
 
 
@@ -16,12 +17,14 @@ def _normuon_numbers(group, lr, step):
     return numbers_of(group, lr, (1 - group["beta2"], group["eps"]))
 
 
+OPTIONS = {**MUON_OPTIONS, "eps": 1e-10, "beta2": 0.95}
+
 NORMUON = Base(
     rule,
     _normuon_numbers,
-    {**OPTIONS, "eps": 1e-10, "beta2": 0.95},
+    OPTIONS,
     uncounted=1.0,
-    directions=functools.partial(divided, EvenRows, ShardedEvenRows),
+    directions=functools.partial(directions, EvenRows, ShardedEvenRows, OPTIONS),
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=check_matrix,
 )

@@ -5,13 +5,12 @@ x can be found again, which tells whether a parameter that was written holds oth
 """
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import backends
 from ..rules import LOOKAHEAD_STATE
-from ..step.select import Part
 from .edits import anchor, restart_edited, warn_once
 
 # unlike torch.compiler.disable this does not import dynamo
@@ -24,7 +23,7 @@ class _Move(NamedTuple):
     ``ahead`` is where they are, or come from, as the lookahead's plan said.
     """
 
-    part: Part
+    part: Any  # a ``step.select.Part``
     ahead: float
 
 
