@@ -14,7 +14,7 @@ One step is a base rule followed by a lookahead rule:
     lookahead  (w, u, state, numbers) -> (y, state)        update -> next gradient point
 
 Where the base steps along a direction that has to be found first (Muon), a momentum rule precedes
-the search, and a row rule may follow it:
+that, and a row rule may follow it:
 
     momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
     row        (mean square, state, numbers) -> (factor, state)

@@ -59,26 +59,26 @@ def _where(memo, key, columns):
 
 
 @contextlib.contextmanager
-def prepared(prepare, memo, key, dtype, ys, beside, columns, scales=(), writes_beside=False):
+def prepared(prepare, memo, key, dtype, ys, inputs, columns, scales=(), writes_inputs=False):
     """For a ``with`` block that launches it, what is prepared for tensors that need not be flat.
 
     Args:
-        prepare: makes it of ys, beside, columns and scales as kernels take them.
+        prepare: makes it of ys, inputs, columns and scales as kernels take them.
         memo, key: as in ``recall``.
         dtype: of the arithmetic; part of the key.
-        ys, beside, columns, writes_beside: as in ``layout.flat``.
+        ys, inputs, columns, writes_inputs: as in ``layout.flat``.
         scales: as in ``layout.scaled``.
     """
-    given, key = [ys, beside, *columns, scales], (*key, dtype)
+    given, key = [ys, inputs, *columns, scales], (*key, dtype)
     found = recall(memo, key, given)
     if found is not None:
         yield found
         return
     if scales:
-        beside, scales = scaled(beside, ys, scales, dtype)
-    with laid_out(ys, beside, columns, dtype, writes_beside) as (ys, beside, columns):
-        found = prepare(ys, beside, columns, scales)
-        placed = [ys, beside, *columns, scales]
+        inputs, scales = scaled(inputs, ys, scales, dtype)
+    with laid_out(ys, inputs, columns, dtype, writes_inputs) as (ys, inputs, columns):
+        found = prepare(ys, inputs, columns, scales)
+        placed = [ys, inputs, *columns, scales]
         if all(map(_same, given, placed)):
             remember(memo, key, given, found)
         yield found

@@ -119,11 +119,11 @@ def given(numbers, dtype, device):
     return vector
 
 
-def laid_out(ys, beside, columns, dtype, writes_beside=False):
+def laid_out(ys, inputs, columns, dtype, writes_inputs=False):
     """``flat``, without its look at every tensor's strides in the usual case."""
-    if {t.dtype for t in beside} <= TYPES.keys() and as_they_are((ys, beside), columns, dtype):
-        return contextlib.nullcontext((ys, beside, columns))
-    return flat(ys, beside, columns, dtype, writes_beside)
+    if {t.dtype for t in inputs} <= TYPES.keys() and as_they_are((ys, inputs), columns, dtype):
+        return contextlib.nullcontext((ys, inputs, columns))
+    return flat(ys, inputs, columns, dtype, writes_inputs)
 
 
 def as_they_are(given, columns, dtype):

@@ -71,7 +71,7 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
         return [prepare(passes.follow_kernel, key, [ys, snapshots, *states], *common)]
 
     columns = ys, snapshots, look_state
-    with prepared(anew, memo, key, dtype, *columns, writes_beside=True) as (found,):
+    with prepared(anew, memo, key, dtype, *columns, writes_inputs=True) as (found,):
         found.launch(numbers, (skip,))()
     count_writes(ys)
 

@@ -15,7 +15,7 @@ from emanest.methods.method import group_entries
 from emanest.optimizers.adamw import ADAMW
 from emanest.optimizers.sgd import BASE as SGD
 from emanest.state.clock import Clock, planned
-from emanest.step.on_device import DevicePlan, record
+from emanest.step.on_device import DevicePlan, trace
 
 METHODS = {
     "none": None,
@@ -90,15 +90,15 @@ class Device:
         self.entries["step"] = self.entries["step"].float().view(1)
         self.plan = DevicePlan(torch.device("cpu"))
 
-    def recorded(self):
-        return self.plan.record(self.group, self.method, BASES[self.base][0], scaled=True)
+    def traced(self):
+        return self.plan.trace(self.group, self.method, BASES[self.base][0], scaled=True)
 
     def step(self, lr, skip):
-        recorded = self.recorded()
-        self.rules = recorded.base, recorded.look
+        traced = self.traced()
+        self.rules = traced.base, traced.look
         scale, skip = torch.tensor([GRAD_SCALE]), torch.tensor([float(skip)])
         inputs = {**self.entries, "lr": lr, "initial_lr": 0.03, "grad_scale": scale}
-        return self.plan.run(recorded, inputs, skip, self.backend).tolist()
+        return self.plan.run(traced, inputs, skip, self.backend).tolist()
 
 
 def error(found, expected):
@@ -130,8 +130,8 @@ def programs(pairs):
     found = {}
     for method, base in pairs:
         group = group_of(method, base)
-        recorded = record(group, METHODS[method], BASES[base][0], scaled=True)
-        found.setdefault(recorded.program, (f"{method} {base}", recorded))
+        traced = trace(group, METHODS[method], BASES[base][0], scaled=True)
+        found.setdefault(traced.program, (f"{method} {base}", traced))
     return dict(found.values())
 
 
@@ -142,16 +142,16 @@ def interpret():
     return {f"{m} {b}": largest_error(m, b, "triton") for m, b in pairs}
 
 
-def signature(recorded, hosts=("lr", "initial_lr")):
+def signature(traced, hosts=("lr", "initial_lr")):
     """The kernel's signature and constants for a program."""
     from emanest.kernels import plan
 
-    program = recorded.program
+    program = traced.program
     on_device = tuple(name not in hosts for name in program.inputs)
     constants = plan.compiled_for(program, on_device)
     singles = ("step", "grad_scale")
     pointers = ["*fp32" if n in singles else "*fp64" for n in program.inputs if n not in hosts]
-    count = len(on_device) - sum(on_device) + len(recorded.constants)
+    count = len(on_device) - sum(on_device) + len(traced.constants)
     types = {
         "pointers": tuple(pointers),
         "halves": ("i64",) * (2 * max(count, 1)),
@@ -175,9 +175,9 @@ def compile(what="some"):
     }
     some = [p for p in PAIRS if p[1] == "adamw" or p[0] == "none"]
     found = {}
-    for name, recorded in programs(PAIRS if what == "all" else some).items():
+    for name, traced in programs(PAIRS if what == "all" else some).items():
         for target, (arguments, kind) in targets.items():
-            source = ASTSource(plan.plan_kernel, *signature(recorded))
+            source = ASTSource(plan.plan_kernel, *signature(traced))
             try:
                 forms = triton.compile(source, arguments, plan.OPTIONS).asm
                 found[f"{name} {target}"] = forms[kind], forms["ttir"]
@@ -202,11 +202,11 @@ def specialized():
     values = [0.05, 0.0, -0.0, 1.0, 2.0, 16.0, 1e-300, 5e-324, 1e300, float("inf"), -0.05]
     for number in values:
         device.group["weight_decay"] = number if number not in (0.0, 1.0) else 0.3
-        recorded = device.recorded()
+        traced = device.traced()
         pointers = tuple(device.entries[n] for n in ("lookahead_t", "step", "lookahead"))
         out, skip = torch.empty(9, dtype=torch.float64), torch.zeros(1)
-        constants = plan.compiled_for(recorded.program, (True,) * 7)
-        halves = plan.packed([number, *recorded.constants])
+        constants = plan.compiled_for(traced.program, (True,) * 7)
+        halves = plan.packed([number, *traced.constants])
         found.append(repr(bind(pointers, halves, out, skip, **constants)[1]))
     return found
 

@@ -11,7 +11,7 @@ from emanest.backends.eager import plan_
 from emanest.backends.tape import Tape
 from emanest.optimizers.adamw import ADAMW
 from emanest.step import nonfinite, plan
-from emanest.step.on_device import DevicePlan, options, record_clock
+from emanest.step.on_device import DevicePlan, options, trace_clock
 from emanest.step.select import Part
 from helpers import bits
 
@@ -66,8 +66,8 @@ def test_nothing_is_read_on_the_host(method, monkeypatch):
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, read)
-    first = device.plan.run(device.recorded(), inputs, torch.zeros(1), "eager")
-    second = device.plan.run(device.recorded(), inputs, None, "eager")
+    first = device.plan.run(device.traced(), inputs, torch.zeros(1), "eager")
+    second = device.plan.run(device.traced(), inputs, None, "eager")
     monkeypatch.undo()
     assert first.data_ptr() == second.data_ptr()
     assert float(device.entries["step"]) == 2
@@ -99,16 +99,16 @@ def test_the_learning_rate_may_be_any_tensor_with_one_element(dtype, shape):
 @each_pair
 def test_another_learning_rate_is_the_same_program(method, base):
     device = Device(method, base)
-    first = device.recorded()
+    first = device.traced()
     for lr in (0.0, 0.1, 0.03, 1.0):
         device.group["lr"] = device.group["initial_lr"] = lr
         device.step(lr, False)
-        assert device.recorded() is first
+        assert device.traced() is first
 
 
 def test_another_option_is_recorded_anew():
     device = Device("ema", "adamw")
-    first = device.recorded()
+    first = device.traced()
     changes = [
         ("betas", (0.8, 0.99)),
         ("eps", 1e-6),
@@ -117,16 +117,16 @@ def test_another_option_is_recorded_anew():
     ]
     for key, value in changes:
         device.group[key] = value
-        second = device.recorded()
+        second = device.traced()
         assert second.program == first.program
         assert second.constants != first.constants
-        assert device.recorded() is second
+        assert device.traced() is second
         first = second
     device.group["betas"][0] = 0.7
-    assert device.recorded() is not first
-    first = device.recorded()
+    assert device.traced() is not first
+    first = device.traced()
     device.method = METHODS["ema constant"]
-    assert device.recorded().program != first.program
+    assert device.traced().program != first.program
 
 
 def test_options_are_what_can_be_compared():
@@ -139,7 +139,7 @@ def test_options_are_what_can_be_compared():
 
 
 def test_the_clock_of_a_group_without_gradients_moves_on():
-    plan, recorded = DevicePlan(torch.device("cpu")), record_clock(METHODS["ema"])
+    plan, recorded = DevicePlan(torch.device("cpu")), trace_clock(METHODS["ema"])
     t, peak = (torch.tensor(v, dtype=torch.float64) for v in (3.0, 0.02))
     inputs = {"lookahead_t": t, "lookahead_peak": peak, "lr": 0.05, "initial_lr": 0.0}
     assert plan.run(recorded, inputs, None, "eager").tolist() == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emanest import GPA, NAG, SNOO, EMANesterov, LongHorizon, ScheduleFree
-from emanest.methods.method import METHODS, At
+from emanest.methods.method import METHODS, StepInfo
 from helpers import BASES, on
 
 # settings without a default
@@ -36,7 +36,7 @@ def planned(method, number):
     for t in range(14):
         lr = number([0.0, 0.1, 0.3, 0.2][t % 4])
         memory = method.remember(number(t), lr, number(0.15 * (t > 5)), memory)
-        plan = method.plan(At(number(t), number(t), b, lr, number(0.1)), memory)
+        plan = method.plan(StepInfo(number(t), number(t), b, lr, number(0.1)), memory)
         b = plan.ahead
         said.append((plan.rule, [*plan.numbers, plan.ahead, *memory.values()]))
     return said

@@ -1,4 +1,4 @@
-"""Formulas recorded as programs: the same numbers, one program for all values of the options."""
+"""Formulas traced as programs: the same numbers, one program for all values of the options."""
 
 import itertools
 import operator
@@ -9,8 +9,8 @@ import device_plans
 from device_plans import BASES, METHODS, PAIRS, SKIPPED, STEPS, Host, group_of, rate
 from emanest import NALA, SNOO, LongHorizon, Lookahead
 from emanest.backends.tape import Program, Symbol, Tape, evaluate
-from emanest.methods.method import At
-from emanest.step.on_device import record, record_clock
+from emanest.methods.method import StepInfo
+from emanest.step.on_device import trace, trace_clock
 
 # the largest program has 66
 LARGEST = 80
@@ -24,13 +24,13 @@ VALUES = [0.5, 1, 2, 3.25]
 each_pair = pytest.mark.parametrize(("method", "base"), PAIRS)
 
 
-def recorded(method, base, **more):
+def traced(method, base, **more):
     group = group_of(method, base, **more)
-    return record(group, METHODS[method], BASES[base][0], scaled=True)
+    return trace(group, METHODS[method], BASES[base][0], scaled=True)
 
 
 def run(formula, *values):
-    """A formula of symbols, recorded and evaluated."""
+    """A formula of symbols, traced and evaluated."""
     tape = Tape()
     names = [f"input {i}" for i in range(len(values))]
     program, constants = tape.finish([formula(*map(tape.input, names))])
@@ -57,7 +57,7 @@ def test_comparisons_are_numbers():
 def test_a_program_computes_what_the_host_plans(method, base):
     """Exactly: the same operations in the same order."""
     host = Host(method, base)
-    program, constants, *rules = recorded(method, base)
+    program, constants, *rules = traced(method, base)
     for t in range(STEPS):
         inputs = {**host.entries, "lr": rate(t), "initial_lr": 0.03, "grad_scale": 1024.0}
         numbers, after = evaluate(program, [inputs[n] for n in program.inputs], constants)
@@ -71,7 +71,7 @@ def test_a_program_computes_what_the_host_plans(method, base):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_group_without_gradients_still_counts_its_steps(method):
     host = Host(method, "sgd")
-    program, constants, *_ = record_clock(METHODS[method])
+    program, constants, *_ = trace_clock(METHODS[method])
     inputs = {**host.entries, "lr": 0.02, "initial_lr": 0.03}
     numbers, after = evaluate(program, [inputs[n] for n in program.inputs], constants)
     host.step(0.02, False)
@@ -82,13 +82,13 @@ def test_a_group_without_gradients_still_counts_its_steps(method):
 
 @each_pair
 def test_programs_are_small(method, base):
-    assert len(recorded(method, base).program.operations) <= LARGEST
+    assert len(traced(method, base).program.operations) <= LARGEST
 
 
 @each_pair
 def test_other_options_are_the_same_program(method, base):
     first, *others = (
-        recorded(method, base, weight_decay=decay, **options)
+        traced(method, base, weight_decay=decay, **options)
         for decay, options in [(0.3, {}), (0.05, {"eps": 0.05}), (1e-300, {"eps": 2.0})]
     )
     for other in others:
@@ -123,7 +123,7 @@ def test_what_is_not_needed_is_left_out():
     assert (program.inputs, constants, len(program.operations)) == (("t",), (0.25,), 3)
 
 
-# ---- what cannot be recorded --------------------------------------------------------------------
+# ---- what cannot be traced --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_methods_with_syncs_cannot_be_recorded(method):
     """They are refused by name before that (``capturable``)."""
     t = Tape().input("t")
     with pytest.raises(TypeError):
-        method.plan(At(t, t, t, t, t), {})
+        method.plan(StepInfo(t, t, t, t, t), {})
 
 
 def test_other_operands_are_pythons_error():

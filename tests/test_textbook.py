@@ -278,7 +278,7 @@ def plans_of(method):
     ahead, memory = 0.0, dict(method.memory)
     for t in range(20):
         memory = method.remember(t, 0.1, 0.0, memory)
-        plan = method.plan(methods.At(t, t, ahead, 0.1, 0.0), memory)
+        plan = method.plan(methods.StepInfo(t, t, ahead, 0.1, 0.0), memory)
         ahead = plan.ahead
         yield plan
 

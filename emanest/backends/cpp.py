@@ -39,7 +39,7 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
     """Apply a lookahead rule to what another optimizer did, in place."""
     target = _target(ys, numbers, skip, memo, ("follow", look))
     pass_ = functools.partial(_C.follow_, look, dtype == torch.float64, target)
-    _run(pass_, ys, snapshots, look_state, dtype, writes_beside=True)
+    _run(pass_, ys, snapshots, look_state, dtype, writes_inputs=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
@@ -81,11 +81,11 @@ def nonfinite(gs, memo=None):
     return found
 
 
-def _run(pass_, ys, beside, columns, dtype, writes_beside=False):
+def _run(pass_, ys, inputs, columns, dtype, writes_inputs=False):
     """Call a pass on tensors, or on copies of those that it does not take as they are."""
-    if pass_(ys, beside, columns):
+    if pass_(ys, inputs, columns):
         return
-    with flat(ys, beside, columns, dtype, writes_beside) as tensors:
+    with flat(ys, inputs, columns, dtype, writes_inputs) as tensors:
         if not pass_(*tensors):
             raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 

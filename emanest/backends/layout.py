@@ -43,20 +43,20 @@ def _integers(t):
 
 
 @contextlib.contextmanager
-def flat(ys, beside, columns, dtype, writes_beside=False):
+def flat(ys, inputs, columns, dtype, writes_inputs=False):
     """Copies in place of those tensors whose memory differs from the parameter's.
 
     What was written to a copy is copied back at the end, unless an exception came between.
 
     Args:
         ys: parameters, written.
-        beside: what stands beside each of them (gradients, snapshots), or nothing.
+        inputs: one for each of them (gradients, snapshots), or none.
         columns: lists of tensors that are written and shall have ``dtype`` (state).
         dtype: of the arithmetic.
-        writes_beside: whether ``beside`` is written too.
+        writes_inputs: whether ``inputs`` is written too.
 
     Yields:
-        ys, beside, columns.
+        ys, inputs, columns.
     """
     written = []
 
@@ -70,13 +70,13 @@ def flat(ys, beside, columns, dtype, writes_beside=False):
         return copy
 
     ys = [placed(y, y, y.dtype, back=True) for y in ys]
-    formats = [t.dtype if t.dtype in NATIVE else dtype for t in beside]
-    pairs = zip(beside, ys, formats, strict=bool(beside))
-    beside = [placed(t, y, to, writes_beside) for t, y, to in pairs]
+    formats = [t.dtype if t.dtype in NATIVE else dtype for t in inputs]
+    pairs = zip(inputs, ys, formats, strict=bool(inputs))
+    inputs = [placed(t, y, to, writes_inputs) for t, y, to in pairs]
     columns = [
         [placed(s, y, dtype, back=True) for s, y in zip(c, ys, strict=True)] for c in columns
     ]
-    yield ys, beside, columns
+    yield ys, inputs, columns
     for t, copy in written:
         t.copy_(copy)
 

@@ -1,8 +1,8 @@
-"""Parameters that are spread over processes (``DTensor``): the part of them that lies here.
+"""Parameters that are sharded over processes (``DTensor``): the part of them that lies here.
 
-Element-wise rules work on it as on any tensor, beside state of its shape, and nothing is
-communicated but flags. State is shown as ``DTensor`` with the placements of its parameter, so that
-whatever gathers, saves and reshards parameters does the same with state.
+Element-wise rules work on it as on any tensor, with state of its shape, and nothing is communicated
+but flags. State is visible as ``DTensor`` with the placements of its parameter, so that whatever
+gathers, saves and reshards parameters does the same with state.
 """
 
 import torch
@@ -11,7 +11,7 @@ from . import storage
 
 
 def mesh_of(tensor):
-    """The devices over which a tensor is spread; None for one that lies here as a whole."""
+    """The devices over which a tensor is sharded; None for one that lies here as a whole."""
     return getattr(tensor, "device_mesh", None)
 
 
@@ -22,14 +22,14 @@ def local(tensor):
 
 
 def locals_of(tensors):
-    """The parts that lie here; the list itself if none is spread."""
+    """The parts that lie here; the list itself if none is sharded."""
     if all(mesh_of(t) is None for t in tensors):
         return tensors
     return [local(t) for t in tensors]
 
 
 def whole(name, tensor):
-    """A tensor that lies here as a whole: itself, or what is gathered of one that is spread.
+    """A tensor that lies here as a whole: itself, or what is gathered of one that is sharded.
 
     Raises:
         TypeError: its values are not in its storage; ``name`` is what the message calls it.
@@ -54,7 +54,7 @@ def _named(name, tensor):
 
 
 def placements(p, dims):
-    """How state is spread that has the first ``dims`` dimensions of a parameter and no others."""
+    """How state is sharded that has the first ``dims`` dimensions of a parameter and no others."""
     from torch.distributed.tensor import Replicate
 
     return tuple(
@@ -66,7 +66,7 @@ def placed(tensor, p, dims=None):
     """The part that belongs beside the local part of a parameter.
 
     Args:
-        tensor: of the parameter's shape, or that of its first dimensions; spread or not.
+        tensor: of the parameter's shape, or that of its first dimensions; sharded or not.
         p: the parameter.
         dims: how many of its dimensions count; None is all.
 
@@ -88,8 +88,8 @@ def placed(tensor, p, dims=None):
     return local(tensor)
 
 
-def shown(part, p, shape, stride, dims=None):
-    """A part as the spread tensor that it belongs to; as it is beside a parameter that is not.
+def as_dtensor(part, p, shape, stride, dims=None):
+    """A part as the ``DTensor`` that it belongs to; as it is beside a parameter that is not.
 
     Args:
         part: what lies here.
@@ -107,7 +107,7 @@ def shown(part, p, shape, stride, dims=None):
 
 
 def agree(flag, mesh):
-    """Make a flag that is set in one process set in all over which parameters are spread."""
+    """Make a flag that is set in one process set in all over which parameters are sharded."""
     if mesh is not None:
         for dim in range(mesh.ndim):
             torch.distributed.all_reduce(

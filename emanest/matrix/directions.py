@@ -8,7 +8,7 @@ A step has three parts, each for all matrices of a bucket:
 
 NorMuon finds a factor for each row before the tail. The first parts are
 ``bases.Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
-parameter. ``spread.py`` finds the directions of matrices that are spread over processes.
+parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
 
 import math
@@ -106,12 +106,12 @@ class Directions:
                 alike = rows // split, math.prod(others), tuple(p.shape[:first])
                 together.setdefault(alike, []).append(i)
             shapes, first, scales = [], 0, [1.0] * len(self.indices)
-            for (rows, columns, stacked), members in together.items():
-                shape = Shape(rows, columns, stacked, split, members, slice(0))
-                last = first + len(members) * shape.per_member
+            for (rows, columns, stacked), params in together.items():
+                shape = Shape(rows, columns, stacked, split, params, slice(0))
+                last = first + len(params) * shape.per_param
                 shapes.append(shape._replace(matrices=slice(first, last)))
                 first = last
-                for i in members:
+                for i in params:
                     # an empty matrix has no scale, but must not be an error
                     scales[i] = scale(max(rows, 1), max(columns, 1))
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
@@ -120,7 +120,7 @@ class Directions:
 
     def matrices(self, tensors):
         """The matrices of tensors that are shaped like the parameters, or like rows of them."""
-        return [m for s in self.shapes for m in s.cut([tensors[i] for i in s.members])]
+        return [m for s in self.shapes for m in s.cut([tensors[i] for i in s.params])]
 
     @property
     def update_dtype(self):
@@ -142,7 +142,7 @@ class Directions:
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each shape the updates, and the norms of all of them."""
         updates = [
-            empty((len(s.members) * s.per_member, s.rows, s.columns), dtype, self.bucket.device)
+            empty((len(s.params) * s.per_param, s.rows, s.columns), dtype, self.bucket.device)
             for dtype in [self.update_dtype]
             for s in self.shapes
         ]
@@ -181,11 +181,11 @@ class Directions:
         for shape in self.shapes:
             # taken off the list: it is not needed any more, and memory may be short
             whole, its_factors = updates.pop(0), factors[shape.matrices]
-            size = shape.per_member * shape.rows * shape.columns
+            size = shape.per_param * shape.rows * shape.columns
             step = at_once(size)
-            for k in range(0, len(shape.members), step):
-                some = shape.members[k : k + step]
-                its = slice(k * shape.per_member, (k + len(some)) * shape.per_member)
+            for k in range(0, len(shape.params), step):
+                some = shape.params[k : k + step]
+                its = slice(k * shape.per_param, (k + len(some)) * shape.per_param)
                 o = self.orthogonal(whole[its], its_factors[its])
                 # most are of one shape, and a view of each costs as much as a launch
                 o = o.view(len(some), *gs[some[0]].shape)
@@ -226,18 +226,18 @@ class EvenRows(Directions):
         columns = [self.matrices(column) for column in columns]
         scales, factors, parts = [], list(self.scales), []
         for shape in self.shapes:
-            for i in shape.members:
+            for i in shape.params:
                 factors[i], its = self.factors(shape)
                 parts += its
-                scales += [self.scales[i]] * shape.per_member
+                scales += [self.scales[i]] * shape.per_param
         os = [o.flatten(1) for o in self.matrices(directions)]
         self.even(columns, os, scales, parts, numbers.rows, skip)
         return directions, factors, numbers.step
 
     def factors(self, shape):
         """Memory for a factor for each row of a parameter, and the parts of its matrices."""
-        whole = torch.empty(shape.per_member * shape.rows, **self.like)
-        return whole, whole.view(shape.per_member, shape.rows).unbind()
+        whole = torch.empty(shape.per_param * shape.rows, **self.like)
+        return whole, whole.view(shape.per_param, shape.rows).unbind()
 
     @property
     def like(self):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 
-class Spread(NamedTuple):
+class Sharding(NamedTuple):
     """A tensor that is spread over the processes of a group: the shape of the whole, and how."""
 
     shape: tuple[int, ...]
@@ -44,18 +44,18 @@ class Exchange:
         self.count = torch.distributed.get_world_size(group)
         self.mine = [i for i, owner in enumerate(owners) if owner == self.rank]
 
-    def gather(self, spreads, parts):
+    def gather(self, shardings, parts):
         """The whole tensors that this process owns, in the order of ``mine``.
 
         Args:
-            spreads: a ``Spread`` for each tensor.
+            shardings: a ``Sharding`` for each tensor.
             parts: the part of each that lies here, all of one dtype.
         """
         sent = [
             [p for p, o in zip(parts, self.owners, strict=True) if o == rank]
             for rank in range(self.count)
         ]
-        mine = [spreads[i] for i in self.mine]
+        mine = [shardings[i] for i in self.mine]
         shapes = [[s.part_shape(rank, self.count) for s in mine] for rank in range(self.count)]
         received = self._all_to_all(sent, shapes, parts[0])
         wholes = []
@@ -64,7 +64,7 @@ class Exchange:
             wholes.append(each[self.rank] if s.dim is None else torch.cat(each, s.dim))
         return wholes
 
-    def scatter(self, spreads, wholes, like):
+    def scatter(self, shardings, wholes, like):
         """The part of every tensor that belongs here.
 
         Args:
@@ -72,14 +72,14 @@ class Exchange:
             wholes: those that this process owns, in the order of ``mine``.
             like: a tensor of their dtype and device; this process may own none.
         """
-        mine = [spreads[i] for i in self.mine]
+        mine = [shardings[i] for i in self.mine]
         sent = []
         for rank in range(self.count):
             spans = [s.part(rank, self.count) for s in mine]
             pairs = zip(wholes, mine, spans, strict=True)
             sent.append([w.narrow(s.dim or 0, a, b - a) for w, s, (a, b) in pairs])
         theirs = [[i for i, o in enumerate(self.owners) if o == r] for r in range(self.count)]
-        shapes = [[spreads[i].part_shape(self.rank, self.count) for i in each] for each in theirs]
+        shapes = [[shardings[i].part_shape(self.rank, self.count) for i in each] for each in theirs]
         received = self._all_to_all(sent, shapes, like)
         found = dict(
             pair

@@ -41,11 +41,11 @@ class Shape(NamedTuple):
     columns: int
     stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
     split: int
-    members: list[int]  # parameters
+    params: list[int]  # parameters
     matrices: slice  # theirs, among all matrices of the bucket
 
     @property
-    def per_member(self):
+    def per_param(self):
         """How many matrices a parameter is."""
         return math.prod(self.stack) * self.split
 

@@ -1,4 +1,4 @@
-"""The directions of ``search.py`` for matrices that are spread over processes (``DTensor``).
+"""The directions of ``directions.py`` for matrices that are sharded over processes (``DTensor``).
 
 Momentum is averaged where it lies. Each update is then put together in one process, iterated there
 and cut up again, so that every matrix is iterated once, whatever the number of processes. A stack
@@ -12,7 +12,7 @@ import torch
 
 from ..rules import MOMENTA, ROWS
 from .directions import Directions, EvenRows, Numbers, at_once
-from .exchange import Exchange, Spread
+from .exchange import Exchange, Sharding
 from .newton_schulz import norms_of
 from .shapes import is_stack
 
@@ -27,18 +27,18 @@ class Unit(NamedTuple):
         """Its part of one of the parameters' tensors; shares memory with it."""
         return tensors[self.member][self.at]
 
-    def spread(self, params, dims=None):
-        """How it, or state of its first ``dims`` dimensions, is spread over a 1-D mesh."""
+    def sharding(self, params, dims=None):
+        """How it, or state of its first ``dims`` dimensions, is sharded over a 1-D mesh."""
         p, first = params[self.member], len(self.at)
         (placement,) = p.placements
         shape = tuple(p.shape[first:])
         shape = shape if dims is None else (*shape[:dims], 1)
         cut = placement.is_shard() and placement.dim - first < len(shape[:dims])
-        return Spread(shape, placement.dim - first if cut else None)
+        return Sharding(shape, placement.dim - first if cut else None)
 
 
 class ShardedDirections(Directions):
-    """The directions of spread matrices.
+    """The directions of sharded matrices.
 
     The same steps as ``Directions`` but for the norm, which is that of the whole update and not of
     sums that came out of the momentum pass: the results can differ in the last bit. Memory during a
@@ -55,9 +55,9 @@ class ShardedDirections(Directions):
         found, scales, start = list(us), list(self.scales), 0
         for shape in self.shapes:
             indices = [*itertools.product(*map(range, shape.stack))]
-            units = [Unit(i, index) for i in shape.members for index in indices]
+            units = [Unit(i, index) for i in shape.params for index in indices]
             one, parts, factors = shape._replace(stack=()), {}, {}
-            size = at_once(one.per_member * one.rows * one.columns) * self.bucket.mesh.size()
+            size = at_once(one.per_param * one.rows * one.columns) * self.bucket.mesh.size()
             for k in range(0, len(units), size):
                 some = units[k : k + size]
                 self._together(one, some, start, us, parts, factors, numbers.rows, skip)
@@ -77,12 +77,12 @@ class ShardedDirections(Directions):
         mesh, params = self.bucket.mesh, self.tensors()
         owners = [(start + k) % mesh.size() for k in range(len(units))]
         exchange = Exchange(mesh.get_group(), owners)
-        spreads = [unit.spread(params) for unit in units]
-        wholes = exchange.gather(spreads, [unit.of(us) for unit in units])
+        shardings = [unit.sharding(params) for unit in units]
+        wholes = exchange.gather(shardings, [unit.of(us) for unit in units])
         os = self._iterated(shape, wholes)
         self.finish(exchange, shape, units, os, factors, numbers, skip)
         like = torch.empty(0, dtype=self.dtype, device=us[0].device)
-        new = exchange.scatter(spreads, os, like)
+        new = exchange.scatter(shardings, os, like)
         for unit, part in zip(units, new, strict=True):
             parts.setdefault(unit.member, []).append(part)
 
@@ -103,24 +103,24 @@ class ShardedEvenRows(ShardedDirections, EvenRows):
     def finish(self, exchange, shape, units, os, factors, numbers, skip):
         """Find a factor for each row, in place of one for each parameter."""
         params = self.tensors()
-        spreads = [unit.spread(params, dims=1) for unit in units]
+        shardings = [unit.sharding(params, dims=1) for unit in units]
         columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
         held = [[unit.of(column) for unit in units] for column in columns]
-        wholes = [exchange.gather(spreads, parts) for parts in held]
+        wholes = [exchange.gather(shardings, parts) for parts in held]
         news, pieces, scales = [], [], []
         for k in exchange.mine:
             new, its = self.factors(shape)
             news.append(new.view(-1, 1))
             pieces += its
-            scales += [self.scales[units[k].member]] * shape.per_member
+            scales += [self.scales[units[k].member]] * shape.per_param
         wide = [o.flatten(1) for o in shape.cut(os)]
         whole_columns = [shape.cut(column) for column in wholes]
         self.even(whole_columns, wide, scales, pieces, numbers, skip)
         like = torch.empty(0, **self.like)
         for parts, column in zip(held, wholes, strict=True):
-            for part, new in zip(parts, exchange.scatter(spreads, column, like), strict=True):
+            for part, new in zip(parts, exchange.scatter(shardings, column, like), strict=True):
                 part.copy_(new)
-        for unit, new in zip(units, exchange.scatter(spreads, news, like), strict=True):
+        for unit, new in zip(units, exchange.scatter(shardings, news, like), strict=True):
             factors.setdefault(unit.member, []).append(new.view(-1))
 
 
@@ -144,19 +144,19 @@ class Divided:
         return found, scales, step
 
 
-def divided(whole, spread, part):
+def divided(whole, sharded, part):
     """The directions of some parameters of a bucket: local where matrices lie here as wholes.
 
     Args:
-        whole, spread: classes of ``Directions``.
+        whole, sharded: classes of ``Directions``.
         part: as these take it.
     """
     bucket, stack = part.bucket, part.group["stack"]
     if bucket.mesh is None:
         return whole(part)
-    kinds = {whole: [], spread: []}
+    kinds = {whole: [], sharded: []}
     for k, i in enumerate(part.indices):
-        kinds[whole if _whole_here(bucket.params[i], stack) else spread].append(k)
+        kinds[whole if _whole_here(bucket.params[i], stack) else sharded].append(k)
     found = [
         (positions, kind(part._replace(indices=[part.indices[k] for k in positions])))
         for kind, positions in kinds.items()

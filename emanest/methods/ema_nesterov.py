@@ -81,13 +81,13 @@ class EMANesterov(Method):
         peak = schedules.largest(memory["peak"], initial_lr)
         return {"peak": schedules.largest(peak, lr)}
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Advance the average and step ahead for step t + 1."""
-        weight = schedules.INITS[self.init](self.decay, at.step)
-        ahead = schedules.window(at.t + 1, self.warmup, self.rest) * self._size(at, memory)
-        return Plan("ema_nesterov", (weight, at.ahead, ahead), ahead)
+        weight = schedules.INITS[self.init](self.decay, info.step)
+        ahead = schedules.window(info.t + 1, self.warmup, self.rest) * self._size(info, memory)
+        return Plan("ema_nesterov", (weight, info.ahead, ahead), ahead)
 
-    def _size(self, at, memory):
+    def _size(self, info, memory):
         if callable(self.stepsize):
-            return self._check_stepsize(f"stepsize({at.t + 1})", self.stepsize(at.t + 1))
-        return self.stepsize * (schedules.ratio(at.lr, memory["peak"]) if self.follow_lr else 1.0)
+            return self._check_stepsize(f"stepsize({info.t + 1})", self.stepsize(info.t + 1))
+        return self.stepsize * (schedules.ratio(info.lr, memory["peak"]) if self.follow_lr else 1.0)

@@ -47,6 +47,8 @@ class GPA(Method):
         self._set(mu_x=real("mu_x", self.mu_x, 0, 1, "[)"))
         self._set(mu_y=real("mu_y", self.mu_y, 0, 1, "(]"))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Average, with the decay moved from y to z."""
-        return between(1.0 - self.mu_x, self.mu_y, at.lr * at.weight_decay, {"weight_decay": 0.0})
+        return between(
+            1.0 - self.mu_x, self.mu_y, info.lr * info.weight_decay, {"weight_decay": 0.0}
+        )

@@ -39,8 +39,8 @@ class LongHorizon(Method):
         self._set(every=count("every", self.every))
         self._set(stepsize=real("stepsize", self.stepsize, -1, 1, "()"))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Extrapolate at a sync."""
-        if is_sync(at.t, self.every):
+        if is_sync(info.t, self.every):
             return Plan("long_horizon", (self.stepsize,), 1.0)
         return Plan("none")

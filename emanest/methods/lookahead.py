@@ -40,8 +40,8 @@ class Lookahead(Method):
         self._set(every=count("every", self.every))
         self._set(alpha=real("alpha", self.alpha, 0, 2, "[)"))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Pull at a sync, else leave the fast weights alone."""
-        if is_sync(at.t, self.every):
+        if is_sync(info.t, self.every):
             return Plan("lookahead", (self.alpha,))
         return Plan("none", (), 1.0)

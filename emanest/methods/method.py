@@ -15,7 +15,7 @@ from ..rules import POSITIONS
 from ..values import choice
 
 
-class At(NamedTuple):
+class StepInfo(NamedTuple):
     """Where a parameter stands when a step begins; numbers, or 0-d tensors on its device."""
 
     t: Any  # steps of the optimizer so far: windows and syncs follow it
@@ -110,7 +110,7 @@ class Method:
         """The memory, brought up to step t; initial_lr is a scheduler's, 0 without one."""
         return memory
 
-    def plan(self, at: At, memory: dict) -> Plan:
+    def plan(self, info: StepInfo, memory: dict) -> Plan:
         """What step ``at.t`` does; ``memory`` includes that step."""
         raise NotImplementedError
 

@@ -53,6 +53,6 @@ class NAG(Method):
                 "base with a momentum to have both"
             )
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Step ahead along the last displacement."""
-        return Plan("nag", (at.ahead, self.momentum), self.momentum)
+        return Plan("nag", (info.ahead, self.momentum), self.momentum)

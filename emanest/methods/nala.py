@@ -49,10 +49,10 @@ class NALA(Method):
         self._set(lr=real("lr", self.lr, 0))
         self._set(mu=real("mu", self.mu, -1, 1, "()"))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""
-        if at.ahead == self.EXTRAPOLATED:
+        if info.ahead == self.EXTRAPOLATED:
             return Plan("anchor", base=("direction", (self.lr, 0.0)))
-        if at.t % (self.every + 1) == self.every - 1:
+        if info.t % (self.every + 1) == self.every - 1:
             return Plan("extrapolate", (self.mu,), self.EXTRAPOLATED)
         return Plan("none", (), self.FAST)

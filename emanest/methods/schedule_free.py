@@ -64,7 +64,7 @@ class ScheduleFree(Method):
         weight = (t + 1) ** self.r * peak**self.weight_lr_power
         return {"peak": peak, "weight": weight, "weight_sum": memory["weight_sum"] + weight}
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Average with the weight of this step."""
         total = memory["weight_sum"]
         c = memory["weight"] / (total + (total == 0))

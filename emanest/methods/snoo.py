@@ -46,8 +46,8 @@ class SNOO(Method):
         self._set(lr=real("lr", self.lr, 0, 2, "()"))
         self._set(momentum=real("momentum", self.momentum, 0, 1, "[)"))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Take the outer step at a sync."""
-        if is_sync(at.t, self.every):
+        if is_sync(info.t, self.every):
             return Plan("snoo", (self.lr, self.momentum))
         return Plan("none", (), 1.0)

@@ -1,4 +1,4 @@
-"""The optimizer: one step from survey to launches, the modes, and what torch asks of it."""
+"""The optimizer: one step from gradients to passes, the modes, and what torch asks of it."""
 
 import contextlib
 import functools

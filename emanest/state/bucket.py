@@ -24,7 +24,7 @@ class Bucket:
     Each state name is one flat buffer, and ``optimizer.state[p][name]`` is the view of p, shaped
     and strided like it. State is float32 for parameters of 32 bits or fewer, else float64. Each
     parameter also carries two 0-d ``Scalars``, ``step`` and ``lookahead``. Of a ``DTensor`` the
-    local part is stepped, and the views are shown as ``DTensor`` too.
+    local part is stepped, and the views are visible as ``DTensor`` too.
 
     Nothing is visible in ``optimizer.state`` before ``publish``.
 
@@ -48,12 +48,12 @@ class Bucket:
         self.edits = Edits(params, self.tensors, found)
         self.shapes = [p.shape for p in params]
         self.views = {}
-        self.shown = {}  # the views as they are in ``optimizer.state``
+        self.visible = {}  # the views as they are in ``optimizer.state``
         self._memos: dict[Any, dict] = {}
         self.device_plan: Any = None  # what finds a step's numbers on the device
         self.scalars = Scalars(len(params), self.device)
         for name, views in self.scalars.views().items():
-            self.views[name] = self.shown[name] = views
+            self.views[name] = self.visible[name] = views
             self._copy_existing(name)
 
     def place_scalars(self, on_device):
@@ -62,7 +62,7 @@ class Bucket:
             return
         self.scalars.place(on_device)
         for name, views in self.scalars.views().items():
-            self.views[name] = self.shown[name] = views
+            self.views[name] = self.visible[name] = views
         if self.published:
             self.publish()
 
@@ -95,31 +95,31 @@ class Bucket:
             if name in POSITIONS:
                 for view, t in zip(views, self.tensors, strict=True):
                     view.copy_(t.detach())
-            self.views[name] = self.shown[name] = views
+            self.views[name] = self.visible[name] = views
             if self.mesh is not None:
-                self.shown[name] = [self._shown(name, i, view) for i, view in enumerate(views)]
+                self.visible[name] = [self._visible(name, i, view) for i, view in enumerate(views)]
             self._copy_existing(name)
             if self.published:
                 self.publish()
 
-    def forget_others(self, names, members):
+    def forget_others(self, names, params):
         """Drop what lookahead methods kept that the group has left; see the function.
 
         Not where parameters are now in several groups, and another one may need it.
         """
         others = self.views.keys() & LOOKAHEAD_STATE.difference(names)
-        if not others or not self.published or not set(members).issuperset(self.params):
+        if not others or not self.published or not set(params).issuperset(self.params):
             return
         for name in others:
-            del self.views[name], self.shown[name]
+            del self.views[name], self.visible[name]
         for p in self.params:
             forget_others(self.state[p], self.key, names)
 
-    def _shown(self, name, i, view):
+    def _visible(self, name, i, view):
         """A view as ``optimizer.state`` shows it."""
         p = self.params[i]
         like = shape_like(name, p, self.stack)
-        return shards.shown(view, p, like.shape, like.stride(), _dims(name, p, self.stack))
+        return shards.as_dtensor(view, p, like.shape, like.stride(), _dims(name, p, self.stack))
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
@@ -143,14 +143,14 @@ class Bucket:
     def publish(self):
         """Show the state in ``optimizer.state``."""
         for i, p in enumerate(self.params):
-            self.state[p].update({self.key(name): v[i] for name, v in self.shown.items()})
+            self.state[p].update({self.key(name): v[i] for name, v in self.visible.items()})
         self.published = True
 
     def entries(self):
         """For each parameter its entries in ``optimizer.state``, and those of them that we keep."""
-        keys = [self.key(name) for name in self.shown]
-        for p, *shown in zip(self.params, *self.shown.values(), strict=True):
-            yield self.state[p], dict(zip(keys, shown, strict=True))
+        keys = [self.key(name) for name in self.visible]
+        for p, *visible in zip(self.params, *self.visible.values(), strict=True):
+            yield self.state[p], dict(zip(keys, visible, strict=True))
 
     def part_with(self, indices):
         """Make the state of parameters that leave tensors of their own in ``optimizer.state``.
@@ -159,38 +159,38 @@ class Bucket:
         """
         for i in indices:
             entries = self.state.get(self.params[i], {})
-            for name, shown in self.shown.items():
+            for name, visible in self.visible.items():
                 key = self.key(name)
-                if entries.get(key) is shown[i]:
-                    entries[key] = shown[i].clone()
+                if entries.get(key) is visible[i]:
+                    entries[key] = visible[i].clone()
 
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
-        for name, shown in self.shown.items():
+        for name, visible in self.visible.items():
             key = self.key(name)
             for i, p in enumerate(self.params):
                 found = self.state[p].get(key)
-                if found is not shown[i]:
+                if found is not visible[i]:
                     self._adopt_one(name, key, i, found)
 
     def _adopt_one(self, name, key, i, found):
-        p, shown = self.params[i], self.shown[name]
+        p, visible = self.params[i], self.visible[name]
         if name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
             if found is not None:
-                shown[i].copy_(self._placed(name, i, _tensor(found)))
-            self.state[p][key] = shown[i]
+                visible[i].copy_(self._placed(name, i, _tensor(found)))
+            self.state[p][key] = visible[i]
         elif found is None:
-            self.state[p][key] = shown[i]
+            self.state[p][key] = visible[i]
         else:
             self._check_shape(name, i, found)
             self.views[name][i] = view = self._placed(name, i, found)
             # one that lies elsewhere was copied to where it belongs
-            shown[i] = found if view is found else self._shown(name, i, view)
-            self.state[p][key] = shown[i]
+            visible[i] = found if view is found else self._visible(name, i, view)
+            self.state[p][key] = visible[i]
 
     def _check_shape(self, name, i, found):
-        expected = self.shown[name][i].shape
+        expected = self.visible[name][i].shape
         if found.shape != expected:
             raise RuntimeError(
                 f"state {self.key(name)!r} of shape {tuple(expected)} was replaced by a tensor of "
@@ -244,7 +244,7 @@ class Bucket:
 
     def keep_y(self, i, y):
         """Keep a parameter's y in its state while it holds x."""
-        self.state[self.params[i]][self.key("y")] = self._shown("y", i, y)
+        self.state[self.params[i]][self.key("y")] = self._visible("y", i, y)
 
     def kept_y(self, i):
         """The y that was kept, or None."""
@@ -349,9 +349,9 @@ def forget_others(entries, key, names):
         names: the state that the group needs.
     """
     stay = LOOKAHEAD_STATE.intersection(names)
-    left = {n for n in LOOKAHEAD_STATE - stay if entries.pop(key(n), None) is not None}
+    gone = {n for n in LOOKAHEAD_STATE - stay if entries.pop(key(n), None) is not None}
     began = any(key(n) in entries for n in stay & POINT_STATE)
-    if not stay or (left & POINT_STATE and not began):
+    if not stay or (gone & POINT_STATE and not began):
         entries.pop(key("y"), None)
         if key("lookahead") in entries:
             entries[key("lookahead")] = 0.0

@@ -24,16 +24,16 @@ class Buckets:
         self.state, self.key = state, key
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
-        self._left = {}  # parameter -> what is known of it, of buckets that were taken apart
+        self._displaced = {}  # parameter -> what is known of it, of buckets that were taken apart
         self._warned_of_move = False
         self.owned = False  # whether all that is written to parameters counts as ours
 
-    def find(self, params, newcomers, names, group):
+    def find(self, params, candidates, names, group):
         """The buckets of some parameters of one group.
 
         Args:
             params: the parameters asked for.
-            newcomers: those to house, ``params`` among them, if they are not yet.
+            candidates: those to put into buckets, ``params`` among them, if they are in none.
             names: state that each of them needs; what another lookahead method kept is forgotten.
             group: theirs.
 
@@ -48,9 +48,9 @@ class Buckets:
         self._leave_misfits(params)
         homes, chosen = self._homes, {}
         # an evaluation under inference mode may come before the next step, which writes state
-        with torch.inference_mode(False), storage.like(shards.local(next(iter(newcomers), None))):
-            if any(p not in homes for p in newcomers):
-                new = self._housed(newcomers, names, group)
+        with torch.inference_mode(False), storage.like(shards.local(next(iter(candidates), None))):
+            if any(p not in homes for p in candidates):
+                new = self._new_homes(candidates, names, group)
                 homes, chosen = {**homes, **new}, {bucket: [] for bucket, _ in new.values()}
             for p in params:
                 bucket, i = homes[p]
@@ -69,7 +69,7 @@ class Buckets:
         """Let go of all parameters but these; to be called when groups may have changed.
 
         What is left of them in ``optimizer.state``, as in torch, is theirs alone from then on.
-        Those that shared a bucket with them are housed anew.
+        Those that shared a bucket with them are put into new buckets.
 
         Args:
             params: the set of all parameters of all groups.
@@ -82,12 +82,12 @@ class Buckets:
             for bucket, indices in leaving.items():
                 bucket.part_with(indices)
                 self._take_apart(bucket)
-        for p in self._left.keys() - params:
-            del self._left[p]
+        for p in self._displaced.keys() - params:
+            del self._displaced[p]
 
-    def left(self, params):
-        """Those parameters whose bucket was taken apart and that are not housed yet."""
-        return [p for p in params if p in self._left] if self._left else []
+    def displaced(self, params):
+        """Those parameters whose bucket was taken apart and that are in none yet."""
+        return [p for p in params if p in self._displaced] if self._displaced else []
 
     @contextlib.contextmanager
     def ours(self, parts=()):
@@ -133,7 +133,7 @@ class Buckets:
         self.owned = everything
         for bucket in self._published:
             bucket.edits.own(everything)
-        self._left = {p: known.own(p, everything) for p, known in self._left.items()}
+        self._displaced = {p: known.own(p, everything) for p, known in self._displaced.items()}
 
     def publish(self, parts):
         """Show the state of new buckets in ``optimizer.state`` and keep them."""
@@ -143,18 +143,18 @@ class Buckets:
                 bucket.publish()
                 for i, p in enumerate(bucket.params):
                     self._homes[p] = bucket, i
-                    self._left.pop(p, None)
+                    self._displaced.pop(p, None)
                 self._published[bucket] = None
 
-    def _housed(self, params, names, group):
-        newcomers = [p for p in dict.fromkeys(params) if p not in self._homes]
-        for p in newcomers:
+    def _new_homes(self, params, names, group):
+        candidates = [p for p in dict.fromkeys(params) if p not in self._homes]
+        for p in candidates:
             _check_memory(p)
-        for p in newcomers:
+        for p in candidates:
             if p in self.state:
                 forget_others(self.state[p], self.key, names)
         together = {}
-        for p in newcomers:
+        for p in candidates:
             fake = storage.is_fake(shards.local(p))
             kind = p.device, p.dtype, shards.mesh_of(p), fake, self._progress(p, group)
             together.setdefault(kind, []).append(p)
@@ -162,8 +162,8 @@ class Buckets:
         buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
         homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
         for p, (bucket, i) in homes.items():
-            if p in self._left and not bucket.emptied(i):
-                bucket.edits.take_over(i, self._left[p])
+            if p in self._displaced and not bucket.emptied(i):
+                bucket.edits.take_over(i, self._displaced[p])
         for bucket in buckets:
             bucket.edits.own(self.owned)
         return homes
@@ -181,7 +181,7 @@ class Buckets:
     def _take_apart(self, bucket):
         for i, p in enumerate(bucket.params):
             del self._homes[p]
-            self._left[p] = bucket.edits.known(i)
+            self._displaced[p] = bucket.edits.known(i)
         del self._published[bucket]
 
     def _leave_misfits(self, params):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends import shards, storage
-from ..methods.method import MEMORY, At, Plan
+from ..methods.method import MEMORY, Plan, StepInfo
 
 # entries that all groups of an optimizer share, at their start
 CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
@@ -99,8 +99,8 @@ def planned(group, method, base, clock, step, ahead):
         optimizer makes the update; and the base rule's numbers.
     """
     decay = 0.0 if base.decay is None else group[base.decay]
-    at = At(clock.t, step, ahead, clock.lr, decay)
-    plan = Plan() if method is None else method.plan(at, clock.memory)
+    info = StepInfo(clock.t, step, ahead, clock.lr, decay)
+    plan = Plan() if method is None else method.plan(info, clock.memory)
     if plan.base is not None:
         return plan, *plan.base
     rule = base.rule(group)

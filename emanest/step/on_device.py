@@ -3,7 +3,7 @@
 Under CUDA graphs (``capturable=True``), a GPU GradScaler or ``nonfinite="skip"`` on a GPU the host
 does not know how many steps were taken: where a step is skipped, its flag is on the device. Then
 time and memory are kept in tensors there, and one launch before each pass finds the pass's numbers
-from them and, unless the step is skipped, moves them on. What it computes is recorded from the same
+from them and, unless the step is skipped, moves them on. What it computes is traced from the same
 formulas as on the host: ``remember`` and ``plan`` of the method, the numbers of the base.
 """
 
@@ -23,7 +23,7 @@ _NO_OPTIONS = frozenset({"params", "param_names", "lr", "initial_lr", "train_mod
 _PLAIN = (float, int, str, tuple, list, Number)
 
 
-class Recorded(NamedTuple):
+class Traced(NamedTuple):
     """What one launch computes, and the rules that its numbers are for."""
 
     program: Program
@@ -32,7 +32,7 @@ class Recorded(NamedTuple):
     look: str = "none"  # a row of rules.LOOKAHEADS
 
 
-def record(group, method, base, *, scaled=False, clock=True):
+def trace(group, method, base, *, scaled=False, clock=True):
     """Record the step of a bucket.
 
     The numbers are those of the pass: a factor of the gradients, the base's, the lookahead's; or
@@ -55,13 +55,13 @@ def record(group, method, base, *, scaled=False, clock=True):
         factor = sign(group) / tape.input("grad_scale") if scaled else sign(group)
         numbers = factor, *numbers
     after = {"step": step + 1, "lookahead": plan.ahead, **(now.after() if clock else {})}
-    return Recorded(*tape.finish((*numbers, *plan.numbers), after), rule, plan.rule)
+    return Traced(*tape.finish((*numbers, *plan.numbers), after), rule, plan.rule)
 
 
-def record_clock(method):
+def trace_clock(method):
     """Record what a step changes in a group none of whose parameters has a gradient."""
     tape = Tape()
-    return Recorded(*tape.finish((), clock_of(method, tape.input).after()))
+    return Traced(*tape.finish((), clock_of(method, tape.input).after()))
 
 
 class DevicePlan:
@@ -74,25 +74,25 @@ class DevicePlan:
     def __init__(self, device):
         self.device = device
         self._key: Any = None
-        self._recorded: Any = None
+        self._traced: Any = None
         # never freed: a captured graph writes where it wrote when it was captured
         self._vectors = {}
         self._moved: tuple = ()
 
-    def record(self, group, method, base, *, scaled=False, clock=True):
-        """As ``record``, done again only if an option of the group has changed."""
+    def trace(self, group, method, base, *, scaled=False, clock=True):
+        """As ``trace``, done again only if an option of the group has changed."""
         key = options(group), method, base, scaled, clock
         if key != self._key:
-            recorded = record(group, method, base, scaled=scaled, clock=clock)
-            self._key, self._recorded = key, recorded
-        return self._recorded
+            traced = trace(group, method, base, scaled=scaled, clock=clock)
+            self._key, self._traced = key, traced
+        return self._traced
 
-    def run(self, recorded, inputs, skip=None, backend=None):
+    def run(self, traced, inputs, skip=None, backend=None):
         """Find the numbers of a step and move on; nothing is read on the host.
 
         Args:
-            recorded: what to compute.
-            inputs: a value for each name in ``recorded.program.inputs``, and perhaps others: a
+            traced: what to compute.
+            inputs: a value for each name in ``traced.program.inputs``, and perhaps others: a
                 number, or a tensor with one element. Those that go on must be tensors of float64 or
                 float32 on the device.
             skip: a 1-element float32 tensor on the device: unless it holds 0 nothing goes on. Or
@@ -102,13 +102,13 @@ class DevicePlan:
         Returns:
             The numbers, one vector of float64 on the device; overwritten by the next ``run``.
         """
-        program = recorded.program
+        program = traced.program
         values = [_input(name, inputs[name], self.device) for name in program.inputs]
         size = len(program.numbers) + len(program.after)
         if size not in self._vectors:
             self._vectors[size] = torch.empty(size, dtype=torch.float64, device=self.device)
         out = self._vectors[size]
-        args = program, values, recorded.constants, out, skip
+        args = program, values, traced.constants, out, skip
         backends.call("plan_", self.device.type, backend, *args)
         moved = [values[i] for i, _ in program.after]
         self._moved = moved, out[len(program.numbers) :]

@@ -15,7 +15,7 @@ from .. import backends
 from ..groups import check_method
 from ..rules import BASES, LOOKAHEADS
 from ..state.clock import clock_entries, factor, host_clock, place_clock, planned
-from .on_device import DevicePlan, record_clock
+from .on_device import DevicePlan, trace_clock
 from .select import Part
 
 
@@ -143,9 +143,9 @@ class DeviceLaunch(Launch):
         # it stays with the bucket: a captured graph goes on writing to its memory
         self._plan = bucket.device_plan = bucket.device_plan or DevicePlan(bucket.device)
         scaled = grad_scale is not None
-        self._recorded = self._plan.record(group, method, base, scaled=scaled, clock=last)
+        self._traced = self._plan.trace(group, method, base, scaled=scaled, clock=last)
         self._inputs = {**clock_entries(group, method), "grad_scale": grad_scale}
-        self.base, self.look = self._recorded.base, self._recorded.look
+        self.base, self.look = self._traced.base, self._traced.look
         if base.directions is not None:
             self.directions = base.directions(part)
 
@@ -155,7 +155,7 @@ class DeviceLaunch(Launch):
         held = self.part.bucket.scalars
         scalars = {"step": held.steps[:1], "lookahead": held.lookaheads[:1]}
         inputs, backend = {**self._inputs, **scalars}, self.part.group.get("backend")
-        found = self._plan.run(self._recorded, inputs, self.skip, backend)
+        found = self._plan.run(self._traced, inputs, self.skip, backend)
         try:
             yield found
         except BaseException:
@@ -196,7 +196,7 @@ class DeviceClock:
             group, method = self._setup.group, self._setup.method
             inputs = clock_entries(group, method)
             plan = DevicePlan(self._device)
-            plan.run(record_clock(method), inputs, self._skip, group.get("backend"))
+            plan.run(trace_clock(method), inputs, self._skip, group.get("backend"))
 
 
 def plan(optimizer, setups, parts, skip):

@@ -99,14 +99,14 @@ class Selection:
         rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
         self._guard = Guard(lists, mappings, rows)
 
-    def _find(self, optimizer, setup, params, newcomers):
+    def _find(self, optimizer, setup, params, candidates):
         """The buckets of some parameters of a group; see ``Buckets.find``."""
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
             owned = self.buckets.owned
             self.buckets = Buckets(optimizer.state, self.buckets.key)
             self.buckets.own(owned)
-        return self.buckets.find(params, newcomers, setup.state, setup.group)
+        return self.buckets.find(params, candidates, setup.state, setup.group)
 
     def _holds(self, optimizer, setups):
         """Whether everything is as the last step left it."""
@@ -129,9 +129,9 @@ class Selection:
             return None
         chosen = []
         for setup, params in zip(setups, found, strict=True):
-            newcomers = setup.base.allocated(setup.group)
-            newcomers += self.buckets.left(setup.group["params"])
-            chosen.append(self._find(optimizer, setup, params, newcomers))
+            candidates = setup.base.allocated(setup.group)
+            candidates += self.buckets.displaced(setup.group["params"])
+            chosen.append(self._find(optimizer, setup, params, candidates))
         new = [bucket for buckets in chosen for bucket, _ in buckets]
         if not all(bucket.published for bucket in new):
             check_overlap(shards.locals_of(everything))

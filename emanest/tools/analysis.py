@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..methods.method import At, Method, Plan
+from ..methods.method import Method, Plan, StepInfo
 from ..optimizers.sgd import BASE as SGD
 from ..options import check_group
 from ..rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
@@ -33,7 +33,7 @@ class NoLookahead(Method):
 
     state: ClassVar[tuple[str, ...]] = ()
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Nothing is added."""
         return Plan()
 
@@ -85,8 +85,8 @@ def transition(method, lr, curvature, *, t=SETTLED, **base):
     # a row of coefficients over the initial state stands for each value
     y, *rows = torch.eye(1 + len(names), dtype=torch.float64)
     state = dict(zip(names, rows, strict=True))
-    for at, plan in _cycle(method, group["lr"], group["weight_decay"], count("t", t, 0)):
-        y, state = _step(group, at, plan, y, curvature * y, state)
+    for info, plan in _cycle(method, group["lr"], group["weight_decay"], count("t", t, 0)):
+        y, state = _step(group, info, plan, y, curvature * y, state)
     return torch.stack(torch.broadcast_tensors(y, *state.values()), dim=-2)
 
 
@@ -186,8 +186,8 @@ def trajectory(method, gradient, start, lr, steps, **base):
     state = {name: y if name in POSITIONS else torch.zeros_like(y) for name in names}
     xs, ys = [x], [y]
     plans = _plans(method, group["lr"], group["weight_decay"])
-    for at, plan in itertools.islice(plans, count("steps", steps, 0)):
-        y, state = _step(group, at, plan, y, gradient(y), state)
+    for info, plan in itertools.islice(plans, count("steps", steps, 0)):
+        y, state = _step(group, info, plan, y, gradient(y), state)
         xs.append(_iterate(method, y, state, plan.ahead))
         ys.append(y)
     return Trajectory(torch.stack(xs), torch.stack(ys))
@@ -215,9 +215,9 @@ def _plans(method, lr, weight_decay):
     ahead, memory = 0.0, dict(method.memory)
     for t in itertools.count():
         memory = method.remember(t, lr, 0.0, memory)
-        at = At(t, t, ahead, lr, weight_decay)
-        plan = method.plan(at, memory)
-        yield at, plan
+        info = StepInfo(t, t, ahead, lr, weight_decay)
+        plan = method.plan(info, memory)
+        yield info, plan
         ahead = plan.ahead
 
 
@@ -237,9 +237,9 @@ def _find_cycle(method, lr, weight_decay, t):
 _cached_cycle = functools.lru_cache(maxsize=64)(_find_cycle)
 
 
-def _step(group, at, plan, y, g, state):
+def _step(group, info, plan, y, g, state):
     group = {**group, **plan.options}
-    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, at.lr, at.step))
+    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info.lr, info.step))
     base, look = BASES[row], LOOKAHEADS[plan.rule]
     held = tuple(tuple(state[name] for name in rule.state) for rule in (base, look))
     y, *new = step(base.function, look.function, y, g, *held, numbers, plan.numbers)
