@@ -50,6 +50,18 @@ class Program(NamedTuple):
     after: tuple[tuple[int, int], ...]  # (index of an input, position of its next value)
 
 
+def _recorded(name):
+    """The methods of an operator: with what stands on its right, and on its left."""
+
+    def right(self, other):
+        return self.tape.record(name, self, other)
+
+    def left(self, other):
+        return self.tape.record(name, other, self)
+
+    return right, left
+
+
 class Symbol:
     """A number on a tape. Python's numbers mix with it; a comparison is 1 or 0."""
 
@@ -58,56 +70,18 @@ class Symbol:
     def __init__(self, tape, index):
         self.tape, self.index = tape, index
 
-    def __add__(self, other):
-        return self.tape.record("+", self, other)
-
-    def __radd__(self, other):
-        return self.tape.record("+", other, self)
-
-    def __sub__(self, other):
-        return self.tape.record("-", self, other)
-
-    def __rsub__(self, other):
-        return self.tape.record("-", other, self)
-
-    def __mul__(self, other):
-        return self.tape.record("*", self, other)
-
-    def __rmul__(self, other):
-        return self.tape.record("*", other, self)
-
-    def __truediv__(self, other):
-        return self.tape.record("/", self, other)
-
-    def __rtruediv__(self, other):
-        return self.tape.record("/", other, self)
-
-    def __pow__(self, other):
-        return self.tape.record("**", self, other)
-
-    def __rpow__(self, other):
-        return self.tape.record("**", other, self)
+    __add__, __radd__ = _recorded("+")
+    __sub__, __rsub__ = _recorded("-")
+    __mul__, __rmul__ = _recorded("*")
+    __truediv__, __rtruediv__ = _recorded("/")
+    __pow__, __rpow__ = _recorded("**")
+    __lt__, __gt__ = _recorded("<")
+    __le__, __ge__ = _recorded("<=")
+    __eq__, _ = _recorded("==")
+    __ne__, _ = _recorded("!=")
 
     def __neg__(self):
-        return self.tape.record("*", self, -1)
-
-    def __lt__(self, other):
-        return self.tape.record("<", self, other)
-
-    def __le__(self, other):
-        return self.tape.record("<=", self, other)
-
-    def __gt__(self, other):
-        return self.tape.record("<", other, self)
-
-    def __ge__(self, other):
-        return self.tape.record("<=", other, self)
-
-    def __eq__(self, other):
-        return self.tape.record("==", self, other)
-
-    def __ne__(self, other):
-        return self.tape.record("!=", self, other)
+        return self * -1
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
