@@ -17,7 +17,7 @@ import triton
 from triton.compiler import ASTSource
 
 from ..rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
-from . import launch, momentum, passes, report_products, step
+from . import backend, launch, momentum, passes, report_products
 from .targets import TARGETS
 
 # of parameters (or snapshots) and gradients, as they are met in training
@@ -76,29 +76,31 @@ def _stepped(constants, p, g, wide):
 
 SUMS = {"sums": "*fp64"}
 SPECS = {
-    "step": Spec(passes.step_kernel, step.step_constants, _stepped, 1),
+    "step": Spec(passes.step_kernel, backend.step_constants, _stepped, 1),
     "scaled step": Spec(
-        *(passes.step_kernel, lambda *rules: step.step_constants(*rules, True), _stepped, 1)
+        *(passes.step_kernel, lambda *rules: backend.step_constants(*rules, True), _stepped, 1)
     ),
     "follow": Spec(
-        passes.follow_kernel, step.follow_constants, lambda c, p, g, w: [p, p, *[w] * c["STATES"]]
+        passes.follow_kernel,
+        backend.follow_constants,
+        lambda c, p, g, w: [p, p, *[w] * c["STATES"]],
     ),
     "move": Spec(
-        passes.move_kernel, step.move_constants, lambda c, p, g, w: [p, *[w] * c["STATES"]]
+        passes.move_kernel, backend.move_constants, lambda c, p, g, w: [p, *[w] * c["STATES"]]
     ),
     # updates have at least the arithmetic's dtype
     "momentum": Spec(
-        *(momentum.momentum_kernel, step.momentum_constants),
+        *(momentum.momentum_kernel, backend.momentum_constants),
         *(lambda c, p, g, w: [w, g, *[w] * c["STATES"]], 1, SUMS),
     ),
     "rows": Spec(
-        *(momentum.rows_kernel, step.rows_constants),
+        *(momentum.rows_kernel, backend.rows_constants),
         *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], 0, SUMS),
-        dict.fromkeys(step.TILES, step.ROWS_TILE),
+        dict.fromkeys(backend.TILES, backend.ROWS_TILE),
     ),
     "nonfinite": Spec(
         *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], 0, {"flag": "*fp32"}),
-        step.NONFINITE_TILES,
+        backend.NONFINITE_TILES,
     ),
 }
 
@@ -134,7 +136,7 @@ def compiled(case):
     parameter, gradient = DTYPES[case.dtypes]
     wide = torch.promote_types(gradient if case.kernel == "nonfinite" else parameter, torch.float32)
     constants = spec.constants(*case.rules)
-    columns, tiles = spec.columns(constants, parameter, gradient, wide), spec.tiles or step.TILES
+    columns, tiles = spec.columns(constants, parameter, gradient, wide), spec.tiles or backend.TILES
     constants = {**launch.tensor_constants(columns, wide, tiles[wide]), **constants}
     types = {"chunks": "*i32", "rows": "*i64", **spec.types}
     names = spec.kernel.arg_names
@@ -198,7 +200,7 @@ def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description="What the Triton kernels compile to.")
     parser.add_argument("--all", action="store_true", help="every dtype for every target")
-    print(f"Triton {triton.__version__}, chunks of {step.TILES[torch.float32]} elements.\n")
+    print(f"Triton {triton.__version__}, chunks of {backend.TILES[torch.float32]} elements.\n")
     print("| kernel | rules | dtypes | target | registers | local | shared | load | store |")
     print("| --- | --- | --- | --- | --: | --: | --: | --: | --: |")
     everything = parser.parse_args().all

@@ -102,13 +102,13 @@ def test_automatic_choice_looks_among_those_of_the_device_in_order(device_type, 
 
 @pytest.mark.parametrize("value", [None, "0", "1"])
 def test_triton_serves_the_cpu_only_in_its_interpreter_and_on_request(monkeypatch, value):
-    monkeypatch.setitem(sys.modules, "emanest.kernels.step", eager)
+    monkeypatch.setitem(sys.modules, "emanest.kernels.backend", eager)
     monkeypatch.setitem(sys.modules, "emanest.backends.cpp", eager)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if value is not None:
         monkeypatch.setenv("TRITON_INTERPRET", value)
     if value == "1":
-        assert backends.pick("cpu", "triton") is sys.modules["emanest.kernels.step"]
+        assert backends.pick("cpu", "triton") is sys.modules["emanest.kernels.backend"]
     else:
         with pytest.raises(
             RuntimeError, match=r"'triton' serves 'cpu' .* where TRITON_INTERPRET=1"

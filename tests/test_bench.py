@@ -206,11 +206,11 @@ def test_our_own_failure_is_an_error(monkeypatch):
 
 
 def test_a_case_that_another_back_end_served_is_an_error(monkeypatch):
-    picked = iter([SimpleNamespace(__name__="emanest.kernels.step")])
+    picked = iter([SimpleNamespace(__name__="emanest.kernels.backend")])
     pick = backends.pick
     monkeypatch.setattr(core.backends, "pick", lambda *args: next(picked, None) or pick(*args))
     with pytest.raises(
-        core.OtherBackend, match=r"kernels\.step was to serve it, emanest\.backends\.\w+ took"
+        core.OtherBackend, match=r"kernels\.backend was to serve it, emanest\.backends\.\w+ took"
     ):
         core.quick(FIRST._replace(peers=()))
 

@@ -101,7 +101,7 @@ def test_a_wheel_built_without_torch_is_pure_python(tree):
     assert wheel.name.endswith("py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {
-        *("emanest/optimizers/optimizer.py", "emanest/kernels/step.py", "emanest/py.typed"),
+        *("emanest/optimizers/optimizer.py", "emanest/kernels/backend.py", "emanest/py.typed"),
         "emanest/kernels/tiles.json",
         *("emanest/integrations/lightning.py", "emanest/integrations/transformers.py"),
     } <= set(names)

@@ -14,7 +14,7 @@ import triton
 
 from bench.host_time import Kernels, muon
 from emanest.backends.tape import Program
-from emanest.kernels import calls, newton_schulz, plan, step
+from emanest.kernels import backend, calls, newton_schulz, plan
 from emanest.kernels.tiles import Tile
 from emanest.rules import BASES, LOOKAHEADS
 from no_launch import LAUNCHES
@@ -77,20 +77,20 @@ def stepped(base="adamw", look="ema_nesterov", skip=None, vector=False, dtype=to
     given = (-0.5, *numbers(rules[0]), *numbers(rules[1]))
     given = torch.tensor(given) if vector else given
     arguments = plain(3, dtype), plain(3, dtype), *states, given, torch.float32
-    return lambda: step.step_(base, look, *arguments, skip, memo=memo)
+    return lambda: backend.step_(base, look, *arguments, skip, memo=memo)
 
 
 def momentum(size):
     us, gs, state = (list(torch.zeros(3, size).unbind()) for _ in range(3))
     squares, memo = torch.zeros(3, dtype=torch.float64), {}
-    return lambda: step.momentum_(
+    return lambda: backend.momentum_(
         "ema", us, gs, [state], squares, (1.0, 0.1, 0.1), torch.float32, memo=memo
     )
 
 
 def searched():
     gs, memo = plain(3), {}
-    return lambda: step.nonfinite(gs, memo)
+    return lambda: backend.nonfinite(gs, memo)
 
 
 PROGRAM = Program(

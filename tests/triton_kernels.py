@@ -26,7 +26,7 @@ from bench.no_gpu.graph import Graph
 from bench.stages.tiles import forced
 from emanest import doctor
 from emanest.backends import eager, guards
-from emanest.kernels import known, newton_schulz, passes, step, table, tiles
+from emanest.kernels import backend, known, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
@@ -47,59 +47,59 @@ SIZES = [1, 7, 64]
 @each_base
 @each_look
 def test_a_step_is_the_rules(base, look):
-    test_rules.test_a_step_is_the_rules(step, base, look, FLOAT32)
+    test_rules.test_a_step_is_the_rules(backend, base, look, FLOAT32)
 
 
 @each_other
 def test_a_step_is_the_rules_in_other_dtypes(dtype):
-    test_rules.test_a_step_is_the_rules(step, "amsgrad", "snoo", dtype)
+    test_rules.test_a_step_is_the_rules(backend, "amsgrad", "snoo", dtype)
 
 
 @each_look
 def test_following_is_the_rule(look):
-    test_rules.test_following_is_the_rule(step, look, FLOAT32)
+    test_rules.test_following_is_the_rule(backend, look, FLOAT32)
 
 
 @each_other
 def test_following_is_the_rule_in_other_dtypes(dtype):
-    test_rules.test_following_is_the_rule(step, "gpa", dtype)
+    test_rules.test_following_is_the_rule(backend, "gpa", dtype)
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_moving_is_the_rule(point):
-    test_rules.test_moving_is_the_rule(step, point, FLOAT32)
+    test_rules.test_moving_is_the_rule(backend, point, FLOAT32)
 
 
 @each_other
 def test_moving_is_the_rule_in_other_dtypes(dtype):
-    test_rules.test_moving_is_the_rule(step, "y_between", dtype)
+    test_rules.test_moving_is_the_rule(backend, "y_between", dtype)
 
 
 @pytest.mark.parametrize("grad_dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.float16], ids=str)
 def test_a_gradient_of_another_dtype_keeps_its_digits(grad_dtype, dtype):
     claim = test_rules.test_a_gradient_of_another_dtype_keeps_its_digits
-    claim(step, "adamw", grad_dtype, dtype)
+    claim(backend, "adamw", grad_dtype, dtype)
 
 
 @pytest.mark.parametrize(("base", "look"), SELECTION)
 def test_numbers_may_be_a_vector_on_the_device(base, look):
-    test_rules.test_numbers_may_be_a_vector_on_the_device(step, base, look, FLOAT32)
+    test_rules.test_numbers_may_be_a_vector_on_the_device(backend, base, look, FLOAT32)
 
 
 def test_numbers_may_be_a_vector_on_the_device_in_float64():
     claim = test_rules.test_numbers_may_be_a_vector_on_the_device
-    claim(step, "nesterov", "lookahead", torch.float64)
+    claim(backend, "nesterov", "lookahead", torch.float64)
 
 
 @each_dtype
 def test_a_step_may_be_skipped_on_the_device(dtype):
-    test_rules.test_a_step_may_be_skipped_on_the_device(step, "adamw", "gpa", dtype)
+    test_rules.test_a_step_may_be_skipped_on_the_device(backend, "adamw", "gpa", dtype)
 
 
 @pytest.mark.parametrize("look", ["none", "snoo"])
 def test_following_may_be_skipped_on_the_device(look):
-    test_rules.test_following_may_be_skipped_on_the_device(step, look)
+    test_rules.test_following_may_be_skipped_on_the_device(backend, look)
 
 
 @each_dtype
@@ -109,7 +109,7 @@ def test_a_value_that_is_not_finite_is_found(dtype, bad):
         gs = [torch.zeros(5, dtype=dtype), torch.ones(shape, dtype=dtype).t()]
         if bad is not None and i != 2:
             gs[1][(-1,) * gs[1].dim()] = bad
-        assert step.nonfinite(gs).tolist() == [bad is not None and i != 2]
+        assert backend.nonfinite(gs).tolist() == [bad is not None and i != 2]
 
 
 # ---- chunks and layouts -------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def problem(sizes, dtype=FLOAT32, base="adamw", look="ema_nesterov", make=None):
     return base, look, ys, gs, states[:split], states[split:], given, wide(dtype)
 
 
-def run(arguments, backend=step, **options):
+def run(arguments, backend=backend, **options):
     """Take a step; everything that it writes."""
     backend.step_(*arguments, **options)
     return written(arguments)
@@ -151,7 +151,7 @@ def same(a, b):
 def small_tiles(monkeypatch):
     """Chunks of 16 elements; what makes no vector goes by fours."""
     for name in ("TILES", "NONFINITE_TILES"):
-        monkeypatch.setattr(step, name, dict.fromkeys(step.TILES, 16))
+        monkeypatch.setattr(backend, name, dict.fromkeys(backend.TILES, 16))
 
 
 @each_dtype
@@ -159,7 +159,7 @@ def test_chunks_and_vectors_change_no_bit(dtype, monkeypatch):
     """One element at a time and many, aligned or not, in one chunk or in several."""
     sizes = [1, 16, 35, 64, 0, 101]
     whole = run(problem(sizes, dtype))
-    monkeypatch.setattr(step, "TILES", dict.fromkeys(step.TILES, 16))
+    monkeypatch.setattr(backend, "TILES", dict.fromkeys(backend.TILES, 16))
     assert same(run(problem(sizes, dtype)), whole)
 
     def unaligned(values):
@@ -188,7 +188,7 @@ def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
         tile(pointers, count, *others)
 
     monkeypatch.setattr(passes, "_move_tile", recorded)
-    step.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
+    backend.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
     assert rounds == ROUNDS[size]
 
 
@@ -197,7 +197,7 @@ def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
 def test_every_chunk_is_searched_for_what_is_not_finite(position):
     g = torch.zeros(67)
     g[position] = torch.inf
-    assert step.nonfinite([torch.zeros(16), g]).item() == 1
+    assert backend.nonfinite([torch.zeros(16), g]).item() == 1
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -230,7 +230,7 @@ def test_a_large_tensor_is_stepped_as_eager_does(dtype):
 def test_a_step_has_the_bits_of_the_eager_one(base, look):
     """Every operation is rounded, and to nearest."""
     sizes = [1023]
-    found, expected = (run(problem(sizes, base=base, look=look), b) for b in (step, eager))
+    found, expected = (run(problem(sizes, base=base, look=look), b) for b in (backend, eager))
     assert same(found, expected)
 
 
@@ -263,10 +263,10 @@ def launches(monkeypatch):
 def test_a_bucket_takes_one_launch(launches):
     ys, gs = tensors(1, FLOAT32), tensors(2, FLOAT32, twist=True)
     state = columns(("z",), 20, FLOAT32)
-    step.step_("sgd", "gpa", ys, gs, [], state, (1.0, *numbers(BASES["sgd"]), 0, 1, 0), FLOAT32)
-    step.follow_("gpa", ys, gs, state, (0, 1, 0), FLOAT32)
-    step.move_("x_slow", ys, state, (0.0,), FLOAT32)
-    step.nonfinite(gs)
+    backend.step_("sgd", "gpa", ys, gs, [], state, (1.0, *numbers(BASES["sgd"]), 0, 1, 0), FLOAT32)
+    backend.follow_("gpa", ys, gs, state, (0, 1, 0), FLOAT32)
+    backend.move_("x_slow", ys, state, (0.0,), FLOAT32)
+    backend.nonfinite(gs)
     assert launches == ["step", "follow", "move", "nonfinite"]
 
 
@@ -285,16 +285,16 @@ def test_gradients_of_several_dtypes_take_a_launch_each(launches):
 def test_nothing_is_launched_for_nothing(launches, sizes):
     run(problem(sizes))
     empty = [torch.empty(n) for n in sizes]
-    step.follow_("none", empty, [t.clone() for t in empty], [], (), FLOAT32)
-    step.move_("x_slow", empty, [empty], (0.0,), FLOAT32)
-    assert step.nonfinite([*empty, torch.empty(0)]).item() == 0
+    backend.follow_("none", empty, [t.clone() for t in empty], [], (), FLOAT32)
+    backend.move_("x_slow", empty, [empty], (0.0,), FLOAT32)
+    assert backend.nonfinite([*empty, torch.empty(0)]).item() == 0
     assert launches == []
 
 
 def test_an_error_changes_nothing():
     y = torch.ones(4).to(torch.float8_e5m2)
     with pytest.raises(RuntimeError, match=r"no kernel for parameters of torch.float8_e5m2"):
-        step.step_("sgd", "none", [y], [torch.ones(4)], [], [], (1.0, 1.0, 0.0), FLOAT32)
+        backend.step_("sgd", "none", [y], [torch.ones(4)], [], [], (1.0, 1.0, 0.0), FLOAT32)
     assert y.float().eq(1).all()
     arguments = problem(SIZES)
     before = [t.clone() for t in arguments[2]]
@@ -308,7 +308,7 @@ def test_a_write_is_seen_by_autograd():
     y = torch.nn.Parameter(torch.ones(3))
     loss = (y * y).sum()
     with torch.no_grad():
-        step.step_("sgd", "none", [y], [torch.ones(3)], [], [], (1.0, 0.1, 0.0), FLOAT32)
+        backend.step_("sgd", "none", [y], [torch.ones(3)], [], [], (1.0, 0.1, 0.0), FLOAT32)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -387,18 +387,18 @@ def stepping(memo):
     squares, matrices = torch.zeros(len(SIZES)).double(), [torch.ones(3, 4) for _ in SIZES]
     state, factors = ([torch.ones(3) for _ in SIZES] for _ in range(2))
     yield lambda: run(arguments, memo=memo)
-    yield lambda: step.step_(*arguments, scales=scales, memo=memo)
+    yield lambda: backend.step_(*arguments, scales=scales, memo=memo)
     yield lambda: run(transposed, memo=memo)
-    yield lambda: step.follow_("gpa", ys, gs, base_state[:1], (0, 1, 0), FLOAT32, memo=memo)
-    yield lambda: step.move_("x_slow", ys, base_state[:1], (0.0,), FLOAT32, memo=memo)
+    yield lambda: backend.follow_("gpa", ys, gs, base_state[:1], (0, 1, 0), FLOAT32, memo=memo)
+    yield lambda: backend.move_("x_slow", ys, base_state[:1], (0.0,), FLOAT32, memo=memo)
     numbers = 1.0, 0.1, 0.1
-    yield lambda: step.momentum_(
+    yield lambda: backend.momentum_(
         "ema", ys, gs, base_state[:1], squares, numbers, FLOAT32, memo=memo
     )
-    yield lambda: step.rows_(
+    yield lambda: backend.rows_(
         "normuon", matrices, [state], scales, factors, (0.1, 1e-8), FLOAT32, memo=memo
     )
-    yield lambda: step.nonfinite(gs, memo)
+    yield lambda: backend.nonfinite(gs, memo)
 
 
 @needs_extension
@@ -407,7 +407,7 @@ def test_what_lies_where_it_did_is_not_looked_at_again(launches, monkeypatch):
         work()
         first = list(launches)
         with monkeypatch.context() as patch:
-            for module in (known, step):
+            for module in (known, backend):
                 for name in ("laid_out", "by_dtype", "prepare"):
                     patch.setattr(module, name, None, raising=False)
             work()
@@ -469,16 +469,16 @@ def test_a_memo_tells_the_dtypes_of_arithmetic_apart():
     for memo in ({}, None):
         ys, gs = [torch.zeros(64)], [torch.arange(64.0) / 7]
         for dtype in (FLOAT32, torch.float64, FLOAT32):
-            step.step_("sgd", "none", ys, gs, [], [], (1.0, 0.3, 0.0), dtype, memo=memo)
+            backend.step_("sgd", "none", ys, gs, [], [], (1.0, 0.3, 0.0), dtype, memo=memo)
             found.append(ys[0].clone())
     assert same(found[:3], found[3:])
 
 
 def test_copies_are_made_anew_for_a_search():
     g, memo = torch.ones(4, 4)[:, ::2], {}
-    assert step.nonfinite([g], memo).item() == 0
+    assert backend.nonfinite([g], memo).item() == 0
     g[1, 1] = torch.inf
-    assert step.nonfinite([g], memo).item() == 1
+    assert backend.nonfinite([g], memo).item() == 1
 
 
 def test_a_memo_keeps_no_tensor():
@@ -547,7 +547,7 @@ def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
 @pytest.fixture
 def rows(monkeypatch):
     """What launches read: for each the rows of its table and a weak reference to them."""
-    found, prepare = [], step.prepare
+    found, prepare = [], backend.prepare
 
     def recorded(*args):
         launch = prepare(*args)
@@ -555,7 +555,7 @@ def rows(monkeypatch):
         found.append((rows.numpy().copy(), weakref.ref(rows)))
         return launch
 
-    monkeypatch.setattr(step, "prepare", recorded)
+    monkeypatch.setattr(backend, "prepare", recorded)
     return found
 
 
@@ -642,7 +642,7 @@ def test_a_first_step_in_a_capture_asks_for_a_warm_up():
 def test_gpu_tensors_are_an_error_in_the_interpreter():
     y = torch.ones(3, device="meta")
     with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET is set: .* serves CPU tensors"):
-        step.step_("sgd", "none", [y], [y], [], [], (1.0, 0.1, 0.0), FLOAT32)
+        backend.step_("sgd", "none", [y], [y], [], [], (1.0, 0.1, 0.0), FLOAT32)
 
 
 @pytest.mark.parametrize("cls", [emanest.Muon, emanest.NorMuon])
@@ -721,7 +721,7 @@ def test_rows_know_a_pending_negation(negated):
         given[negated] = make(given[negated])
         state, factor = given.values()
         os, scales = [torch.ones(3, 4)], [torch.ones(1)]
-        step.rows_("normuon", os, [[state]], scales, [factor], (0.1, 1e-8), FLOAT32)
+        backend.rows_("normuon", os, [[state]], scales, [factor], (0.1, 1e-8), FLOAT32)
         return state, factor
 
     assert same(found(lambda t: torch._neg_view(-t)), found(torch.clone))
@@ -928,7 +928,7 @@ def test_the_default_device_does_not_matter():
 
 def test_the_back_end_knows_no_default_device():
     """All of its functions, as ``emanest.doctor`` calls them."""
-    expected = doctor._run(step, "cpu")
+    expected = doctor._run(backend, "cpu")
     with torch.device("meta"):
-        found = doctor._run(step, "cpu")
+        found = doctor._run(backend, "cpu")
     assert [helpers.bits(t) for t in found] == [helpers.bits(t) for t in expected]

@@ -8,7 +8,7 @@ import torch
 
 from emanest import backends
 from emanest.backends import eager, products
-from emanest.kernels import launch, step, tiles
+from emanest.kernels import backend, launch, tiles
 from emanest.kernels import newton_schulz as kernels
 from emanest.matrix import newton_schulz
 
@@ -46,10 +46,10 @@ def _of_products():
 
 
 def _computing():
-    """A module like ``kernels.step`` whose functions compute as well."""
+    """A module like ``kernels.backend`` whose functions compute as well."""
     module = sys.modules[NAME] = types.ModuleType(NAME)
     for name in FUNCTIONS:
-        setattr(module, name, both(getattr(step, name), getattr(eager, name)))
+        setattr(module, name, both(getattr(backend, name), getattr(eager, name)))
     found = _of_products()
     module.products = lambda device_type: found
     return module
@@ -63,7 +63,7 @@ def install(compute):
     for module in (tiles, kernels):
         module.arch_of = lambda device: arch
     newton_schulz._FASTEST["cpu"] = newton_schulz._FASTEST["cuda"]
-    module = _computing() if compute else step
+    module = _computing() if compute else backend
     module.DEVICES = ("cpu", "cuda")
     row = backends.Backend(module.__name__, ("cpu", "cuda"))
     backends.BACKENDS = {**backends.BACKENDS, "triton": row}

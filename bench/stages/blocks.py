@@ -6,7 +6,7 @@ import itertools
 import torch
 
 import emanest
-from emanest.kernels import launch, step
+from emanest.kernels import backend, launch
 
 from ..check import distance, drawn
 from ..models import MODELS, shrunk
@@ -22,7 +22,7 @@ def run(settings):
     shapes = MODELS["GPT-2 124M"]
     shapes = shrunk(shapes) if settings.small else shapes
     data, lines = {}, []
-    usual = step.TILES[torch.float32], launch.OPTIONS["num_warps"]
+    usual = backend.TILES[torch.float32], launch.OPTIONS["num_warps"]
     for dtype in DTYPES[: 1 if settings.brief else None]:
         expected = None
         for size, warps in [usual, *(c for c in CONFIGURATIONS if c != usual)]:
@@ -49,13 +49,13 @@ def run(settings):
 @contextlib.contextmanager
 def configured(size, warps):
     """Passes over float32 take chunks of this size, and as many warps each."""
-    usual = step.TILES, launch.OPTIONS
-    step.TILES = {**step.TILES, torch.float32: size}
+    usual = backend.TILES, launch.OPTIONS
+    backend.TILES = {**backend.TILES, torch.float32: size}
     launch.OPTIONS = {**launch.OPTIONS, "num_warps": warps}
     try:
         yield
     finally:
-        step.TILES, launch.OPTIONS = usual
+        backend.TILES, launch.OPTIONS = usual
 
 
 def measured(shapes, dtype, repeats):

@@ -29,7 +29,7 @@ class Backend(NamedTuple):
 
 # in order of preference; torch calls hip devices "cuda" too
 BACKENDS = {
-    "triton": Backend("emanest.kernels.step", ("cuda",), (("cpu", "TRITON_INTERPRET"),)),
+    "triton": Backend("emanest.kernels.backend", ("cuda",), (("cpu", "TRITON_INTERPRET"),)),
     "cpp": Backend("emanest.backends.cpp", ("cpu", "cuda")),
     "eager": Backend("emanest.backends.eager", ()),
 }
