@@ -27,7 +27,7 @@ COLORS = (
     *("#555555", "#1f6fb4", "#b8860b", "#2a8c55", "#8e5ea2"),
     *("#999999", "#c28fd6", "#d95f02", "#b02a37"),
 )
-TREE, LANE, ROW, TOP, INDENT = 430, 64, 17, 46, 16
+TREE, LANE, ROW, TOP, INDENT = 390, 64, 17, 46, 16
 
 
 class Call(NamedTuple):
@@ -171,9 +171,11 @@ def draw(found):
             lines.append(_text(22, y + 4, str(row.number), text_anchor="end", font_weight="bold"))
         if row.above is not None:
             (from_x, from_y), (to_x, _) = at[row.above], at[i]
-            lines.append(
-                f'<path d="M{from_x} {from_y}V{y}H{to_x}" fill="none" stroke="{color[room]}"/>'
-            )
+            stem = color[found[row.above].module.partition(".")[0]]
+            lines += [
+                f'<path d="M{from_x} {from_y}V{y}" stroke="{stem}"/>',
+                f'<path d="M{from_x} {y}H{to_x}" stroke="{color[room]}"/>',
+            ]
         lines.append(f'<circle cx="{x[room]}" cy="{y}" r="4" fill="{color[room]}"/>')
         start, file = 30 + INDENT * max(row.depth - 1, 0), _file(row.module)
         weight = "bold" if row.depth < 2 else "normal"
