@@ -79,6 +79,7 @@ demo: $(STAMP)  ## train a small language model with and without lookahead: tabl
 
 figures: $(STAMP)  ## draw the figures of the documentation
 	$(BIN)/python examples/figures.py --out build/figures
+	$(BIN)/python examples/step_way.py --out docs/step_way.svg
 
 bench: $(STAMP)  ## time the CPU cases against their peers: table, JSON; wants a quiet machine and 16 GB
 	mkdir -p build/bench
