@@ -29,7 +29,7 @@ class Traced(NamedTuple):
     program: Program
     constants: tuple[float, ...]
     base: str | None = None  # a row of rules.BASES; None: another optimizer makes the update
-    look: str = "none"  # a row of rules.LOOKAHEADS
+    lookahead: str = "none"  # a row of rules.LOOKAHEADS
 
 
 def trace(group, method, base, *, scaled=False, clock=True):
