@@ -196,7 +196,8 @@ def step_kernel(
     if whole > 0:
         _step_tile(
             _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, scales, into, run, SCALED, BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+            numbers, scales, into, run,
+            SCALED, BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
 
 

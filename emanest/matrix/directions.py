@@ -7,7 +7,7 @@ A step has three parts, each for all matrices of a bucket:
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
 NorMuon finds a factor for each row before the tail. The first parts are
-``bases.Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
+``Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
 parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
 
@@ -49,7 +49,7 @@ class Numbers(NamedTuple):
         return cls(vector[:rows], vector[rows:step], vector[step:])
 
     def joined(self):
-        """All of them in one tuple, as ``bases.Base.numbers`` returns them."""
+        """All of them in one tuple, as ``Base.numbers`` returns them."""
         # directions are taken as they are, their factor is 1
         return *self.momentum, *self.rows, 1.0, *self.step
 

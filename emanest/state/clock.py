@@ -90,9 +90,9 @@ def planned(group, method, base, clock, step, ahead):
     Args:
         group: the parameter's.
         method: the group's lookahead, or None.
-        base: the group's ``bases.Base``.
+        base: the group's ``optimizers.base.Base``.
         clock: the group's ``Clock``.
-        step, ahead: the parameter's; see ``scalars.Scalars``.
+        step, ahead: the parameter's; see ``Scalars``.
 
     Returns:
         The lookahead's ``Plan``; the base rule, a row of ``rules.BASES``, or None where another
