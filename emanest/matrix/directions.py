@@ -6,9 +6,9 @@ A step has three parts, each for all matrices of a bucket:
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
-NorMuon finds a factor for each row before the tail. The first parts are
-``bases.Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
-parameter. ``sharded.py`` finds the directions of sharded matrices.
+NorMuon finds a factor for each row before the tail. The first parts are ``Base.directions``. If
+they fail (out of memory, say), momenta may have moved on, but no parameter. ``sharded.py`` finds
+the directions of sharded matrices.
 """
 
 import math
@@ -49,7 +49,7 @@ class Numbers(NamedTuple):
         return cls(vector[:rows], vector[rows:step], vector[step:])
 
     def joined(self):
-        """All of them in one tuple, as ``bases.Base.numbers`` returns them."""
+        """All of them in one tuple, as ``Base.numbers`` returns them."""
         # directions are taken as they are, their factor is 1
         return *self.momentum, *self.rows, 1.0, *self.step
 
@@ -89,7 +89,7 @@ class Directions:
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
-        return self.bucket.tensors_of(self.indices)
+        return [self.bucket.tensors[i] for i in self.indices]
 
     def _layout(self):
         """The shapes, and for each parameter a vector with its scale."""
