@@ -26,7 +26,7 @@ class Launch:
         part: the parameters.
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
         look: a row of ``rules.LOOKAHEADS``.
-        directions: what ``bases.Base.directions`` has made, or None.
+        directions: what ``Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
