@@ -334,21 +334,21 @@ using Point = std::variant<points::x_along, points::y_along, points::x_slow, poi
                            points::y_between>;
 
 // One whole optimizer step: gradient -> base update -> lookahead.
-template <class T, class base, class look>
+template <class T, class base, class lookahead>
 EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
-                      typename look::template State<T>& look_state,
+                      typename lookahead::template State<T>& lookahead_state,
                       const typename base::Numbers& base_numbers,
-                      const typename look::Numbers& look_numbers) {
+                      const typename lookahead::Numbers& lookahead_numbers) {
   T u = base::apply(y, g, base_state, base_numbers);
-  y = look::apply(y + u, u, look_state, look_numbers);
+  y = lookahead::apply(y + u, u, lookahead_state, lookahead_numbers);
   return y;
 }
 
 // The lookahead after a step that another optimizer took, from a snapshot to w.
-template <class T, class look>
-EMANEST_INLINE T follow(T w, T snapshot, typename look::template State<T>& state,
-                        const typename look::Numbers& numbers) {
-  return look::apply(w, w - snapshot, state, numbers);
+template <class T, class lookahead>
+EMANEST_INLINE T follow(T w, T snapshot, typename lookahead::template State<T>& state,
+                        const typename lookahead::Numbers& numbers) {
+  return lookahead::apply(w, w - snapshot, state, numbers);
 }
 
 // A row's sum of squares after its factor.

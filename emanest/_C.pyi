@@ -20,7 +20,7 @@ class Target:
 
 def step_(
     base: str,
-    look: str,
+    lookahead: str,
     scales: list[Tensor],
     in_double: bool,
     target: Target,
@@ -29,7 +29,7 @@ def step_(
     state: list[list[Tensor]],
 ) -> bool: ...
 def follow_(
-    look: str,
+    lookahead: str,
     in_double: bool,
     target: Target,
     ys: list[Tensor],

@@ -106,15 +106,17 @@ def _run(module, device_type):
         return [wave.mul_(0.4).add_(0.5).to(device_type) for wave in waves]
 
     ys, gs, snapshots, *states = map(tensors, range(6))
-    base_state, look_state = [states[0], states[1]], [states[2]]
+    base_state, lookahead_state = [states[0], states[1]], [states[2]]
     adamw, ema_nesterov = (1e-2, 1e-4, 0.1, 0.01, 1.5, 1e-8), (0.1, 0.5, 0.4)
     numbers = (1.0, *adamw, *ema_nesterov)
     module.step_(
-        *("adamw", "ema_nesterov", ys, gs, base_state, look_state, numbers, torch.float32),
+        *("adamw", "ema_nesterov", ys, gs, base_state, lookahead_state, numbers, torch.float32),
         memo={},
     )
-    module.follow_("ema_nesterov", ys, snapshots, look_state, ema_nesterov, torch.float32, memo={})
-    module.move_("x_along", ys, look_state, (0.4,), torch.float32, {})
+    module.follow_(
+        "ema_nesterov", ys, snapshots, lookahead_state, ema_nesterov, torch.float32, memo={}
+    )
+    module.move_("x_along", ys, lookahead_state, (0.4,), torch.float32, {})
     muons = _run_muon(module, gs, tensors(6))
     gs[1][-1] = float("inf")
     flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]

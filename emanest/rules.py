@@ -207,16 +207,16 @@ def anchor(w, u, state, numbers):
     return w, (w,)
 
 
-def step(base, look, y, g, base_state, look_state, base_numbers, look_numbers):
+def step(base, lookahead, y, g, base_state, lookahead_state, base_numbers, lookahead_numbers):
     """One whole optimizer step: gradient -> base update -> lookahead."""
     u, base_state = base(y, g, base_state, base_numbers)
-    y, look_state = look(y + u, u, look_state, look_numbers)
-    return y, base_state, look_state
+    y, lookahead_state = lookahead(y + u, u, lookahead_state, lookahead_numbers)
+    return y, base_state, lookahead_state
 
 
-def follow(look, w, snapshot, state, numbers):
+def follow(lookahead, w, snapshot, state, numbers):
     """The lookahead after a step that another optimizer took, from a snapshot to w."""
-    return look(w, w - snapshot, state, numbers)
+    return lookahead(w, w - snapshot, state, numbers)
 
 
 # ---- between x and y: (point, state, numbers) -> point ------------------------------------------

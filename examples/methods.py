@@ -33,7 +33,7 @@ class Method:
     """
 
     make: Callable
-    gain: Callable = lambda look: 1.0
+    gain: Callable = lambda lookahead: 1.0
     options: dict = dataclasses.field(default_factory=dict)
     decays: bool = True
 
@@ -77,22 +77,22 @@ PLAIN_ADAMW = {"betas": (0.0, 0.999)}
 PLAIN_MUON = {"momentum": 0.0, "nesterov": False, "adamw": PLAIN_ADAMW}
 LOOKAHEADS = {
     "none": Method(lambda steps: None),
-    "ema-nesterov": Method(ema_nesterov, gain=lambda look: 1 / (1 - look.stepsize)),
+    "ema-nesterov": Method(ema_nesterov, gain=lambda lookahead: 1 / (1 - lookahead.stepsize)),
     # less than the usual 0.9: the bases here have momentum of their own
     "nag": Method(
-        lambda steps: emanest.NAG(momentum=0.5), gain=lambda look: 1 / (1 - look.momentum)
+        lambda steps: emanest.NAG(momentum=0.5), gain=lambda lookahead: 1 / (1 - lookahead.momentum)
     ),
     # the settings of the papers and, for SNOO, of the modded-nanogpt record
     "lookahead": Method(
-        lambda steps: emanest.Lookahead(every=5, alpha=0.5), gain=lambda look: look.alpha
+        lambda steps: emanest.Lookahead(every=5, alpha=0.5), gain=lambda lookahead: lookahead.alpha
     ),
     "long-horizon": Method(
         lambda steps: emanest.LongHorizon(every=10, stepsize=0.5),
-        gain=lambda look: 1 / (1 - look.stepsize),
+        gain=lambda lookahead: 1 / (1 - lookahead.stepsize),
     ),
     "snoo": Method(
         lambda steps: emanest.SNOO(every=28, lr=0.68, momentum=0.37),
-        gain=lambda look: look.lr / (1 - look.momentum),
+        gain=lambda lookahead: lookahead.lr / (1 - lookahead.momentum),
     ),
     "gpa": Method(lambda steps: emanest.GPA(mu_x=0.9869, mu_y=0.7)),
     "schedule-free": Method(
@@ -106,7 +106,8 @@ LOOKAHEADS = {
         decays=False,
     ),
     "nala": Method(
-        lambda steps: emanest.NALA(every=5, lr=1e-3, mu=-0.5), gain=lambda look: 1 + look.mu
+        lambda steps: emanest.NALA(every=5, lr=1e-3, mu=-0.5),
+        gain=lambda lookahead: 1 + lookahead.mu,
     ),
 }
 

@@ -35,21 +35,31 @@ ROWS_TILE, ROWS_WIDTH = 4, 512
 
 
 def step_(
-    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+    base,
+    lookahead,
+    ys,
+    gs,
+    base_state,
+    lookahead_state,
+    numbers,
+    dtype,
+    skip=None,
+    scales=(),
+    memo=None,
 ):
     """As ``eager.step_``."""
-    key = "step", base, look, bool(scales)
+    key = "step", base, lookahead, bool(scales)
 
     def anew(ys, gs, states, scales):
         # in the rows: where a parameter's scales are, and how many elements share one
         more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
-        common = dtype, memo, step_constants(base, look, scales), TILES[dtype], None
+        common = dtype, memo, step_constants(base, lookahead, scales), TILES[dtype], None
         return [
             prepare(passes.step_kernel, (*key, grad_dtype), columns, *common, rest)
             for grad_dtype, columns, rest in by_dtype(gs, [ys, gs, *states], more)
         ]
 
-    states = [*base_state, *look_state]
+    states = [*base_state, *lookahead_state]
     with prepared(anew, memo, key, dtype, ys, gs, states, scales) as found:
         # all are ready before the first runs: an error leaves everything as it was
         for launch in [each.launch(numbers, (skip,)) for each in found]:
@@ -62,15 +72,15 @@ def _run(y, scale):
     return y.numel() // max(1, scale.numel())
 
 
-def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
     """As ``eager.follow_``."""
-    key = "follow", look
+    key = "follow", lookahead
 
     def anew(ys, snapshots, states, _):
-        common = dtype, memo, follow_constants(look), TILES[dtype]
+        common = dtype, memo, follow_constants(lookahead), TILES[dtype]
         return [prepare(passes.follow_kernel, key, [ys, snapshots, *states], *common)]
 
-    columns = ys, snapshots, look_state
+    columns = ys, snapshots, lookahead_state
     with prepared(anew, memo, key, dtype, *columns, writes_inputs=True) as (found,):
         found.launch(numbers, (skip,))()
     count_writes(ys)
@@ -189,21 +199,21 @@ def _search(grad_dtype, columns, _, memo):
     return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
 
 
-def step_constants(base, look, scales=()):
+def step_constants(base, lookahead, scales=()):
     """What the kernel is compiled for, of the rules and of whether there are scales."""
-    rules = BASES[base], LOOKAHEADS[look]
+    rules = BASES[base], LOOKAHEADS[lookahead]
     return {
         "SCALED": bool(scales),
         "BASE": rounded(rules[0].function),
-        "LOOK": rounded(rules[1].function),
+        "LOOKAHEAD": rounded(rules[1].function),
         "STATES": tuple(len(r.state) for r in rules),
         "NUMBERS": tuple(len(r.numbers) for r in rules),
     }
 
 
-def follow_constants(look):
+def follow_constants(lookahead):
     """What the kernel is compiled for, of the rule."""
-    return {"LOOK": rounded(LOOKAHEADS[look].function), **_counts(LOOKAHEADS[look])}
+    return {"LOOKAHEAD": rounded(LOOKAHEADS[lookahead].function), **_counts(LOOKAHEADS[lookahead])}
 
 
 def move_constants(point):

@@ -139,17 +139,17 @@ def _scales(
 @inline
 def _step_tile(
     pointers, count, numbers, scales, into, run, SCALED: tl.constexpr,
-    BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    BASE: tl.constexpr, LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, BLOCK)
     mask = i < count
     y, g = _load(pointers, 0, 2, i, mask, DTYPE)
     base_state = _load(pointers, 2, STATES[0], i, mask, DTYPE)
-    look_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
+    lookahead_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
     (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
     base_numbers = _numbers(numbers, 1, NUMBERS[0], LOADED, DTYPE)
-    look_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
+    lookahead_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
     g = g * scale
     if SCALED:
         # nearly always: a division and a load for each element would show
@@ -157,18 +157,18 @@ def _step_tile(
             g = g * tl.load(scales)
         else:
             g = g * tl.load(scales + (into + i) // run, mask=mask)
-    y, base_state, look_state = step(
-        BASE, LOOK, y, g, base_state, look_state, base_numbers, look_numbers
+    y, base_state, lookahead_state = step(
+        BASE, LOOKAHEAD, y, g, base_state, lookahead_state, base_numbers, lookahead_numbers
     )
     _store(pointers, 0, (y,), i, mask)
     _store(pointers, 2, base_state, i, mask)
-    _store(pointers, 2 + STATES[0], look_state, i, mask)
+    _store(pointers, 2 + STATES[0], lookahead_state, i, mask)
 
 
 @triton.jit
 def step_kernel(
     chunks, rows, numbers, skip, SCALED: tl.constexpr,
-    BASE: tl.constexpr, LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    BASE: tl.constexpr, LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -190,20 +190,21 @@ def step_kernel(
         _step_tile(
             _pointers(addresses, offset, TYPES, VECTOR), count - offset,
             numbers, scales, into + offset if SCALED else into, run, SCALED,
-            BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
         )  # fmt: skip
         offset += BLOCK // 4
     if whole > 0:
         _step_tile(
             _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, scales, into, run, SCALED, BASE, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+            numbers, scales, into, run,
+            SCALED, BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
 
 
 @inline
 def _follow_tile(
     pointers, count, numbers,
-    LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, BLOCK)
@@ -211,7 +212,7 @@ def _follow_tile(
     w, snapshot = _load(pointers, 0, 2, i, mask, DTYPE)
     state = _load(pointers, 2, STATES, i, mask, DTYPE)
     numbers = _numbers(numbers, 0, NUMBERS, LOADED, DTYPE)
-    y, state = follow(LOOK, w, snapshot, state, numbers)
+    y, state = follow(LOOKAHEAD, w, snapshot, state, numbers)
     _store(pointers, 0, (y, y), i, mask)
     _store(pointers, 2, state, i, mask)
 
@@ -219,7 +220,7 @@ def _follow_tile(
 @triton.jit
 def follow_kernel(
     chunks, rows, numbers, skip,
-    LOOK: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -232,13 +233,13 @@ def follow_kernel(
     while offset < count:
         _follow_tile(
             _pointers(addresses, offset, TYPES, VECTOR), count - offset,
-            numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+            numbers, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
         )  # fmt: skip
         offset += BLOCK // 4
     if whole > 0:
         _follow_tile(
             _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, LOOK, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+            numbers, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
 
 

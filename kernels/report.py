@@ -109,7 +109,7 @@ def cases(everything=False):
     """Every pair in float32 for one target, and samples of the rest; or the full product."""
     rules = {
         "step": PAIRS,
-        "scaled step": [("direction", look) for look in LOOKAHEADS],
+        "scaled step": [("direction", lookahead) for lookahead in LOOKAHEADS],
         "follow": [(name,) for name in LOOKAHEADS],
         "move": [(name,) for name in POINTS],
         "momentum": [(name,) for name in MOMENTA],

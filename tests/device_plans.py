@@ -95,7 +95,7 @@ class Device:
 
     def step(self, lr, skip):
         traced = self.traced()
-        self.rules = traced.base, traced.look
+        self.rules = traced.base, traced.lookahead
         scale, skip = torch.tensor([GRAD_SCALE]), torch.tensor([float(skip)])
         inputs = {**self.entries, "lr": lr, "initial_lr": 0.03, "grad_scale": scale}
         return self.plan.run(traced, inputs, skip, self.backend).tolist()

@@ -91,7 +91,7 @@ ALLOWED = (
     *(ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE),
 )
 # what is made of rules, which it is given
-MADE_OF = {"step": ("base", "look"), "follow": ("look",)}
+MADE_OF = {"step": ("base", "lookahead"), "follow": ("lookahead",)}
 
 
 def foreign(function):

@@ -25,21 +25,33 @@ from . import cpu_products
 
 
 def step_(
-    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+    base,
+    lookahead,
+    ys,
+    gs,
+    base_state,
+    lookahead_state,
+    numbers,
+    dtype,
+    skip=None,
+    scales=(),
+    memo=None,
 ):
     """Advance parameters by one step, in place."""
     if scales:
         gs, scales = scaled(gs, ys, scales, dtype)
-    target = _target(ys, numbers, skip, memo, ("step", base, look))
-    pass_ = functools.partial(_C.step_, base, look, list(scales), dtype == torch.float64, target)
-    _run(pass_, ys, gs, [*base_state, *look_state], dtype)
+    target = _target(ys, numbers, skip, memo, ("step", base, lookahead))
+    pass_ = functools.partial(
+        _C.step_, base, lookahead, list(scales), dtype == torch.float64, target
+    )
+    _run(pass_, ys, gs, [*base_state, *lookahead_state], dtype)
 
 
-def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place."""
-    target = _target(ys, numbers, skip, memo, ("follow", look))
-    pass_ = functools.partial(_C.follow_, look, dtype == torch.float64, target)
-    _run(pass_, ys, snapshots, look_state, dtype, writes_inputs=True)
+    target = _target(ys, numbers, skip, memo, ("follow", lookahead))
+    pass_ = functools.partial(_C.follow_, lookahead, dtype == torch.float64, target)
+    _run(pass_, ys, snapshots, lookahead_state, dtype, writes_inputs=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):

@@ -17,12 +17,22 @@ from .tape import evaluate
 
 
 def step_(
-    base, look, ys, gs, base_state, look_state, numbers, dtype, skip=None, scales=(), memo=None
+    base,
+    lookahead,
+    ys,
+    gs,
+    base_state,
+    lookahead_state,
+    numbers,
+    dtype,
+    skip=None,
+    scales=(),
+    memo=None,
 ):
     """Advance parameters by one step, in place.
 
     Args:
-        base, look: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
+        base, lookahead: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
         ys: parameters, each at its gradient point; any shape, any real floating dtype.
         gs: gradients, shaped as ``ys``; any real floating dtype.
         base_state, look_state: columns of tensors, in the order in which the rules unpack them.
@@ -36,22 +46,22 @@ def step_(
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
-    base, look = BASES[base], LOOKAHEADS[look]
-    functions = _rounded(base.function), _rounded(look.function)
+    base, lookahead = BASES[base], LOOKAHEADS[lookahead]
+    functions = _rounded(base.function), _rounded(lookahead.function)
     scale, *numbers = _scalars(numbers, dtype)
-    base_numbers, look_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
-    states = zip(_rows(base_state, ys), _rows(look_state, ys), strict=True)
+    base_numbers, lookahead_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
+    states = zip(_rows(base_state, ys), _rows(lookahead_state, ys), strict=True)
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
     for y, g, factor, (old_base, old_look) in zip(ys, gs, factors, states, strict=True):
         g = g.to(dtype) * scale * factor
         new_y, new_base, new_look = step(
             *(*functions, y.to(dtype), g, old_base, old_look),
-            *(base_numbers, look_numbers),
+            *(base_numbers, lookahead_numbers),
         )
         _write((*old_base, *old_look, y), (*new_base, *new_look, new_y), skip)
 
 
-def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place.
 
     Args:
@@ -60,10 +70,10 @@ def follow_(look, ys, snapshots, look_state, numbers, dtype, skip=None, memo=Non
         snapshots: the same before its step (y), of the same dtype; receive the new y.
         numbers: those of the lookahead.
     """
-    look, numbers = _rounded(LOOKAHEADS[look].function), _scalars(numbers, dtype)
-    for y, snapshot, old in zip(ys, snapshots, _rows(look_state, ys), strict=True):
+    lookahead, numbers = _rounded(LOOKAHEADS[lookahead].function), _scalars(numbers, dtype)
+    for y, snapshot, old in zip(ys, snapshots, _rows(lookahead_state, ys), strict=True):
         w = y.to(dtype)
-        new_y, new = follow(look, w, snapshot.to(dtype), old, numbers)
+        new_y, new = follow(lookahead, w, snapshot.to(dtype), old, numbers)
         _write((*old, y, snapshot), (*new, new_y, new_y), skip)
 
 

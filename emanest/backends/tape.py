@@ -1,7 +1,7 @@
 """Arithmetic that is written down instead of carried out.
 
 A ``Symbol`` stands for a number that the host does not know. Formulas without a branch on their
-arguments, such as those of ``schedules`` and ``bases``, run on symbols as they stand, and the
+arguments, such as those of ``schedules`` and of the bases, run on symbols as they stand, and the
 ``Tape`` that the symbols belong to records what happens. The result is a ``Program``, which anybody
 can evaluate: ``evaluate`` with Python's floats, a kernel on a device.
 

@@ -6,9 +6,9 @@ A step has three parts, each for all matrices of a bucket:
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
-NorMuon finds a factor for each row before the tail. The first parts are ``Base.directions``. If
-they fail (out of memory, say), momenta may have moved on, but no parameter. ``sharded.py`` finds
-the directions of sharded matrices.
+NorMuon finds a factor for each row before the tail. The first parts are
+``Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
+parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
 
 import math

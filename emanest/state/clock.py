@@ -94,7 +94,7 @@ def planned(group, method, base, clock, step, ahead):
     Args:
         group: the parameter's.
         method: the group's lookahead, or None.
-        base: the group's ``Base``.
+        base: the group's ``optimizers.base.Base``.
         clock: the group's ``Clock``.
         step, ahead: the parameter's; see ``Scalars``.
 

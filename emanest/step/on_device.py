@@ -29,7 +29,7 @@ class Traced(NamedTuple):
     program: Program
     constants: tuple[float, ...]
     base: str | None = None  # a row of rules.BASES; None: another optimizer makes the update
-    look: str = "none"  # a row of rules.LOOKAHEADS
+    lookahead: str = "none"  # a row of rules.LOOKAHEADS
 
 
 def trace(group, method, base, *, scaled=False, clock=True):
@@ -43,7 +43,7 @@ def trace(group, method, base, *, scaled=False, clock=True):
     Args:
         group: a parameter group; its lr and what it remembers are not looked at.
         method: its lookahead method, or None.
-        base: its ``Base``.
+        base: its ``optimizers.base.Base``.
         scaled: divide gradients by an input ``grad_scale``.
         clock: this is the group's last bucket, or its only one.
     """

@@ -25,14 +25,14 @@ class Launch:
     Attributes:
         part: the parameters.
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
-        look: a row of ``rules.LOOKAHEADS``.
+        lookahead: a row of ``rules.LOOKAHEADS``.
         directions: what ``Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
     part: Part
     base: Any
-    look: str
+    lookahead: str
     directions: Callable | None = None
     skip: torch.Tensor | None = None
 
@@ -65,11 +65,11 @@ class Launch:
             bucket.device.type,
             self.part.group.get("backend"),
             self.base,
-            self.look,
+            self.lookahead,
             bucket.tensors_of(indices),
             gs,
             bucket.columns(BASES[self.base].state, indices),
-            bucket.columns(LOOKAHEADS[self.look].state, indices),
+            bucket.columns(LOOKAHEADS[self.lookahead].state, indices),
             numbers,
             bucket.dtype,
             self.skip,
@@ -84,10 +84,10 @@ class Launch:
             "follow_",
             bucket.device.type,
             self.part.group.get("backend"),
-            self.look,
+            self.lookahead,
             bucket.tensors_of(indices),
             bucket.snapshots_of(indices),
-            bucket.columns(LOOKAHEADS[self.look].state, indices),
+            bucket.columns(LOOKAHEADS[self.lookahead].state, indices),
             numbers,
             bucket.dtype,
             self.skip,
@@ -110,7 +110,7 @@ class HostLaunch(Launch):
         self._plan, self.base, numbers = planned(
             part.group, part.method, part.base, clock, step, ahead
         )
-        self.look, self._numbers = self._plan.rule, self._plan.numbers
+        self.lookahead, self._numbers = self._plan.rule, self._plan.numbers
         if self.base is not None:
             self._numbers = factor(part.group, grad_scale), *numbers, *self._numbers
         # a base of the method's own takes gradients as they are
@@ -145,7 +145,7 @@ class DeviceLaunch(Launch):
         scaled = grad_scale is not None
         self._traced = self._plan.trace(group, method, base, scaled=scaled, clock=last)
         self._inputs = {**clock_entries(group, method), "grad_scale": grad_scale}
-        self.base, self.look = self._traced.base, self._traced.look
+        self.base, self.lookahead = self._traced.base, self._traced.lookahead
         if base.directions is not None:
             self.directions = base.directions(part)
 

@@ -240,17 +240,19 @@ _cached_cycle = functools.lru_cache(maxsize=64)(_find_cycle)
 def _step(group, info, plan, y, g, state):
     group = {**group, **plan.options}
     row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info.lr, info.step))
-    base, look = BASES[row], LOOKAHEADS[plan.rule]
-    held = tuple(tuple(state[name] for name in rule.state) for rule in (base, look))
-    y, *new = step(base.function, look.function, y, g, *held, numbers, plan.numbers)
-    return y, state | dict(zip(base.state + look.state, itertools.chain(*new), strict=True))
+    base, lookahead = BASES[row], LOOKAHEADS[plan.rule]
+    held = tuple(tuple(state[name] for name in rule.state) for rule in (base, lookahead))
+    y, *new = step(base.function, lookahead.function, y, g, *held, numbers, plan.numbers)
+    return y, state | dict(zip(base.state + lookahead.state, itertools.chain(*new), strict=True))
 
 
 def _follow(method, plan, y, u, state):
     """Apply the lookahead rule alone, to any update; return y, state and x after it."""
-    look = LOOKAHEADS[plan.rule]
-    y, new = look.function(y + u, u, tuple(state[name] for name in look.state), plan.numbers)
-    state = state | dict(zip(look.state, new, strict=True))
+    lookahead = LOOKAHEADS[plan.rule]
+    y, new = lookahead.function(
+        y + u, u, tuple(state[name] for name in lookahead.state), plan.numbers
+    )
+    state = state | dict(zip(lookahead.state, new, strict=True))
     return y, state, _iterate(method, y, state, plan.ahead)
 
 
