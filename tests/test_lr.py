@@ -109,3 +109,11 @@ def test_every_group_has_a_tensor_lr_of_its_own(cls):
     scheduler.step(1.0)
     assert [group["lr"].item() for group in optimizer.param_groups] == [0.25] * 3
     assert lr.item() == 0.5
+
+
+def test_without_a_lookahead_initial_lr_is_the_users_own():
+    optimizer = emanest.AdamW([torch.nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["initial_lr"] = "mine"
+    params_of(optimizer)[0].grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lookahead_t"] == 1

@@ -192,6 +192,24 @@ def test_autocast_changes_no_bit(name, backend):
 
 
 @each_class
+@pytest.mark.parametrize(
+    "late", [torch.ones(3), torch.ones(3, dtype=torch.complex64)], ids=["vector", "complex"]
+)
+def test_what_is_no_matrix_is_refused_when_it_takes_the_place_of_one(name, late):
+    optimizer = CLASSES[name](matrices(torch.float32), LR, lookahead=METHODS["ema"])
+    train(optimizer, range(2))
+    params = optimizer.param_groups[0]["params"]
+    kept, params[0] = params[1:], nn.Parameter(late)
+    params[0].grad = late
+    before = [bits(p) for p in kept]
+    with pytest.raises(ValueError, match="real matrices"):
+        optimizer.step()
+    assert torch.equal(params[0].detach(), late)
+    assert [bits(p) for p in kept] == before
+    assert optimizer.param_groups[0]["lookahead_t"] == 2
+
+
+@each_class
 @pytest.mark.parametrize("shape", [(), (5,)], ids=str)
 def test_the_wrong_rank_names_split_params(name, shape):
     named = [

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import emanest
+from emanest.methods import method
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -103,3 +107,29 @@ def test_the_list_of_methods_is_current():
     generated = runpy.run_path(str(CSRC / "generate_methods.py"))
     current = generated["generate"]() == (generated["FOLDER"] / "__init__.py").read_text()
     assert current, "emanest/methods/ has changed: `make rules` lists them anew"
+
+
+def test_a_name_that_is_taken_is_an_error_and_the_method_that_has_it_stays():
+    with pytest.raises(ValueError, match=r"emanest\.methods\.nag\.NAG: give it another"):
+        type("Mine", (emanest.NAG,), {"name": "nag"})
+    assert method.METHODS["nag"] is emanest.NAG
+
+
+def test_a_method_that_is_written_anew_takes_its_own_place(monkeypatch):
+    monkeypatch.setattr(method, "METHODS", {})
+    old = type("Mine", (emanest.NAG,), {"name": "mine"})
+    new = type("Mine", (emanest.NAG,), {"name": "mine"})
+    assert method.METHODS == {"mine": new} != {"mine": old}
+
+
+def test_a_base_of_several_methods_needs_no_state():
+    assert type("Several", (method.Method,), {}).positions == ()
+
+
+def test_what_one_method_remembers_may_be_called_as_a_setting_of_another(monkeypatch):
+    monkeypatch.setitem(method.MEMORY, "decay", None)
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = emanest.SGD([p], lookahead=emanest.EMANesterov(decay=0.5))
+    optimizer.step()
+    assert method.method_of(optimizer.param_groups[0]).decay == 0.5

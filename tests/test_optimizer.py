@@ -260,3 +260,15 @@ def test_repr_shows_the_options_of_every_group(base):
     group = optimizer.param_groups[0]
     assert {f"{k}: {v}" for k, v in group.items() if k != "params"} <= set(lines)
     assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("cls", [emanest.AdamW, emanest.SGD, emanest.Muon, emanest.NorMuon])
+def test_a_class_of_the_users_between_an_optimizer_and_its_base_is_initialised(cls):
+    class Between(emanest.Optimizer):
+        def __init__(self, params, defaults, lookahead=None):
+            super().__init__(params, defaults, lookahead)
+            self.given = defaults["lr"], lookahead
+
+    method = METHODS["ema"]
+    mine = type("Mine", (cls, Between), {})
+    assert mine([nn.Parameter(torch.ones(2, 2))], 0.5, lookahead=method).given == (0.5, method)

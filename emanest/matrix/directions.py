@@ -89,7 +89,7 @@ class Directions:
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
-        return self.bucket.tensors_of(self.indices)
+        return [self.bucket.tensors[i] for i in self.indices]
 
     def _layout(self):
         """The shapes, and for each parameter a vector with its scale."""

@@ -14,10 +14,15 @@ def check_matrices(name, p, stack, split):
 
     Args:
         name: what the message calls it.
-        p: the parameter, of two or more dimensions.
+        p: the parameter.
         stack, split: options of its group.
     """
     shape = tuple(p.shape)
+    if p.dim() < 2 or p.is_complex():
+        raise ValueError(
+            f"{name} has shape {shape} and dtype {p.dtype}: only real matrices, and kernels "
+            'flattened to matrices, can be orthogonalised; give it a group with "base": "adamw"'
+        )
     if p.dim() == 3 and stack is None:
         flat = shape[0], math.prod(shape[1:])
         raise ValueError(

@@ -76,9 +76,17 @@ class Method:
         """Make the method known by its name, and name what follows from state and memory."""
         super().__init_subclass__()
         if "name" in vars(cls):
+            known = METHODS.get(cls.name, cls)
+            # one that is written anew, in a notebook say, takes its own place
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"{cls.__qualname__} has name={cls.name!r}, by which groups and checkpoints "
+                    f"mean {known.__module__}.{known.__qualname__}: give it another"
+                )
             METHODS[cls.name] = cls
         MEMORY.update(dict.fromkeys(cls.memory))
-        cls.positions = tuple(name for name in cls.state if name in POSITIONS)
+        # a base of several methods may leave out what they differ in
+        cls.positions = tuple(name for name in getattr(cls, "state", ()) if name in POSITIONS)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
     @property
@@ -111,7 +119,7 @@ class Method:
         return memory
 
     def plan(self, info: StepInfo, memory: dict) -> Plan:
-        """What step ``at.t`` does; ``memory`` includes that step."""
+        """What step ``info.t`` does; ``memory`` includes that step."""
         raise NotImplementedError
 
 

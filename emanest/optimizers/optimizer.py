@@ -25,22 +25,33 @@ from .base import Base
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
+class _Constructor:
+    """A signature in a class body, in whose place the constructor comes."""
+
+    def __init__(self, init):
+        self._init = init
+
+    def __set_name__(self, owner, name):
+        init, signature = self._init, inspect.signature(self._init)
+
+        @suggesting
+        @functools.wraps(init)
+        def constructed(self, *args, **kwargs):
+            # what does not fit the signature is Python's own error
+            init(self, *args, **kwargs)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            _, (_, params), *options = bound.arguments.items()
+            defaults = dict(options)
+            # a user's class may stand between the owner and Optimizer
+            super(owner, self).__init__(params, defaults, defaults.pop("lookahead"))
+
+        setattr(owner, name, constructed)
+
+
 def constructor(init: Init) -> Init:
     """Make a constructor of a signature whose parameters are the options, with their defaults."""
-    signature = inspect.signature(init)
-
-    @suggesting
-    @functools.wraps(init)
-    def constructed(self, *args, **kwargs):
-        # what does not fit the signature is Python's own error
-        init(self, *args, **kwargs)
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        _, (_, params), *options = bound.arguments.items()
-        defaults = dict(options)
-        Optimizer.__init__(self, params, defaults, defaults.pop("lookahead"))
-
-    return constructed  # pyright: ignore[reportReturnType]
+    return _Constructor(init)  # pyright: ignore[reportReturnType]
 
 
 class Optimizer(torch.optim.Optimizer):

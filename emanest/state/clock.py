@@ -48,8 +48,12 @@ def host_clock(group, method):
 
 def clock_entries(group, method):
     """The entries of a group that its clock is read from."""
-    names = "lookahead_t", "lr", *(method.memory_entries if method else ())
-    return {**{name: group[name] for name in names}, "initial_lr": group.get("initial_lr", 0.0)}
+    entries = {"lookahead_t": group["lookahead_t"], "lr": group["lr"]}
+    if method is not None:
+        # a scheduler's or the user's: not looked at where no method asks for it
+        entries["initial_lr"] = group.get("initial_lr", 0.0)
+        entries.update({name: group[name] for name in method.memory_entries})
+    return entries
 
 
 def place_clock(group, method, device):
@@ -59,7 +63,7 @@ def place_clock(group, method, device):
         # a method that has taken another one's place has none yet, and leaves none behind
         if name in memory:
             group.setdefault(f"lookahead_{name}", memory[name])
-        else:
+        elif not hasattr(method, name):  # a setting may have the name of another's memory
             group.pop(f"lookahead_{name}", None)
     for name in ("lookahead_t", *(method.memory_entries if method else ())):
         held = group[name]

@@ -129,8 +129,8 @@ class Selection:
             return None
         chosen = []
         for setup, params in zip(setups, found, strict=True):
-            candidates = setup.base.allocated(setup.group)
-            candidates += self.buckets.displaced(setup.group["params"])
+            displaced = self.buckets.displaced(setup.group["params"])
+            candidates = [*setup.base.allocated(setup.group), *displaced]
             chosen.append(self._find(optimizer, setup, params, candidates))
         new = [bucket for buckets in chosen for bucket, _ in buckets]
         if not all(bucket.published for bucket in new):
