@@ -52,7 +52,7 @@ class Pull(Method):
         """Check the range."""
         self._set(weight=real("weight", self.weight, 0, 1))
 
-    def plan(self, at, memory):
+    def plan(self, info, memory):
         """Pull at every step."""
         return Plan("pull", (self.weight, 0.5, 2.0, 0.125), 1.0)
 '''

@@ -35,7 +35,7 @@ def step_(
         base, lookahead: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
         ys: parameters, each at its gradient point; any shape, any real floating dtype.
         gs: gradients, shaped as ``ys``; any real floating dtype.
-        base_state, look_state: columns of tensors, in the order in which the rules unpack them.
+        base_state, lookahead_state: columns of tensors, in the order in which rules unpack them.
         numbers: a factor of the gradients (-1 to maximize), then the base's numbers, then the
             lookahead's: floats, or one vector on the device.
         dtype: float32 or float64.
@@ -52,20 +52,20 @@ def step_(
     base_numbers, lookahead_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
     states = zip(_rows(base_state, ys), _rows(lookahead_state, ys), strict=True)
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
-    for y, g, factor, (old_base, old_look) in zip(ys, gs, factors, states, strict=True):
+    for y, g, factor, (old_base, old_lookahead) in zip(ys, gs, factors, states, strict=True):
         g = g.to(dtype) * scale * factor
         new_y, new_base, new_look = step(
-            *(*functions, y.to(dtype), g, old_base, old_look),
+            *(*functions, y.to(dtype), g, old_base, old_lookahead),
             *(base_numbers, lookahead_numbers),
         )
-        _write((*old_base, *old_look, y), (*new_base, *new_look, new_y), skip)
+        _write((*old_base, *old_lookahead, y), (*new_base, *new_look, new_y), skip)
 
 
 def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place.
 
     Args:
-        look, look_state, dtype, skip, memo: as in ``step_``.
+        lookahead, lookahead_state, dtype, skip, memo: as in ``step_``.
         ys: parameters as the other optimizer left them (w).
         snapshots: the same before its step (y), of the same dtype; receive the new y.
         numbers: those of the lookahead.

@@ -30,7 +30,7 @@ class Lookahead(Method):
     state: ClassVar[tuple[str, ...]] = ("x",)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
-    rests: ClassVar[bool] = True
+    x_is_state: ClassVar[bool] = True
 
     every: int = 5
     alpha: float = 0.5

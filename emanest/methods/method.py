@@ -20,7 +20,7 @@ class StepInfo(NamedTuple):
 
     t: Any  # steps of the optimizer so far: windows and syncs follow it
     step: Any  # base updates of this parameter so far
-    ahead: Any  # where the parameter is, as the last plan said; 0: it holds x
+    ahead: Any  # where its y is, as the last plan said; 0: y is x
     lr: Any
     weight_decay: Any
 
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
 
     rule: str = "none"  # a row of rules.LOOKAHEADS
     numbers: tuple = ()
-    # where the parameter is after the step. 0: it holds x; else, of a method that looks ahead along
-    # a direction or between two points, how far; of others a number that says at which point
+    # where y is after the step. 0: y is x; else, of a method that looks ahead along a direction or
+    # between two points, how far; of others a number that says at which point
     ahead: Any = 0.0
     options: Mapping = MappingProxyType({})  # options of the base that this step overrides
     base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
@@ -67,7 +67,7 @@ class Method:
     points: ClassVar[tuple[str, str | None]]  # rows of rules.POINTS: x from y; y from x, if known
     memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
     syncs: ClassVar[bool] = False  # acts at some steps only
-    rests: ClassVar[bool] = False  # where it is not ahead, parameters hold their first state
+    x_is_state: ClassVar[bool] = False  # where y is x, it equals the first state
 
     positions: ClassVar[tuple[str, ...]]  # state that holds a point, not a direction
     memory_entries: ClassVar[tuple[str, ...]]  # of a group, which hold the memory

@@ -33,7 +33,7 @@ class NALA(Method):
     state: ClassVar[tuple[str, ...]] = ("x",)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
-    rests: ClassVar[bool] = True
+    x_is_state: ClassVar[bool] = True
 
     # what a parameter's `lookahead` says here, besides 0 for "at x"
     FAST: ClassVar[float] = 1.0

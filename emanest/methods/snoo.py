@@ -34,7 +34,7 @@ class SNOO(Method):
     state: ClassVar[tuple[str, ...]] = ("x", "outer_momentum_buffer")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
-    rests: ClassVar[bool] = True
+    x_is_state: ClassVar[bool] = True
 
     every: int
     lr: float = 0.7

@@ -227,10 +227,10 @@ class Optimizer(torch.optim.Optimizer):
             self._skipped()
             return
         restart_edited(self, parts)
-        planned, clocks = plan.plan(self, groups, parts, skip)
+        launches, clocks = plan.plan(self, groups, parts, skip)
         with self.buckets.ours(parts):
-            self._run(planned)
-        for each in (*planned, *clocks):
+            self._run(launches)
+        for each in (*launches, *clocks):
             each.done()
         if not self._selection.steady:
             self._selection.remember(self, groups)
@@ -238,24 +238,24 @@ class Optimizer(torch.optim.Optimizer):
             modes.to_x(self)
 
     def _skipped(self):
-        """A step does not happen: nothing changes."""
+        """Hook for ``Wrap``: a step does not happen, and here nothing changes."""
 
     def _allocate(self, parts):
         self.buckets.publish(parts)
 
-    def _run(self, planned):
-        self._publish(planned)
-        self._run_passes(planned)
+    def _run(self, launches):
+        self._publish(launches)
+        self._run_passes(launches)
 
-    def _publish(self, planned):
+    def _publish(self, launches):
         if not self._selection.steady:
-            self.buckets.publish([launch.part for launch in planned])
+            self.buckets.publish([launch.part for launch in launches])
 
-    def _run_passes(self, planned):
-        """All directions are found before the first pass: one that fails has moved no parameter."""
+    def _run_passes(self, launches):
+        """Collect the inputs of all passes, then run them: what fails before moves no parameter."""
         with contextlib.ExitStack() as stack:
-            inputs = [launch.inputs(self._gradients, stack) for launch in planned]
-            for launch, each in zip(planned, inputs, strict=True):
+            inputs = [launch.inputs(self._gradients, stack) for launch in launches]
+            for launch, each in zip(launches, inputs, strict=True):
                 launch.step(*each)
 
     _gradients = staticmethod(gradients)

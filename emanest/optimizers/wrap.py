@@ -233,14 +233,14 @@ class Wrap(Optimizer):
         self._step_inner(())
         super()._allocate(parts)
 
-    def _run(self, planned):
-        raw = [launch for launch in planned if launch.base is not None]
-        followed = [launch for launch in planned if launch.base is None]
+    def _run(self, launches):
+        raw = [launch for launch in launches if launch.base is not None]
+        followed = [launch for launch in launches if launch.base is None]
         for launch in followed:
             launch.part.bucket.edits.take_snapshots(launch.part.indices)
         raw_params = [launch.part.bucket.params_of(launch.part.indices) for launch in raw]
         self._step_inner([p for params in raw_params for p in params])
-        self._publish(planned)
+        self._publish(launches)
         for launch in followed:
             with launch.numbers() as numbers:
                 launch.follow(numbers)

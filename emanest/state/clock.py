@@ -37,7 +37,7 @@ def clock_of(method, read):
 
 
 def host_clock(group, method):
-    """The same in numbers of the host; a tensor lr is read, as torch does."""
+    """A group's clock in numbers of the host; a tensor lr is read, as torch does."""
     numbers = {}
     for name, value in clock_entries(group, method).items():
         number = value.item() if isinstance(value, torch.Tensor) else value

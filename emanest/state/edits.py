@@ -21,7 +21,7 @@ class Known(NamedTuple):
     snapshot_version: int | None
 
     def own(self, p, everything):
-        """The same, now that whatever is written to the parameter counts as ours, or no longer."""
+        """What is known once writes to the parameter stop, or resume, counting as edits."""
         # a write to a DTensor counts there, one to its part counts at the part
         now = self.tensor._version + (0 if self.tensor is p else p._version)
         before, after = (now, _OURS) if everything else (_OURS, now)
@@ -57,7 +57,7 @@ class Edits:
         return [ours + theirs for ours, theirs in zip(found, wholes, strict=True)]
 
     def own(self, everything):
-        """From now on take whatever is written to unedited parameters for ours, or no longer."""
+        """Stop, or resume, counting writes to unedited parameters as edits."""
         if everything:
             self._ours = True
             self.record(self.unedited(range(len(self._params))))
@@ -79,7 +79,7 @@ class Edits:
         return [i for i in self.written(indices) if self._versions[i] != _OURS]
 
     def written(self, indices):
-        """The same, and those of which this is not known because all counts as ours."""
+        """Those that were written since, by anybody; in ``part_of_step`` that is not told apart."""
         now = self._now(indices)
         if len(indices) == len(self._params) and now == self._versions:
             return []
@@ -164,7 +164,7 @@ def restart_edited(optimizer, parts):
                 f"would restart {name} from where they are; write them inside "
                 "`with opt.part_of_step():`, or before a step outside of the capture",
             )
-            anchor(part._replace(indices=edited))
+            restart_at(part._replace(indices=edited))
             counts[name] = counts.get(name, 0) + len(edited)
     for name, count in counts.items():
         warn_once(
@@ -177,7 +177,7 @@ def restart_edited(optimizer, parts):
 
 
 @torch.no_grad()
-def anchor(part):
+def restart_at(part):
     """Put all positions of parameters where the parameters are: x = y = z."""
     bucket = part.bucket
     for i in part.indices:

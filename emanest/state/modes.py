@@ -11,7 +11,7 @@ import torch
 
 from .. import backends
 from ..rules import LOOKAHEAD_STATE
-from .edits import anchor, restart_edited, warn_once
+from .edits import restart_at, restart_edited, warn_once
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -35,10 +35,10 @@ def to_x(optimizer):
     moves = [
         move
         for move in _moves(parts)
-        if move.ahead != 0 or _keeps_x(move.part.method) or optimizer.buckets.owned
+        if move.ahead != 0 or _keeps_y_at_x(move.part.method) or optimizer.buckets.owned
     ]
-    with _all_or_nothing(optimizer, parts, moves) as kept:
-        for (part, _), ys in zip(moves, kept, strict=True):
+    with _undone_by_errors(optimizer, parts, moves) as copies:
+        for (part, _), ys in zip(moves, copies, strict=True):
             for i, y in zip(part.indices, ys, strict=True):
                 part.bucket.keep_y(i, y)
         for part, ahead in moves:
@@ -67,11 +67,11 @@ def to_y(optimizer):
                     anchored.append(its)
                 elif written and ahead != 0:
                     moves.append(_Move(its, ahead))
-    with _all_or_nothing(optimizer, parts, moves):
+    with _undone_by_errors(optimizer, parts, moves):
         for part, ahead in moves:
             _move(part.method.points[1], part, ahead)
         for part in anchored:
-            anchor(part)
+            restart_at(part)
         for bucket, i in kept:
             _write(bucket, i, bucket.kept_y(i))
         key = optimizer.buckets.key("y")
@@ -101,7 +101,7 @@ def _x_of_then(part, i, ahead):
     if y is not None:
         return y if ahead == 0 else x_of(y, part, i, ahead)
     # found by a back end, which rounds NaN as the step did
-    at_rest = ahead == 0 and part.method.rests
+    at_rest = ahead == 0 and part.method.x_is_state
     return x_of(part.bucket.tensors[i], part, i, ahead) if at_rest else None
 
 
@@ -122,7 +122,7 @@ def x_of(y, part, i, ahead):
 
 
 @contextlib.contextmanager
-def _all_or_nothing(optimizer, parts, moves):
+def _undone_by_errors(optimizer, parts, moves):
     """Give copies of the parameters that moves write; where the block raises, put them back.
 
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
@@ -239,9 +239,9 @@ def _warn_of_lost(optimizer, method, lost):
         )
 
 
-def _keeps_x(method):
-    """Whether a parameter at rest is kept, too: it has positions and is at none of them."""
-    return bool(method.positions) and not method.rests
+def _keeps_y_at_x(method):
+    """Whether y is kept even where it is x: state alone cannot tell later that it was written."""
+    return bool(method.positions) and not method.x_is_state
 
 
 @torch.no_grad()

@@ -80,6 +80,7 @@ class Selection:
             optimizer: whose.
             wanted: (group, method) -> whether a group is asked for; None is all.
         """
+        # every parameter with state has it, without a lookahead too
         mark, state, parts = self.buckets.key("lookahead"), optimizer.state, []
         for group in optimizer.param_groups:
             method = method_of(group)
