@@ -26,6 +26,7 @@ SOURCES = [
     for name in [
         "bindings",
         "gather",
+        "guards",
         "info",
         "layout",
         "momentum_cpu",
@@ -33,7 +34,6 @@ SOURCES = [
         "step_cpu",
         "storage",
         "target",
-        "watch",
     ]
 ]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.

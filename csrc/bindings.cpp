@@ -5,12 +5,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
-#include "info.h"
-#include "layout.h"
-#include "products.h"
+#include "registers.h"
 #include "storage.h"
 #include "target.h"
-#include "watch.h"
 
 namespace py = pybind11;
 
@@ -38,10 +35,10 @@ bool run_on(Column first, Gather gather, Columns written, const Target& target, 
 }
 
 template <class Work>
-bool run(Column ys, Column beside, Columns state, Columns written, bool in_double,
+bool run(Column ys, Column input, Columns state, Columns written, bool in_double,
          const Target& target, size_t numbers, Work work, Column scales = py::list()) {
   return run_on(
-      ys, [&] { return gather(ys, beside, state, in_double, scales); }, written, target, numbers,
+      ys, [&] { return gather(ys, input, state, in_double, scales); }, written, target, numbers,
       work);
 }
 
@@ -49,10 +46,10 @@ bool run(Column ys, Column beside, Columns state, Columns written, bool in_doubl
 // stands beside them, and state. After false the caller gives copies in place of columns.
 
 // state: the base's, then the lookahead's
-bool step_(const std::string& base, const std::string& look, Column scales, bool in_double,
+bool step_(const std::string& base, const std::string& lookahead, Column scales, bool in_double,
            const Target& target, Column ys, Column gs, Columns state) {
   const auto b = find<Base>(base);
-  const auto l = find<Lookahead>(look);
+  const auto l = find<Lookahead>(lookahead);
   check_count("columns of state", state.size(), sizes(b).first + sizes(l).first);
   const size_t numbers = 1 + sizes(b).second + sizes(l).second;
   auto written = state;
@@ -64,9 +61,9 @@ bool step_(const std::string& base, const std::string& look, Column scales, bool
   return run(ys, gs, state, written, in_double, target, numbers, work, scales);
 }
 
-bool follow_(const std::string& look, bool in_double, const Target& target, Column ys,
+bool follow_(const std::string& lookahead, bool in_double, const Target& target, Column ys,
              Column snapshots, Columns state) {
-  const auto l = find<Lookahead>(look);
+  const auto l = find<Lookahead>(lookahead);
   const auto [states, numbers] = sizes(l);
   check_count("columns of state", state.size(), states);
   auto written = state;
@@ -144,7 +141,7 @@ bool nonfinite(Column gs, const py::object& found, const Target& target) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   emanest::bind_storage(m);
   emanest::bind_target(m);
-  emanest::bind_watch(m);
+  emanest::bind_guards(m);
   emanest::bind_layout(m);
   emanest::bind_info(m);
   emanest::bind_products(m);

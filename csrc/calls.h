@@ -69,7 +69,7 @@ class Tables {
   }
 
   static bool same(const Tensors& a, const Tensors& b) {
-    return a.y == b.y && a.beside == b.beside && a.beside_dtype == b.beside_dtype &&
+    return a.y == b.y && a.input == b.input && a.input_dtype == b.input_dtype &&
            a.scales == b.scales && a.run == b.run &&
            std::equal(std::begin(a.state), std::end(a.state), std::begin(b.state));
   }
@@ -142,19 +142,21 @@ void pass(const Bucket& bucket, int count, const Call& call, const Launch& launc
 }
 
 template <class Launch>
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const Call& call,
+void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket, const Call& call,
           const Launch& launch) {
   std::visit(
       [&](auto b, auto l) {
         constexpr int count = 1 + b.numbers + l.numbers;
         pass<Step, decltype(b), decltype(l)>(bucket, count, call, launch);
       },
-      base, look);
+      base, lookahead);
 }
 
 template <class Launch>
-void follow(const Lookahead& look, const Bucket& bucket, const Call& call, const Launch& launch) {
-  std::visit([&](auto l) { pass<Follow, decltype(l)>(bucket, l.numbers, call, launch); }, look);
+void follow(const Lookahead& lookahead, const Bucket& bucket, const Call& call,
+            const Launch& launch) {
+  std::visit([&](auto l) { pass<Follow, decltype(l)>(bucket, l.numbers, call, launch); },
+             lookahead);
 }
 
 template <class Launch>

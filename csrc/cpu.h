@@ -111,7 +111,7 @@ void prefetch(const Tensors& t) {
     }
   };
   lines(t.y);
-  lines(t.beside);
+  lines(t.input);
   for (const void* each : t.state) lines(each);
 }
 

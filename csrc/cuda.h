@@ -12,9 +12,10 @@ struct Place {
 };
 
 // Errors of CUDA are std::runtime_error; nothing has changed then.
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const device::Call& call,
-          Place place);
-void follow(const Lookahead& look, const Bucket& bucket, const device::Call& call, Place place);
+void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket,
+          const device::Call& call, Place place);
+void follow(const Lookahead& lookahead, const Bucket& bucket, const device::Call& call,
+            Place place);
 void move(const Point& point, const Bucket& bucket, const device::Call& call, Place place);
 // squares: on the device, one for each tensor
 void momentum(const Momentum& rule, const Bucket& bucket, double* squares,

@@ -76,11 +76,11 @@ void check_count(const char* what, size_t found, size_t expected) {
                               std::to_string(found));
 }
 
-std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_double,
+std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_double,
                              Column scales) {
-  const bool alone = beside.empty(), scaled = !scales.empty();
+  const bool alone = input.empty(), scaled = !scales.empty();
   if (scaled) check_count("scales", scales.size(), ys.size());
-  if (!alone) check_count("tensors beside the parameters", beside.size(), ys.size());
+  if (!alone) check_count("tensors input the parameters", input.size(), ys.size());
   for (Column column : state) check_count("tensors of state", column.size(), ys.size());
   if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
   const auto wide = in_double ? at::kDouble : at::kFloat;
@@ -101,12 +101,12 @@ std::optional<Bucket> gather(Column ys, Column beside, Columns state, bool in_do
       row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
     }
     if (!alone) {
-      const at::Tensor& g = tensor(beside, i);
+      const at::Tensor& g = tensor(input, i);
       check_device(g, device);
-      row.beside = address(g);
+      row.input = address(g);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || !aligned(y, g)) return false;
-      row.beside_dtype = *g_dtype;
+      row.input_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);

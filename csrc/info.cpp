@@ -1,4 +1,4 @@
-#include "info.h"
+#include "registers.h"
 
 #include <pybind11/stl.h>
 

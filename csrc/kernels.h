@@ -46,12 +46,12 @@ template <class Operation>
 struct Pass {
   using T = typename Operation::T;
   static constexpr int states = Operation::states;
-  static constexpr bool beside = Operation::reads_beside, reads_y = Operation::reads_y;
+  static constexpr bool input = Operation::reads_input, reads_y = Operation::reads_y;
 
   // A tensor's y, what stands beside it, and its state.
   struct Streams {
     EMANEST_INLINE Streams(const Tensors& from, Dtype y_dtype)
-        : y(from.y, y_dtype), beside(from.beside, from.beside_dtype), tensors(from) {}
+        : y(from.y, y_dtype), input(from.input, from.input_dtype), tensors(from) {}
 
     EMANEST_INLINE Values<T> state(int k) const {
       return {tensors.state[k], std::is_same_v<T, double> ? Dtype::float64 : Dtype::float32};
@@ -75,12 +75,12 @@ struct Pass {
     };
 
     EMANEST_INLINE bool in_fours() const {
-      bool all = y.in_fours() && (!Pass::beside || beside.in_fours());
+      bool all = y.in_fours() && (!Pass::input || input.in_fours());
       for (int k = 0; k < states; k++) all = all && state(k).in_fours();
       return all;
     }
 
-    Values<T> y, beside;
+    Values<T> y, input;
     // copied: the compiler cannot know that no store changes it
     Tensors tensors;
   };
@@ -109,25 +109,25 @@ struct Pass {
     T y{}, aside{}, factor(1);
     Row<T, states> state;
     if constexpr (reads_y) y = streams.y.load(i);
-    if constexpr (beside) aside = streams.beside.load(i);
+    if constexpr (input) aside = streams.input.load(i);
     for (int k = 0; k < states; k++) state[k] = streams.state(k).load(i);
     if constexpr (Operation::scaled) {
       if (streams.tensors.scales) factor = typename Streams::Factors(streams.tensors, i).at(i);
     }
     operation(y, aside, state, factor);
     streams.y.store(i, y);
-    if constexpr (Operation::writes_beside) streams.beside.store(i, aside);
+    if constexpr (Operation::writes_input) streams.input.store(i, aside);
     for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
   }
 
   EMANEST_INLINE static void four(Operation& operation, const Streams& streams, int64_t i) {
     Words words[2 + states];
     if constexpr (reads_y) words[0] = streams.y.load_four(i);
-    if constexpr (beside) words[1] = streams.beside.load_four(i);
+    if constexpr (input) words[1] = streams.input.load_four(i);
     for (int k = 0; k < states; k++) words[2 + k] = streams.state(k).load_four(i);
     T y[4]{}, aside[4]{}, columns[states + 1][4], factors[4] = {1, 1, 1, 1};
     if constexpr (reads_y) streams.y.widen_four(words[0], y);
-    if constexpr (beside) streams.beside.widen_four(words[1], aside);
+    if constexpr (input) streams.input.widen_four(words[1], aside);
     for (int k = 0; k < states; k++) streams.state(k).widen_four(words[2 + k], columns[k]);
     if constexpr (Operation::scaled) {
       if (streams.tensors.scales) {
@@ -142,7 +142,7 @@ struct Pass {
       for (int k = 0; k < states; k++) columns[k][j] = state[k];
     }
     streams.y.store_four(i, y);
-    if constexpr (Operation::writes_beside) streams.beside.store_four(i, aside);
+    if constexpr (Operation::writes_input) streams.input.store_four(i, aside);
     for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
   }
 
@@ -159,10 +159,10 @@ struct Nonfinite {
     const Chunk chunk = table.chunks[block];
     const Tensors& tensors = table.entries[chunk.entry].tensors;
     const Range range(chunk, tensors);
-    const void* from = tensors.beside;
+    const void* from = tensors.input;
     bool bad = false;
     // all bits of the exponent are set in NaN and in infinities
-    switch (tensors.beside_dtype) {
+    switch (tensors.input_dtype) {
       case Dtype::float32: bad = any<uint32_t, 0x7f800000>(from, range, thread); break;
       case Dtype::float64: bad = any<uint64_t, 0x7ff0000000000000>(from, range, thread); break;
       case Dtype::bfloat16: bad = any<uint16_t, 0x7f80>(from, range, thread); break;

@@ -1,5 +1,5 @@
 // emanest/backends/guards.py's loops over all tensors of a call.
-#include "layout.h"
+#include "registers.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/python_variable.h>

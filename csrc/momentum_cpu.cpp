@@ -72,7 +72,7 @@ void momentum(const Bucket& bucket, const double* numbers, double* squares) {
       const Block block = blocks[size_t(k)];
       const Tensors& t = bucket.tensors[block.tensor];
       const int64_t end = std::min(t.size, block.begin + kBlock);
-      Values<T> g(t.beside, t.beside_dtype, block.begin);
+      Values<T> g(t.input, t.input_dtype, block.begin);
       const auto update = [&](Values<T>& u, int64_t begin, int64_t size) {
         Addresses<T> state;
         for (int j = 0; j < kStates; j++) state[j] = static_cast<T*>(t.state[j]) + begin;

@@ -24,7 +24,7 @@ struct Nothing {};
 // What operations have in common, unless they say otherwise.
 struct Operation {
   using Left = Nothing;
-  static constexpr bool reads_y = true, reads_beside = true, writes_beside = false, scaled = false;
+  static constexpr bool reads_y = true, reads_input = true, writes_input = false, scaled = false;
 
   EMANEST_INLINE void leave(Nothing, int64_t) const {}
 };
@@ -37,30 +37,30 @@ struct Step : Operation {
 
   EMANEST_INLINE explicit Step(const Given& given) : scale(given[0]) {
     copy<B>(given, 1, base_numbers);
-    copy<L>(given, 1 + B::numbers, look_numbers);
+    copy<L>(given, 1 + B::numbers, lookahead_numbers);
   }
 
   EMANEST_INLINE void operator()(T& y, T& g, Row<T, states>& state, T factor) const {
     Row<T, B::states> base_state;
-    Row<T, L::states> look_state;
+    Row<T, L::states> lookahead_state;
     for (int k = 0; k < B::states; k++) base_state[k] = state[k];
-    for (int k = 0; k < L::states; k++) look_state[k] = state[B::states + k];
-    y = emanest::step<T, B, L>(y, g * scale * factor, base_state, look_state, base_numbers,
-                               look_numbers);
+    for (int k = 0; k < L::states; k++) lookahead_state[k] = state[B::states + k];
+    y = emanest::step<T, B, L>(y, g * scale * factor, base_state, lookahead_state, base_numbers,
+                               lookahead_numbers);
     for (int k = 0; k < B::states; k++) state[k] = base_state[k];
-    for (int k = 0; k < L::states; k++) state[B::states + k] = look_state[k];
+    for (int k = 0; k < L::states; k++) state[B::states + k] = lookahead_state[k];
   }
 
   Number scale;
   typename B::Numbers base_numbers;
-  typename L::Numbers look_numbers;
+  typename L::Numbers lookahead_numbers;
 };
 
 template <class T_, class L>
 struct Follow : Operation {
   using T = T_;
   static constexpr int states = L::states;
-  static constexpr bool writes_beside = true;
+  static constexpr bool writes_input = true;
 
   EMANEST_INLINE explicit Follow(const Given& given) { copy<L>(given, 0, numbers); }
 
@@ -75,7 +75,7 @@ template <class T_, class P>
 struct Move : Operation {
   using T = T_;
   static constexpr int states = P::states;
-  static constexpr bool reads_beside = false;
+  static constexpr bool reads_input = false;
 
   EMANEST_INLINE explicit Move(const Given& given) { copy<P>(given, 0, numbers); }
 

@@ -4,7 +4,7 @@
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the
 // batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while
 // they are in the cache.
-#include "products.h"
+#include "registers.h"
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>

@@ -18,10 +18,10 @@ enum class Dtype : int8_t { float32, float64, bfloat16, float16 };
 // One parameter: everything dense and in one memory order.
 struct Tensors {
   void* y;
-  void* beside;          // gradient; for `follow` the snapshot; for `move` null
+  void* input;          // gradient; for `follow` the snapshot; for `move` null
   void* state[kStates];  // of the base rule, then of the lookahead rule
   int64_t size;          // elements; for `rows` rows
-  Dtype beside_dtype;
+  Dtype input_dtype;
   const void* scales = nullptr;  // further factors of the gradient, of the arithmetic's type; or null
   int64_t run = 0;               // elements, in memory order, that share a scale; those of a row
 };
@@ -53,8 +53,9 @@ std::pair<size_t, size_t> sizes(const Table& rule) {
 namespace cpu {
 
 // numbers: a factor of the gradients, then the base's, then the lookahead's
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const double* numbers);
-void follow(const Lookahead& look, const Bucket& bucket, const double* numbers);
+void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket,
+          const double* numbers);
+void follow(const Lookahead& lookahead, const Bucket& bucket, const double* numbers);
 void move(const Point& point, const Bucket& bucket, const double* numbers);
 // y receives the update, squares the sum of its squares for each tensor; numbers: a factor of the
 // gradients, then the rule's

@@ -11,7 +11,7 @@ namespace {
 // What a loop is given: y, what stands beside it (gradient or snapshot), the state, the size; and a
 // further factor of what stands beside, 1 where there is none.
 template <class T>
-using Loop = void (*)(const double* numbers, T factor, T* y, T* beside, Addresses<T> state,
+using Loop = void (*)(const double* numbers, T factor, T* y, T* input, Addresses<T> state,
                       int64_t size);
 
 template <class T, class B, class L>
@@ -19,20 +19,20 @@ EMANEST_CLONES void step_loop(const double* numbers, T factor, T* y, T* g, Addre
                               int64_t size) {
   const Number scale = numbers[0];
   typename B::Numbers base_numbers;
-  typename L::Numbers look_numbers;
+  typename L::Numbers lookahead_numbers;
   copy<B>(numbers + 1, base_numbers);
-  copy<L>(numbers + 1 + B::numbers, look_numbers);
+  copy<L>(numbers + 1 + B::numbers, lookahead_numbers);
   T* const* const look_from = state.data() + B::states;
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; i++) {
     Row<T, B::states> base_state;
-    Row<T, L::states> look_state;
+    Row<T, L::states> lookahead_state;
     load<T, B>(base_state, state.data(), i);
-    load<T, L>(look_state, look_from, i);
-    y[i] = emanest::step<T, B, L>(y[i], g[i] * scale * factor, base_state, look_state,
-                                  base_numbers, look_numbers);
+    load<T, L>(lookahead_state, look_from, i);
+    y[i] = emanest::step<T, B, L>(y[i], g[i] * scale * factor, base_state, lookahead_state,
+                                  base_numbers, lookahead_numbers);
     store<T, B>(base_state, state.data(), i);
-    store<T, L>(look_state, look_from, i);
+    store<T, L>(lookahead_state, look_from, i);
   }
 }
 
@@ -43,10 +43,10 @@ EMANEST_CLONES void follow_loop(const double* given, T, T* y, T* snapshot, Addre
   copy<L>(given, numbers);
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; i++) {
-    Row<T, L::states> look_state;
-    load<T, L>(look_state, state.data(), i);
-    y[i] = snapshot[i] = emanest::follow<T, L>(y[i], snapshot[i], look_state, numbers);
-    store<T, L>(look_state, state.data(), i);
+    Row<T, L::states> lookahead_state;
+    load<T, L>(lookahead_state, state.data(), i);
+    y[i] = snapshot[i] = emanest::follow<T, L>(y[i], snapshot[i], lookahead_state, numbers);
+    store<T, L>(lookahead_state, state.data(), i);
   }
 }
 
@@ -95,19 +95,19 @@ void for_each_run(const Tensors& t, int64_t begin, int64_t end, F f) {
 
 // T is the type of the arithmetic and of the state.
 template <class T>
-void run(Loop<T> loop, const Bucket& bucket, const double* numbers, bool writes_beside = false) {
+void run(Loop<T> loop, const Bucket& bucket, const double* numbers, bool writes_input = false) {
   const auto part = [&](const Tensors& t, int64_t begin, int64_t end, T factor) {
-    Values<T> y(t.y, bucket.y_dtype, begin), beside(t.beside, t.beside_dtype, begin);
+    Values<T> y(t.y, bucket.y_dtype, begin), input(t.input, t.input_dtype, begin);
     Addresses<T> state;
     for (int k = 0; k < kStates; k++) state[k] = static_cast<T*>(t.state[k]) + begin;
-    const int64_t tile = y.wide() && beside.wide() ? end - begin : kTile;
+    const int64_t tile = y.wide() && input.wide() ? end - begin : kTile;
     for (int64_t size; begin < end; begin += size) {
       size = std::min(tile, end - begin);
-      loop(numbers, factor, y.load(size), beside.load(size), state, size);
+      loop(numbers, factor, y.load(size), input.load(size), state, size);
       y.store(size);
-      if (writes_beside) beside.store(size);
+      if (writes_input) input.store(size);
       y.advance(size);
-      beside.advance(size);
+      input.advance(size);
       for (T*& each : state) each += size;
     }
   };
@@ -120,7 +120,8 @@ void run(Loop<T> loop, const Bucket& bucket, const double* numbers, bool writes_
 
 }  // namespace
 
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const double* numbers) {
+void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket,
+          const double* numbers) {
   std::visit(
       [&](auto b, auto l) {
         using B = decltype(b);
@@ -128,17 +129,17 @@ void step(const Base& base, const Lookahead& look, const Bucket& bucket, const d
         bucket.in_double ? run<double>(step_loop<double, B, L>, bucket, numbers)
                          : run<float>(step_loop<float, B, L>, bucket, numbers);
       },
-      base, look);
+      base, lookahead);
 }
 
-void follow(const Lookahead& look, const Bucket& bucket, const double* numbers) {
+void follow(const Lookahead& lookahead, const Bucket& bucket, const double* numbers) {
   std::visit(
       [&](auto l) {
         using L = decltype(l);
         bucket.in_double ? run<double>(follow_loop<double, L>, bucket, numbers, true)
                          : run<float>(follow_loop<float, L>, bucket, numbers, true);
       },
-      look);
+      lookahead);
 }
 
 void move(const Point& point, const Bucket& bucket, const double* numbers) {
@@ -155,7 +156,7 @@ bool nonfinite(const Bucket& bucket) {
   std::atomic<bool> found{false};
   for_each_piece(bucket, [&](const Tensors& t, int64_t begin, int64_t end) {
     if (found.load(std::memory_order_relaxed)) return;
-    if (kNonfinite[int(t.beside_dtype)](t.beside, begin, end)) found.store(true);
+    if (kNonfinite[int(t.input_dtype)](t.input, begin, end)) found.store(true);
   });
   return found.load();
 }

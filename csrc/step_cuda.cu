@@ -47,13 +47,14 @@ class Launch {
 
 }  // namespace
 
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const device::Call& call,
-          Place place) {
-  device::step(base, look, bucket, call, Launch(place));
+void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket,
+          const device::Call& call, Place place) {
+  device::step(base, lookahead, bucket, call, Launch(place));
 }
 
-void follow(const Lookahead& look, const Bucket& bucket, const device::Call& call, Place place) {
-  device::follow(look, bucket, call, Launch(place));
+void follow(const Lookahead& lookahead, const Bucket& bucket, const device::Call& call,
+            Place place) {
+  device::follow(lookahead, bucket, call, Launch(place));
 }
 
 void move(const Point& point, const Bucket& bucket, const device::Call& call, Place place) {

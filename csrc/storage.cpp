@@ -13,7 +13,8 @@ void translate(std::exception_ptr thrown) {
   } catch (const NotInStorage& error) {
     try {
       const auto tensor = py::reinterpret_steal<py::object>(THPVariable_Wrap(error.tensor));
-      py::module_::import("emanest.backends.storage").attr("refuse")("a tensor of this call", tensor);
+      const auto storage = py::module_::import("emanest.backends.storage");
+      storage.attr("refuse")("a tensor of this call", tensor);
     } catch (py::error_already_set& raised) {
       raised.restore();
     }

@@ -8,7 +8,7 @@
 
 namespace emanest {
 
-// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/backends/storage.py raises for it.
+// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/backends/storage.py raises.
 struct NotInStorage : std::exception {
   explicit NotInStorage(const at::Tensor& t) : tensor(t) {}
   const char* what() const noexcept override { return "a tensor's values are not in its storage"; }

@@ -4,9 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../csrc/cuda.h"
-#include "../csrc/info.h"
-#include "../csrc/products.h"
-#include "../csrc/watch.h"
+#include "../csrc/registers.h"
 
 namespace emanest {
 namespace {
@@ -91,7 +89,7 @@ bool nonfinite(const Bucket&) { return false; }
 
 }  // namespace cpu
 
-void bind_watch(pybind11::module_&) {}
+void bind_guards(pybind11::module_&) {}
 void bind_products(pybind11::module_&) {}
 
 void bind_info(pybind11::module_& m) {

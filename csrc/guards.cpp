@@ -1,5 +1,5 @@
 // emanest/backends/guards.py's loops over all parameters, which every step makes.
-#include "watch.h"
+#include "registers.h"
 
 #include <ATen/core/Tensor.h>
 #include <pybind11/stl.h>
@@ -132,7 +132,7 @@ class Guard {
 
 }  // namespace
 
-void bind_watch(py::module_& m) {
+void bind_guards(py::module_& m) {
   m.def("versions", &versions);
   m.def("gradients", &gradients);
   py::class_<Guard>(m, "Guard")
