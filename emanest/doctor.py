@@ -105,18 +105,12 @@ def _run(module, device_type):
         waves = [each.add_(phase).sin_() for each in counted]
         return [wave.mul_(0.4).add_(0.5).to(device_type) for wave in waves]
 
-    ys, gs, snapshots, *states = map(tensors, range(6))
-    base_state, lookahead_state = [states[0], states[1]], [states[2]]
+    ys, gs, snapshots, *state = map(tensors, range(6))
     adamw, ema_nesterov = (1e-2, 1e-4, 0.1, 0.01, 1.5, 1e-8), (0.1, 0.5, 0.4)
     numbers = (1.0, *adamw, *ema_nesterov)
-    module.step_(
-        *("adamw", "ema_nesterov", ys, gs, base_state, lookahead_state, numbers, torch.float32),
-        memo={},
-    )
-    module.follow_(
-        "ema_nesterov", ys, snapshots, lookahead_state, ema_nesterov, torch.float32, memo={}
-    )
-    module.move_("x_along", ys, lookahead_state, (0.4,), torch.float32, {})
+    module.step_("adamw", "ema_nesterov", ys, gs, state, numbers, torch.float32, memo={})
+    module.follow_("ema_nesterov", ys, snapshots, state[2:], ema_nesterov, torch.float32, memo={})
+    module.move_("x_along", ys, state[2:], (0.4,), torch.float32, {})
     muons = _run_muon(module, gs, tensors(6))
     gs[1][-1] = float("inf")
     flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]
@@ -126,7 +120,7 @@ def _run(module, device_type):
     out, clock = (torch.ones(n, dtype=torch.float64, device=device_type) for n in (2, 1))
     module.plan_(program, [clock], constants, out, None)
     planned = [out, clock]
-    return [*ys, *snapshots, *(t for column in states for t in column), *muons, *flags, *planned]
+    return [*ys, *snapshots, *(t for column in state for t in column), *muons, *flags, *planned]
 
 
 def _run_muon(module, gs, momenta):

@@ -34,19 +34,7 @@ if INTERPRETED:
 ROWS_TILE, ROWS_WIDTH = 4, 512
 
 
-def step_(
-    base,
-    lookahead,
-    ys,
-    gs,
-    base_state,
-    lookahead_state,
-    numbers,
-    dtype,
-    skip=None,
-    scales=(),
-    memo=None,
-):
+def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
     """As ``eager.step_``."""
     key = "step", base, lookahead, bool(scales)
 
@@ -59,8 +47,7 @@ def step_(
             for grad_dtype, columns, rest in by_dtype(gs, [ys, gs, *states], more)
         ]
 
-    states = [*base_state, *lookahead_state]
-    with prepared(anew, memo, key, dtype, ys, gs, states, scales) as found:
+    with prepared(anew, memo, key, dtype, ys, gs, state, scales) as found:
         # all are ready before the first runs: an error leaves everything as it was
         for launch in [each.launch(numbers, (skip,)) for each in found]:
             launch()
@@ -72,7 +59,7 @@ def _run(y, scale):
     return y.numel() // max(1, scale.numel())
 
 
-def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
     """As ``eager.follow_``."""
     key = "follow", lookahead
 
@@ -80,7 +67,7 @@ def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None
         common = dtype, memo, follow_constants(lookahead), TILES[dtype]
         return [prepare(passes.follow_kernel, key, [ys, snapshots, *states], *common)]
 
-    columns = ys, snapshots, lookahead_state
+    columns = ys, snapshots, state
     with prepared(anew, memo, key, dtype, *columns, writes_inputs=True) as (found,):
         found.launch(numbers, (skip,))()
     count_writes(ys)

@@ -74,7 +74,7 @@ def step(choice=None, gradient=None, y=None):
     y = torch.ones(3) if y is None else y
     gs = [torch.ones(3) if gradient is None else gradient]
     numbers = (1.0, 0.25, 0.0)
-    backends.call("step_", "cpu", choice, "sgd", "none", [y], gs, [], [], numbers, torch.float32)
+    backends.call("step_", "cpu", choice, "sgd", "none", [y], gs, [], numbers, torch.float32)
     return y
 
 
@@ -395,7 +395,7 @@ def test_a_run_goes_on_as_if_the_back_end_had_not_been_tried(table, stub, name):
 def test_every_function_falls_back(table, stub, function):
     ones = [torch.ones(3)]
     calls = {
-        "step_": ("sgd", "none", ones, ones, [], [], (1.0, 0.25, 0.0), torch.float32),
+        "step_": ("sgd", "none", ones, ones, [], (1.0, 0.25, 0.0), torch.float32),
         "follow_": ("none", ones, ones, [], (), torch.float32),
         "move_": ("x_along", ones, [ones], (0.5,), torch.float32),
         "nonfinite": (ones,),

@@ -27,7 +27,7 @@ def stepped(backend, base, look, dtype, grad_dtype=None, make=tensors):
         for i, r in enumerate((BASES[base], LOOKAHEADS[look]))
     ]
     given = SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])
-    backend.step_(base, look, ys, gs, *state, given, wide(dtype))
+    backend.step_(base, look, ys, gs, [*state[0], *state[1]], given, wide(dtype))
     return everything(ys, *state[0], *state[1])
 
 
@@ -159,7 +159,7 @@ def test_gradients_with_a_pending_negation_are_negated():
     assert g.is_neg()
     ys = [torch.ones(5) for _ in range(2)]
     for backend, y in zip((cpp, eager), ys, strict=True):
-        backend.step_("sgd", "none", [y], [g], [], [], (1.0, 0.1, 0.0), torch.float32)
+        backend.step_("sgd", "none", [y], [g], [], (1.0, 0.1, 0.0), torch.float32)
     assert same(ys[:1], ys[1:])
 
 
@@ -200,10 +200,10 @@ def test_a_stale_backward_is_noticed():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("adamw", "none", [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]], []),
-        ("sgd", "nag", [torch.ones(3)], [torch.ones(3)], [], []),
-        ("sgd", "none", [torch.ones(3)], [torch.ones(3)] * 2, [], []),
-        ("sgd", "none", [torch.ones(3)], [], [[torch.ones(3)]], []),
+        ("adamw", "none", [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]]),
+        ("sgd", "nag", [torch.ones(3)], [torch.ones(3)], []),
+        ("sgd", "none", [torch.ones(3)], [torch.ones(3)] * 2, []),
+        ("sgd", "none", [torch.ones(3)], [], [[torch.ones(3)]]),
     ],
 )
 def test_wrong_counts_are_errors_and_change_nothing(arguments):

@@ -100,7 +100,7 @@ def arguments(base, look, dtype, grad_dtype=None):
     for (rule, seed), entries in zip(rules, state, strict=True):
         for i, (name, column) in enumerate(zip(rule.state, entries, strict=True)):
             column += large(seed + i, wide(dtype), "_sq" in name)
-    return [ys, gs, *state]
+    return [ys, gs, [*state[0], *state[1]]]
 
 
 def given(*rules, scale=(SCALE,)):
@@ -122,7 +122,7 @@ def test_a_step(place, base, look, dtype):
 @each_look
 @each_dtype
 def test_following(place, look, dtype):
-    ys, snapshots, _, state = arguments("sgd", look, dtype)
+    ys, snapshots, state = arguments("sgd", look, dtype)
     expected = [ys, snapshots, state]
     found = everywhere(expected, place.device)
     tail = given(LOOKAHEADS[look], scale=()), wide(dtype)
@@ -135,7 +135,7 @@ def test_following(place, look, dtype):
 @pytest.mark.parametrize("point", POINTS)
 @each_dtype
 def test_moving(place, point, dtype):
-    ys, _, _, state = arguments("sgd", "nag", dtype)
+    ys, _, state = arguments("sgd", "nag", dtype)
     expected = [ys, state]
     found = everywhere(expected, place.device)
     cpp.move_(point, *expected, (0.4,), wide(dtype))
@@ -185,7 +185,7 @@ def test_values_that_are_not_finite_and_tiny_ones(place, dtype):
         65520.0,
     ]
     g = torch.tensor([*values, 0.5], dtype=torch.float64).repeat(50).to(dtype)
-    expected = [[torch.linspace(-1e-7, 1e-7, len(g)).to(dtype)], [g], [], []]
+    expected = [[torch.linspace(-1e-7, 1e-7, len(g)).to(dtype)], [g], []]
     found = everywhere(expected, place.device)
     for backend, args in ((cpp, expected), (place.backend, found)):
         backend.step_("sgd", "none", *args, (1.0, -1.0, 0.0), wide(dtype))
@@ -217,7 +217,8 @@ def test_a_call_may_be_skipped(place, flag):
         cpp.step_("adamw", "ema_nesterov", *expected, values, torch.float32)
     place.backend.step_("adamw", "ema_nesterov", *found, values, torch.float32, skip=skip)
     assert same(found, expected)
-    ys, snapshots, _, state = found
+    ys, snapshots, state = found
+    state = state[2:]
     before = everywhere([ys, snapshots, state], "cpu")
     values = given(LOOKAHEADS["ema_nesterov"], scale=())
     place.backend.follow_("ema_nesterov", ys, snapshots, state, values, torch.float32, skip=skip)
@@ -235,7 +236,7 @@ def test_nothing_else_is_written(place, dtype, size):
         found = everywhere(expected, place.device)
         values = given(BASES["momentum"])
         for backend, (y, g, m) in ((cpp, expected), (place.backend, found)):
-            backend.step_("momentum", "none", [y], [g], [[m]], [], values, wide(dtype))
+            backend.step_("momentum", "none", [y], [g], [[m]], values, wide(dtype))
         whole = [f.as_strided((len(m),), (1,), 0) for f, m in zip(found, memory, strict=True)]
         assert same(whole, memory)
 
@@ -266,7 +267,7 @@ def small(count, seed=0):
 
 
 def stepped(backend, ys, gs, **options):
-    backend.step_("sgd", "none", ys, gs, [], [], (1.0, 0.5, 0.25), torch.float32, **options)
+    backend.step_("sgd", "none", ys, gs, [], (1.0, 0.5, 0.25), torch.float32, **options)
 
 
 def launches(stream):
@@ -301,9 +302,9 @@ def test_whatever_moves_is_sent_again(emulated):
     expected, memo = everywhere(columns_, "cpu"), {}
 
     def step(backend, columns_, **options):
-        ys, gs, *state, m = columns_
+        ys, gs, *state = columns_
         tail = given(BASES["adamw"], LOOKAHEADS["nag"]), torch.float32
-        backend.step_("adamw", "nag", ys, gs, [s[:] for s in state], [m], *tail, **options)
+        backend.step_("adamw", "nag", ys, gs, [s[:] for s in state], *tail, **options)
 
     for column in [None, *range(5), "format"]:
         if column == "format":
@@ -398,7 +399,7 @@ def test_what_a_kernel_could_not_read_is_an_error(emulated, numbers, skip, messa
     y = torch.ones(3)
     with pytest.raises(ValueError, match=message):
         emulated.backend.step_(
-            "sgd", "none", [y], [torch.ones(3)], [], [], numbers, torch.float32, skip=skip
+            "sgd", "none", [y], [torch.ones(3)], [], numbers, torch.float32, skip=skip
         )
     assert torch.equal(y, torch.ones(3))
     assert launches(emulated.stream) == (0, 0, 0)

@@ -25,7 +25,7 @@ def idle(*args, **kwargs):
 def off(*args, **kwargs):
     """A step whose last number is wrong."""
     args = list(args)
-    args[6] = (*args[6][:-1], 1.01 * args[6][-1])
+    args[5] = (*args[5][:-1], 1.01 * args[5][-1])
     eager.step_(*args, **kwargs)
 
 

@@ -270,11 +270,11 @@ def step(wide, sizes, grad_dtype=torch.float32):
     scales = [randn(n, dtype=wide, seed=2) for n in counts]
     m = [torch.empty_like(y).copy_(randn(*y.shape, dtype=wide, seed=3)) for y in ys]
     numbers = (1.0, 0.3, 0.05, 0.1, 0.4, 0.6)
-    return ["direction", "ema_nesterov", ys, gs, [], [m], numbers, wide, None, scales]
+    return ["direction", "ema_nesterov", ys, gs, [m], numbers, wide, None, scales]
 
 
 def written(arguments):
-    return [*arguments[2], *arguments[5][0]]
+    return [*arguments[2], *arguments[4][0]]
 
 
 @each_wide
@@ -317,7 +317,7 @@ def test_wrong_scales_are_errors_and_change_nothing():
     cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
     y = torch.ones(4, 3)
     for bad in (torch.ones(3), torch.ones(4, dtype=torch.float64)):
-        arguments = "direction", "none", [y], [torch.ones(4, 3)], [], [], (1.0, 0.1, 0.0)
+        arguments = "direction", "none", [y], [torch.ones(4, 3)], [], (1.0, 0.1, 0.0)
         with pytest.raises(ValueError, match=r"scales of a parameter of sizes \[4, 3\]"):
             cpp.step_(*arguments, torch.float32, None, [bad])
     with pytest.raises(ValueError, match="squares must be a float64 vector of 1"):

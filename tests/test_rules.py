@@ -118,7 +118,9 @@ def test_a_step_is_the_rules(backend, base, look, dtype):
     state = [columns(r.state, 10 * i, wide(dtype)) for i, r in enumerate(rules_, 1)]
     before = doubles(ys), *(copies(entries, len(ys)) for entries in state)
     given = [numbers(r) for r in rules_]
-    backend.step_(base, look, ys, gs, *state, (SCALE, *given[0], *given[1]), wide(dtype))
+    backend.step_(
+        base, look, ys, gs, [*state[0], *state[1]], (SCALE, *given[0], *given[1]), wide(dtype)
+    )
     after = ys, *(rows(entries, len(ys)) for entries in state)
     for i, (found, old) in enumerate(
         zip(zip(*after, strict=True), zip(*before, strict=True), strict=True)
@@ -166,7 +168,7 @@ def test_a_gradient_of_another_dtype_keeps_its_digits(backend, base, grad_dtype,
     state = columns(rule.state, 10, torch.float32)
     before = doubles(ys), copies(state, len(ys))
     given = numbers(rule)
-    backend.step_(base, "none", ys, gs, state, [], (1.0, *given), torch.float32)
+    backend.step_(base, "none", ys, gs, state, (1.0, *given), torch.float32)
     for y, entries, g, at, old in zip(ys, rows(state, len(ys)), gs, *before, strict=True):
         u, new = rule.function(at, g.double(), old, given)
         check(y, at + u, dtype)
@@ -180,7 +182,7 @@ def stepped(backend, base, look, convert=tuple, dtype=torch.float32, **options):
         columns(r.state, s, wide(dtype)) for r, s in ((BASES[base], 10), (LOOKAHEADS[look], 20))
     ]
     given = convert((SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])))
-    backend.step_(base, look, ys, gs, *state, given, wide(dtype), **options)
+    backend.step_(base, look, ys, gs, [*state[0], *state[1]], given, wide(dtype), **options)
     return [*ys, *(t for entries in state for column in entries for t in column)]
 
 
@@ -208,7 +210,8 @@ def test_a_step_may_be_skipped_on_the_device(backend, base, look, dtype):
     given = (SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look]))
     everything = [*ys, *(t for entries in state for column in entries for t in column)]
     before = [t.clone() for t in everything]
-    backend.step_(base, look, ys, gs, *state, given, wide(dtype), skip=torch.ones(1))
+    both = [*state[0], *state[1]]
+    backend.step_(base, look, ys, gs, both, given, wide(dtype), skip=torch.ones(1))
     assert all(map(torch.equal, everything, before))
     run = stepped(backend, base, look, dtype=dtype, skip=torch.zeros(1))
     assert all(map(torch.equal, run, stepped(backend, base, look, dtype=dtype)))

@@ -73,10 +73,10 @@ def plain(count, dtype=torch.float32):
 
 def stepped(base="adamw", look="ema_nesterov", skip=None, vector=False, dtype=torch.float32):
     rules, memo = (BASES[base], LOOKAHEADS[look]), {}
-    states = [[plain(3) for _ in rule.state] for rule in rules]
+    state = [plain(3) for rule in rules for _ in rule.state]
     given = (-0.5, *numbers(rules[0]), *numbers(rules[1]))
     given = torch.tensor(given) if vector else given
-    arguments = plain(3, dtype), plain(3, dtype), *states, given, torch.float32
+    arguments = plain(3, dtype), plain(3, dtype), state, given, torch.float32
     return lambda: backend.step_(base, look, *arguments, skip, memo=memo)
 
 

@@ -24,19 +24,7 @@ except ImportError as error:
 from . import cpu_products
 
 
-def step_(
-    base,
-    lookahead,
-    ys,
-    gs,
-    base_state,
-    lookahead_state,
-    numbers,
-    dtype,
-    skip=None,
-    scales=(),
-    memo=None,
-):
+def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
     """Advance parameters by one step, in place."""
     if scales:
         gs, scales = scaled(gs, ys, scales, dtype)
@@ -44,14 +32,14 @@ def step_(
     pass_ = functools.partial(
         _C.step_, base, lookahead, list(scales), dtype == torch.float64, target
     )
-    _run(pass_, ys, gs, [*base_state, *lookahead_state], dtype)
+    _run(pass_, ys, gs, state, dtype)
 
 
-def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place."""
     target = _target(ys, numbers, skip, memo, ("follow", lookahead))
     pass_ = functools.partial(_C.follow_, lookahead, dtype == torch.float64, target)
-    _run(pass_, ys, snapshots, lookahead_state, dtype, writes_inputs=True)
+    _run(pass_, ys, snapshots, state, dtype, writes_inputs=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):

@@ -16,26 +16,14 @@ from .layout import by_row
 from .tape import evaluate
 
 
-def step_(
-    base,
-    lookahead,
-    ys,
-    gs,
-    base_state,
-    lookahead_state,
-    numbers,
-    dtype,
-    skip=None,
-    scales=(),
-    memo=None,
-):
+def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
     """Advance parameters by one step, in place.
 
     Args:
         base, lookahead: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
         ys: parameters, each at its gradient point; any shape, any real floating dtype.
         gs: gradients, shaped as ``ys``; any real floating dtype.
-        base_state, lookahead_state: columns of tensors, in the order in which rules unpack them.
+        state: columns of tensors, the base's and then the lookahead's, as the rules unpack them.
         numbers: a factor of the gradients (-1 to maximize), then the base's numbers, then the
             lookahead's: floats, or one vector on the device.
         dtype: float32 or float64.
@@ -49,29 +37,26 @@ def step_(
     base, lookahead = BASES[base], LOOKAHEADS[lookahead]
     functions = _rounded(base.function), _rounded(lookahead.function)
     scale, *numbers = _scalars(numbers, dtype)
-    base_numbers, lookahead_numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
-    states = zip(_rows(base_state, ys), _rows(lookahead_state, ys), strict=True)
+    numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
+    split = len(base.state)
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
-    for y, g, factor, (old_base, old_lookahead) in zip(ys, gs, factors, states, strict=True):
+    for y, g, factor, old in zip(ys, gs, factors, _rows(state, ys), strict=True):
         g = g.to(dtype) * scale * factor
-        new_y, new_base, new_look = step(
-            *(*functions, y.to(dtype), g, old_base, old_lookahead),
-            *(base_numbers, lookahead_numbers),
-        )
-        _write((*old_base, *old_lookahead, y), (*new_base, *new_look, new_y), skip)
+        new_y, *new = step(*functions, y.to(dtype), g, old[:split], old[split:], *numbers)
+        _write((*old, y), (*new[0], *new[1], new_y), skip)
 
 
-def follow_(lookahead, ys, snapshots, lookahead_state, numbers, dtype, skip=None, memo=None):
+def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place.
 
     Args:
-        lookahead, lookahead_state, dtype, skip, memo: as in ``step_``.
+        lookahead, state, dtype, skip, memo: as in ``step_``.
         ys: parameters as the other optimizer left them (w).
         snapshots: the same before its step (y), of the same dtype; receive the new y.
         numbers: those of the lookahead.
     """
     lookahead, numbers = _rounded(LOOKAHEADS[lookahead].function), _scalars(numbers, dtype)
-    for y, snapshot, old in zip(ys, snapshots, _rows(lookahead_state, ys), strict=True):
+    for y, snapshot, old in zip(ys, snapshots, _rows(state, ys), strict=True):
         w = y.to(dtype)
         new_y, new = follow(lookahead, w, snapshot.to(dtype), old, numbers)
         _write((*old, y, snapshot), (*new, new_y, new_y), skip)
