@@ -178,7 +178,7 @@ def test_writes_move_the_version_counters(function):
     """Autograd must notice that a tensor, saved for a backward, was written."""
     y, g, m = torch.ones(3), torch.ones(3), torch.zeros(3)
     arguments = {
-        "step_": ("sgd", "nag", [y], [g], [], [[m]], (1.0, 0.1, 0.0, 0.5, 0.5), torch.float32),
+        "step_": ("sgd", "nag", [y], [g], [[m]], (1.0, 0.1, 0.0, 0.5, 0.5), torch.float32),
         "follow_": ("nag", [y], [g], [[m]], (0.5, 0.5), torch.float32),
         "move_": ("y_along", [y], [[m]], (0.5,), torch.float32),
     }

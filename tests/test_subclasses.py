@@ -468,7 +468,7 @@ def check_kernels():
 
     wide = torch.float32
     calls = (
-        lambda a, b, c: launch("step_", "momentum", "none", [a], [b], [[c]], [], (1.0,) * 5, wide),
+        lambda a, b, c: launch("step_", "momentum", "none", [a], [b], [[c]], (1.0,) * 5, wide),
         lambda a, b, c: launch("follow_", "lookahead", [a], [b], [[c]], (0.5,), wide),
         lambda a, b, c: (
             launch("move_", "x_along", [a], [[b]], (0.5,), wide) or launch("nonfinite", [c])

@@ -26,7 +26,7 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class _Constructor:
-    """A signature in a class body, in whose place the constructor comes."""
+    """Puts a constructor that checks and hands on its options in the place of a signature."""
 
     def __init__(self, init):
         self._init = init

@@ -79,7 +79,7 @@ class Edits:
         return [i for i in self.written(indices) if self._versions[i] != _OURS]
 
     def written(self, indices):
-        """Those that were written since, by anybody; in ``part_of_step`` that is not told apart."""
+        """Those that were written since ``record``, or may have been, as all counts as ours."""
         now = self._now(indices)
         if len(indices) == len(self._params) and now == self._versions:
             return []

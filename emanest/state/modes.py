@@ -123,7 +123,7 @@ def x_of(y, part, i, ahead):
 
 @contextlib.contextmanager
 def _undone_by_errors(optimizer, parts, moves):
-    """Give copies of the parameters that moves write; where the block raises, put them back.
+    """Yield copies of the parameters that moves write; where the block raises, put them back.
 
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
     """

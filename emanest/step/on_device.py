@@ -2,8 +2,8 @@
 
 Under CUDA graphs (``capturable=True``), a GPU GradScaler or ``nonfinite="skip"`` on a GPU the host
 does not know how many steps were taken: where a step is skipped, its flag is on the device. Then
-time and memory are kept in tensors there, and one launch before each pass finds the pass's numbers
-from them and, unless the step is skipped, moves them on. What it computes is traced from the same
+clocks are kept in tensors there, and one launch before each pass finds the pass's numbers from them
+and, unless the step is skipped, moves them on. What it computes is traced from the same
 formulas as on the host: ``remember`` and ``plan`` of the method, the numbers of the base.
 """
 

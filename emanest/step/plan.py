@@ -1,8 +1,8 @@
 """What a step does, decided before it does anything: launches, and how the groups' clocks go on.
 
 Usually the host knows every number. Where only the device knows whether steps were taken
-(``capturable``, a GPU GradScaler, ``nonfinite="skip"`` on a GPU), time and memory are kept there,
-and a small launch before each pass finds its numbers and moves them on.
+(``capturable``, a GPU GradScaler, ``nonfinite="skip"`` on a GPU), clocks are kept there, and a
+small launch before each pass finds its numbers and moves them on.
 """
 
 import contextlib
