@@ -29,7 +29,7 @@ $(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# the one file that is generated and committed; Python's own modules are enough
+# what is generated and committed; Python's own modules are enough
 rules:  ## write csrc/rules.h, which is emanest/rules.py in C++, and the list of lookahead methods
 	$(PYTHON) csrc/generate_rules.py
 	$(PYTHON) csrc/generate_methods.py

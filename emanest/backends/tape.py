@@ -77,8 +77,8 @@ class Symbol:
     __pow__, __rpow__ = _recorded("**")
     __lt__, __gt__ = _recorded("<")
     __le__, __ge__ = _recorded("<=")
-    __eq__, _ = _recorded("==")
-    __ne__, _ = _recorded("!=")
+    __eq__ = _recorded("==")[0]
+    __ne__ = _recorded("!=")[0]
 
     def __neg__(self):
         return self * -1
