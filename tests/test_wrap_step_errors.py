@@ -156,3 +156,25 @@ def test_parameters_on_the_meta_device_are_refused_at_the_step(make):
     with pytest.raises(RuntimeError, match="on the meta device: materialise the model"):
         optimizer.step()
     assert "lookahead" not in optimizer.state.get(p, {})
+
+
+def test_what_was_stepped_before_another_one_failed_counts_as_edited():
+    """A method that keeps a position restarts there, and says so; the other parameter goes on."""
+    first, second = parameters()
+    optimizer = Wrap([sgd([first]), sgd([second])], METHODS["lookahead"])
+    run(optimizer, range(2))
+    set_gradients(params_of(optimizer), 2)
+    slow = optimizer.state[second]["lookahead_x"].clone()
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    optimizer.optimizers[1].register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    stepped = first.detach().clone()
+    with pytest.warns(UserWarning, match="1 parameters were written since the last step"):
+        optimizer.eval()
+    assert torch.equal(first, stepped)
+    assert torch.equal(optimizer.state[first]["lookahead_x"], stepped)
+    assert torch.equal(optimizer.state[second]["lookahead_x"], slow)
