@@ -21,21 +21,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-SOURCES = [
-    f"csrc/{name}.cpp"
-    for name in [
-        "bindings",
-        "gather",
-        "guards",
-        "info",
-        "layout",
-        "momentum_cpu",
-        "products",
-        "step_cpu",
-        "storage",
-        "target",
-    ]
-]
+NAMES = ["bindings", "cpu", "gather", "guards", "info", "products", "storage", "target"]
+SOURCES = [f"csrc/{name}.cpp" for name in NAMES]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
 # no errno and no traps: else sqrt and comparisons stay scalar
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]

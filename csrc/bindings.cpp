@@ -1,11 +1,11 @@
 // What Python calls: lists of tensors in, addresses out to the back ends.
+#include "bindings.h"
+
 #include <c10/core/DeviceGuard.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
-#include "registers.h"
 #include "storage.h"
 #include "target.h"
 
@@ -14,141 +14,94 @@ namespace py = pybind11;
 namespace emanest {
 namespace {
 
-// Gathers the tensors, calls `work` on them without Python's lock (the caller holds the tensors, so
-// their memory stays), and counts what it wrote. False: nothing has changed, and some tensors must
-// be copied first.
-template <class Gather, class Work>
-bool run_on(Column first, Gather gather, Columns written, const Target& target, size_t numbers,
-            Work work) {
-  const at::Device device = device_of(first);
-  target.check(device, numbers);
+// How a pass uses its columns, and how many numbers it is given.
+struct Use {
+  int states = 0, numbers = 0;
+  bool writes_y = false, writes_input = false, writes_state = false;
+};
+
+Use use_of(const Pass& pass) {
+  Use use;
+  visit(pass, false, [&](auto each) {
+    use = {each.states, each.numbers, each.writes_y, each.writes_input, each.writes_state};
+  });
+  return use;
+}
+
+std::optional<Bucket> gather_for(const Pass& pass, Column ys, Column input, Columns state,
+                                 bool in_double, Column scales) {
+  if (std::holds_alternative<PassOf<Nonfinite>>(pass)) return gather(input);
+  if (std::holds_alternative<PassOf<Rows, RowRule>>(pass)) {
+    return gather_rows(ys, state, in_double, scales);
+  }
+  return gather(ys, input, state, in_double, scales);
+}
+
+// Gathers the tensors, works on them without Python's lock (the caller holds the tensors, so their
+// memory stays), and counts what it wrote. False: nothing has changed, and some tensors must be
+// copied first: the caller gives copies in place of the columns, which are parameters, their
+// inputs, and state. out: None, or on the device what the pass finds.
+bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
+         const py::object& out, Column ys, Column input, Columns state) {
+  const Use use = use_of(pass);
+  check_count("columns of state", state.size(), size_t(use.states));
+  const at::Device device = device_of(ys.empty() ? input : ys);
+  target.check(device, size_t(use.numbers));
+  void* const to = out.is_none() ? nullptr : address(THPVariable_Unpack(out.ptr()));
   if (target.skipped()) return true;
-  const auto bucket = gather();
+  const auto bucket = gather_for(pass, ys, input, state, in_double, scales);
   if (!bucket) return false;
   {
     py::gil_scoped_release release;
     const c10::DeviceGuard guard(device);
-    work(*bucket, device);
+    target.on_gpu() ? cuda::run(pass, *bucket, to, target.call(device))
+                    : cpu::run(pass, *bucket, target.numbers(), to);
   }
-  for (Column column : written) count_writes(column);
+  if (use.writes_y) count_writes(ys);
+  if (use.writes_input) count_writes(input);
+  for (size_t k = 0; use.writes_state && k < state.size(); k++) count_writes(state[k]);
   return true;
 }
 
-template <class Work>
-bool run(Column ys, Column input, Columns state, Columns written, bool in_double,
-         const Target& target, size_t numbers, Work work, Column scales = py::list()) {
-  return run_on(
-      ys, [&] { return gather(ys, input, state, in_double, scales); }, written, target, numbers,
-      work);
-}
-
-// A pass takes the names of its rules and what is no column, then the columns: parameters, what
-// stands beside them, and state. After false the caller gives copies in place of columns.
-
-// state: the base's, then the lookahead's
-bool step_(const std::string& base, const std::string& lookahead, Column scales, bool in_double,
-           const Target& target, Column ys, Column gs, Columns state) {
-  const auto b = find<Base>(base);
-  const auto l = find<Lookahead>(lookahead);
-  check_count("columns of state", state.size(), sizes(b).first + sizes(l).first);
-  const size_t numbers = 1 + sizes(b).second + sizes(l).second;
-  auto written = state;
-  written.push_back(ys);
-  const auto work = [&](const Bucket& bucket, auto on) {
-    target.on_gpu() ? cuda::step(b, l, bucket, target.call(on), target.place(on))
-                    : cpu::step(b, l, bucket, target.numbers());
-  };
-  return run(ys, gs, state, written, in_double, target, numbers, work, scales);
-}
-
-bool follow_(const std::string& lookahead, bool in_double, const Target& target, Column ys,
-             Column snapshots, Columns state) {
-  const auto l = find<Lookahead>(lookahead);
-  const auto [states, numbers] = sizes(l);
-  check_count("columns of state", state.size(), states);
-  auto written = state;
-  written.insert(written.end(), {ys, snapshots});
-  const auto work = [&](const Bucket& bucket, auto on) {
-    target.on_gpu() ? cuda::follow(l, bucket, target.call(on), target.place(on))
-                    : cpu::follow(l, bucket, target.numbers());
-  };
-  return run(ys, snapshots, state, written, in_double, target, numbers, work);
-}
-
-bool move_(const std::string& point, bool in_double, const Target& target, Column ys, Column none,
-           Columns state) {
-  const auto p = find<Point>(point);
-  const auto [states, numbers] = sizes(p);
-  check_count("columns of state", state.size(), states);
-  const auto work = [&](const Bucket& bucket, auto on) {
-    target.on_gpu() ? cuda::move(p, bucket, target.call(on), target.place(on))
-                    : cpu::move(p, bucket, target.numbers());
-  };
-  return run(ys, none, state, {ys}, in_double, target, numbers, work);
-}
-
-// squares: on the device, a float64 for each tensor
-bool momentum_(const std::string& name, const py::object& squares, bool in_double,
-               const Target& target, Column us, Column gs, Columns state) {
-  const auto rule = find<Momentum>(name);
-  const auto [states, numbers] = sizes(rule);
-  check_count("columns of state", state.size(), states);
-  auto written = state;
-  written.push_back(us);
-  auto* to = static_cast<double*>(address(THPVariable_Unpack(squares.ptr())));
-  const auto work = [&](const Bucket& bucket, auto on) {
-    target.on_gpu() ? cuda::momentum(rule, bucket, to, target.call(on), target.place(on))
-                    : cpu::momentum(rule, bucket, target.numbers(), to);
-  };
-  return run(us, gs, state, written, in_double, target, 1 + numbers, work);
-}
-
-bool rows_(const std::string& name, Column matrices, Columns state, Column scales, Column factors,
-           bool in_double, const Target& target) {
-  const auto rule = find<RowRule>(name);
-  const auto [states, numbers] = sizes(rule);
-  check_count("columns of state", state.size(), states);
-  auto written = state;
-  written.push_back(factors);
-  const auto gather = [&] { return gather_rows(matrices, written, in_double, scales); };
-  return run_on(matrices, gather, written, target, numbers, [&](const Bucket& bucket, auto on) {
-    target.on_gpu() ? cuda::rows(rule, bucket, target.call(on), target.place(on))
-                    : cpu::rows(rule, bucket, target.numbers());
-  });
-}
-
-// found: on the device, a float that is 0 and receives 1 if a gradient holds NaN or an infinity.
-// False: some must be copied first.
-bool nonfinite(Column gs, const py::object& found, const Target& target) {
-  const at::Device device = device_of(gs);
-  target.check(device, 0);
-  const auto bucket = gather(gs);
-  if (!bucket) return false;
-  auto* to = static_cast<float*>(address(THPVariable_Unpack(found.ptr())));
-  py::gil_scoped_release release;
-  const c10::DeviceGuard guard(device);
-  if (target.on_gpu()) {
-    cuda::nonfinite(*bucket, to, target.call(device), target.place(device));
+// The row of a table that has a name; the table is a std::variant of rules.
+template <class Table, size_t i = 0>
+Table find(std::string_view name) {
+  if constexpr (i < std::variant_size_v<Table>) {
+    using Rule = std::variant_alternative_t<i, Table>;
+    return name == Rule::name ? Table(Rule{}) : find<Table, i + 1>(name);
   } else {
-    *to = cpu::nonfinite(*bucket);
+    throw std::invalid_argument("no rule is called " + std::string(name));
   }
-  return true;
+}
+
+template <class Table>
+using Name = std::string;
+
+template <template <class...> class Operation, class... Tables>
+void bind(py::module_& m, const char* name) {
+  m.def(name, [](const std::tuple<Name<Tables>...>& names, bool in_double, const Target& target,
+                 Column scales, const py::object& out, Column ys, Column input, Columns state) {
+    const auto rules = std::apply(
+        [](const auto&... each) { return std::tuple<Tables...>(find<Tables>(each)...); }, names);
+    const PassOf<Operation, Tables...> pass{rules};
+    return run(pass, in_double, target, scales, out, ys, input, state);
+  });
 }
 
 }  // namespace
 }  // namespace emanest
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  emanest::bind_storage(m);
-  emanest::bind_target(m);
-  emanest::bind_guards(m);
-  emanest::bind_layout(m);
-  emanest::bind_info(m);
-  emanest::bind_products(m);
-  m.def("step_", &emanest::step_);
-  m.def("follow_", &emanest::follow_);
-  m.def("move_", &emanest::move_);
-  m.def("momentum_", &emanest::momentum_);
-  m.def("rows_", &emanest::rows_);
-  m.def("nonfinite", &emanest::nonfinite);
+  using namespace emanest;
+  bind_guards(m);
+  bind_info(m);
+  bind_products(m);
+  bind_storage(m);
+  bind_target(m);
+  bind<Step, Base, Lookahead>(m, "step_");
+  bind<Follow, Lookahead>(m, "follow_");
+  bind<Move, Point>(m, "move_");
+  bind<Average, Momentum>(m, "momentum_");
+  bind<Rows, RowRule>(m, "rows_");
+  bind<Nonfinite>(m, "nonfinite");
 }

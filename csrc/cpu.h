@@ -1,15 +1,13 @@
-// What the CPU's passes have in common: formats, and how the work is shared out.
+// What the CPU's passes are made of: values of any format, and how the work is shared out.
 #pragma once
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
-#include "clones.h"
+#include "bucket.h"
 #include "convert.h"
-#include "step.h"
 
 namespace emanest::cpu {
 namespace {
@@ -18,25 +16,6 @@ namespace {
 constexpr int64_t kTile = 2048;
 // elements worth a thread
 constexpr int64_t kGrain = 32768;
-
-template <class T>
-using Addresses = std::array<T*, kStates>;
-
-// The numbers are copied to the stack: the compiler then knows that no store changes them.
-template <class Rule>
-EMANEST_INLINE void copy(const double* from, typename Rule::Numbers& to) {
-  for (int k = 0; k < Rule::numbers; k++) to[k] = from[k];
-}
-
-template <class T, class Rule>
-EMANEST_INLINE void load(Row<T, Rule::states>& state, T* const* from, int64_t i) {
-  for (int k = 0; k < Rule::states; k++) state[k] = from[k][i];
-}
-
-template <class T, class Rule>
-EMANEST_INLINE void store(const Row<T, Rule::states>& state, T* const* to, int64_t i) {
-  for (int k = 0; k < Rule::states; k++) to[k][i] = state[k];
-}
 
 // ---- formats ------------------------------------------------------------------------------------
 

@@ -50,6 +50,11 @@ void check_device(const at::Tensor& t, at::Device expected) {
                            t.device().str());
 }
 
+void* address_on(const at::Tensor& t, at::Device device) {
+  check_device(t, device);
+  return address(t);
+}
+
 // Whether so many scales are one in all, or one for each index of the first few dimensions.
 bool counts_rows(int64_t count, at::IntArrayRef sizes) {
   int64_t rows = 1;
@@ -80,7 +85,7 @@ std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_dou
                              Column scales) {
   const bool alone = input.empty(), scaled = !scales.empty();
   if (scaled) check_count("scales", scales.size(), ys.size());
-  if (!alone) check_count("tensors input the parameters", input.size(), ys.size());
+  if (!alone) check_count("inputs", input.size(), ys.size());
   for (Column column : state) check_count("tensors of state", column.size(), ys.size());
   if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
   const auto wide = in_double ? at::kDouble : at::kFloat;
@@ -91,8 +96,7 @@ std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_dou
   const auto fill = [&](size_t i) {
     const at::Tensor& y = tensor(ys, i);
     Tensors& row = bucket.tensors[i];
-    check_device(y, device);
-    row = {address(y), nullptr, {}, y.numel(), Dtype::float32};
+    row = {address_on(y, device), nullptr, {}, y.numel(), Dtype::float32};
     if (dtype_of(y) != first || !aligned(y, y)) return false;
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
@@ -102,16 +106,14 @@ std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_dou
     }
     if (!alone) {
       const at::Tensor& g = tensor(input, i);
-      check_device(g, device);
-      row.input = address(g);
+      row.input = address_on(g, device);
       const auto g_dtype = dtype_of(g);
       if (!g_dtype || !aligned(y, g)) return false;
       row.input_dtype = *g_dtype;
     }
     for (size_t k = 0; k < state.size(); k++) {
       const at::Tensor& s = tensor(state[k], i);
-      check_device(s, device);
-      row.state[k] = address(s);
+      row.state[k] = address_on(s, device);
       if (s.scalar_type() != wide || !aligned(y, s)) return false;
     }
     return true;
@@ -144,13 +146,12 @@ std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_doub
     row.run = matrix.size(1);
     for (size_t k = 0; k < columns.size(); k++) {
       const at::Tensor& s = tensor(columns[k], i);
-      check_device(s, matrix.device());
+      row.state[k] = address_on(s, matrix.device());
       if (s.numel() != rows) {
         throw std::invalid_argument("expected a value for each of " + std::to_string(rows) +
                                     " rows, got " + std::to_string(s.numel()));
       }
       if (s.scalar_type() != wide || !s.is_contiguous() || s.is_neg()) return std::nullopt;
-      row.state[k] = address(s);
     }
     if (i > 0 && *dtype != bucket.y_dtype) return std::nullopt;
     bucket.y_dtype = *dtype;
@@ -164,10 +165,10 @@ std::optional<Bucket> gather(Column gs) {
   bucket.tensors.reserve(gs.size());
   for (size_t i = 0; i < gs.size(); i++) {
     const at::Tensor& g = tensor(gs, i);
-    check_device(g, device_of(gs));
+    void* const from = address_on(g, device_of(gs));
     const auto dtype = dtype_of(g);
     if (!dtype || !aligned(g, g)) return std::nullopt;
-    bucket.tensors.push_back({nullptr, address(g), {}, g.numel(), *dtype});
+    bucket.tensors.push_back({nullptr, from, {}, g.numel(), *dtype});
   }
   return bucket;
 }

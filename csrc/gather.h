@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "step.h"
+#include "bucket.h"
 
 namespace emanest {
 

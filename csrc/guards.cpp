@@ -1,13 +1,14 @@
-// emanest/backends/guards.py's loops over all parameters, which every step makes.
-#include "registers.h"
-
+// emanest/backends/guards.py's loops over all parameters, or all tensors of a call.
 #include <ATen/core/Tensor.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
+#include "bindings.h"
+#include "gather.h"
 #include "storage.h"
 
 namespace py = pybind11;
@@ -130,14 +131,87 @@ class Guard {
   std::vector<std::pair<py::dict, Items>> rows_;
 };
 
+using Position = std::vector<int64_t>;
+
+// What is the same of every tensor of a kind.
+int64_t kind(const at::Tensor& t, bool contiguous) {
+  const int64_t bits[] = {int64_t(t.scalar_type()), int64_t(t.device().type()),
+                          int64_t(t.device().index()) & 0xff, t.is_neg(), t.is_conj(), contiguous};
+  int64_t found = 0;
+  for (int64_t each : bits) found = found << 8 | each;
+  return found;
+}
+
+// All that work on a tensor's memory depends on. False: its values are elsewhere.
+bool describe(const at::Tensor& t, Position& position) {
+  if (!in_storage(t) || t.layout() != at::kStrided) return false;
+  const bool contiguous = t.is_contiguous();
+  // not a constant address: memory that is shared until it is written gets its own
+  position.insert(position.end(), {int64_t(t.data_ptr()), t.numel(), kind(t, contiguous)});
+  // in the usual order the number of elements says it all
+  if (contiguous) return true;
+  position.push_back(t.dim());
+  position.insert(position.end(), t.sizes().begin(), t.sizes().end());
+  position.insert(position.end(), t.strides().begin(), t.strides().end());
+  return true;
+}
+
+// Hands the position of each column and each tensor to `next`, until that is false. False: so it was,
+// or a tensor's values are elsewhere.
+template <class Next>
+bool describe(const py::list& columns, Next next) {
+  Position position;
+  for (py::handle each : columns) {
+    const py::list column(py::reinterpret_borrow<py::object>(each));
+    position.assign(1, int64_t(column.size()));
+    if (!next(position)) return false;
+    for (py::handle t : column) {
+      position.clear();
+      if (!describe(THPVariable_Unpack(t.ptr()), position) || !next(position)) return false;
+    }
+  }
+  return true;
+}
+
+class Layout {
+ public:
+  explicit Layout(const py::list& columns) {
+    Position found;
+    const bool all = describe(columns, [&](const Position& position) {
+      found.insert(found.end(), position.begin(), position.end());
+      return true;
+    });
+    if (all) position_ = Position(found);  // a copy has no room to spare
+  }
+
+  bool unchanged(const py::list& columns) const {
+    if (!position_) return false;
+    auto expected = position_->begin();
+    const bool same = describe(columns, [&](const Position& position) {
+      if (position_->end() - expected < ptrdiff_t(position.size())) return false;
+      const bool equal = std::equal(position.begin(), position.end(), expected);
+      expected += ptrdiff_t(position.size());
+      return equal;
+    });
+    return same && expected == position_->end();
+  }
+
+ private:
+  std::optional<Position> position_;
+};
+
 }  // namespace
 
 void bind_guards(py::module_& m) {
+  m.def("count_writes", [](const py::object& tensors) { count_writes(py::list(tensors)); });
   m.def("versions", &versions);
   m.def("gradients", &gradients);
   py::class_<Guard>(m, "Guard")
       .def(py::init<py::list, py::list, py::list>())
       .def("unchanged", &Guard::unchanged);
+  py::class_<Layout>(m, "Layout")
+      .def(py::init<py::list>())
+      .def("unchanged", &Layout::unchanged);
 }
 
 }  // namespace emanest

@@ -1,8 +1,7 @@
-#include "registers.h"
-
+// What is in the extension.
 #include <pybind11/stl.h>
 
-#include "clones.h"
+#include "bindings.h"
 #include "cuda.h"
 
 namespace py = pybind11;
@@ -11,28 +10,21 @@ namespace emanest {
 namespace {
 
 // A table as Python's rules.py has it: name -> (state tensors, numbers).
-template <class Table, size_t... i>
-py::dict describe(std::index_sequence<i...>) {
+template <class... Rules>
+py::dict describe(const std::variant<Rules...>&) {
   py::dict rows;
-  ((rows[std::variant_alternative_t<i, Table>::name] =
-        sizes(Table(std::variant_alternative_t<i, Table>{}))),
-   ...);
+  ((rows[Rules::name] = std::pair(Rules::states, Rules::numbers)), ...);
   return rows;
-}
-
-template <class Table>
-py::dict describe() {
-  return describe<Table>(std::make_index_sequence<std::variant_size_v<Table>>());
 }
 
 py::dict rules() {
   py::dict tables;
-  tables["BASES"] = describe<Base>();
-  tables["MOMENTA"] = describe<Momentum>();
-  tables["NORMS"] = describe<Norm>();
-  tables["ROWS"] = describe<RowRule>();
-  tables["LOOKAHEADS"] = describe<Lookahead>();
-  tables["POINTS"] = describe<Point>();
+  tables["BASES"] = describe(Base());
+  tables["MOMENTA"] = describe(Momentum());
+  tables["NORMS"] = describe(Norm());
+  tables["ROWS"] = describe(RowRule());
+  tables["LOOKAHEADS"] = describe(Lookahead());
+  tables["POINTS"] = describe(Point());
   return tables;
 }
 

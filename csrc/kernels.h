@@ -1,10 +1,17 @@
 // What one thread of a GPU does. A CPU can do it too: a test runs all of it there.
 #pragma once
 
-#include "operations.h"
 #include "values.h"
 
 namespace emanest::device {
+
+// Numbers by value, or a vector in the memory of the device.
+struct Given {
+  double values[kNumbers];
+  const double* vector;
+
+  EMANEST_INLINE double operator[](int k) const { return vector ? vector[k] : values[k]; }
+};
 
 // threads of a block
 constexpr int kThreads = 256;
@@ -27,7 +34,11 @@ struct alignas(16) Chunk {
 struct Table {
   Entry* entries;
   Chunk* chunks;
-  int64_t length = kChunk;  // elements of a chunk; of a table for `rows`, rows
+  int64_t length = kChunk;  // elements of a chunk; of a table for `Rows`, rows
+
+  EMANEST_INLINE int64_t chunks_of(const Tensors& tensors) const {
+    return (tensors.size + length - 1) / length;
+  }
 };
 
 // What follows are kernels: functions of the numbers of a block and of a thread in it.
@@ -41,14 +52,15 @@ struct Range {
   int64_t begin, end;
 };
 
-// An operation on every element of all tensors.
+// An operation on every element of all tensors. Squares are summed by thread.
 template <class Operation>
-struct Pass {
+struct Elements {
   using T = typename Operation::T;
+  using Numbers = typename Operation::Numbers;
   static constexpr int states = Operation::states;
   static constexpr bool input = Operation::reads_input, reads_y = Operation::reads_y;
 
-  // A tensor's y, what stands beside it, and its state.
+  // A tensor's y, its input, and its state.
   struct Streams {
     EMANEST_INLINE Streams(const Tensors& from, Dtype y_dtype)
         : y(from.y, y_dtype), input(from.input, from.input_dtype), tensors(from) {}
@@ -75,7 +87,7 @@ struct Pass {
     };
 
     EMANEST_INLINE bool in_fours() const {
-      bool all = y.in_fours() && (!Pass::input || input.in_fours());
+      bool all = y.in_fours() && (!Elements::input || input.in_fours());
       for (int k = 0; k < states; k++) all = all && state(k).in_fours();
       return all;
     }
@@ -87,7 +99,9 @@ struct Pass {
 
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     if (skip && *skip != 0) return;
-    Operation operation(given);
+    Numbers numbers;
+    copy<Operation::numbers>(given, numbers);
+    double squares = 0;
     const Chunk chunk = table.chunks[block];
     const Streams streams(table.entries[chunk.entry].tensors, y_dtype);
     const Range range(chunk, streams.tensors);
@@ -97,30 +111,35 @@ struct Pass {
       if (streams.in_fours()) {
         rest = range.end - range.end % 4;
         for (int64_t i = range.begin + thread * 4; i < rest; i += kThreads * 4) {
-          four(operation, streams, i);
+          four(streams, i, numbers, squares);
         }
       }
     }
-    for (int64_t i = rest + thread; i < range.end; i += kThreads) one(operation, streams, i);
-    operation.leave(left, block * kThreads + thread);
+    for (int64_t i = rest + thread; i < range.end; i += kThreads) {
+      one(streams, i, numbers, squares);
+    }
+    if constexpr (Operation::squared) parts[block * kThreads + thread] = squares;
   }
 
-  EMANEST_INLINE static void one(Operation& operation, const Streams& streams, int64_t i) {
+  EMANEST_INLINE static void one(const Streams& streams, int64_t i, const Numbers& numbers,
+                                 double& squares) {
     T y{}, aside{}, factor(1);
-    Row<T, states> state;
+    typename Operation::State state;
     if constexpr (reads_y) y = streams.y.load(i);
     if constexpr (input) aside = streams.input.load(i);
     for (int k = 0; k < states; k++) state[k] = streams.state(k).load(i);
     if constexpr (Operation::scaled) {
       if (streams.tensors.scales) factor = typename Streams::Factors(streams.tensors, i).at(i);
     }
-    operation(y, aside, state, factor);
+    Operation::apply(y, aside, state, factor, numbers);
+    if constexpr (Operation::squared) squares += double(y) * double(y);
     streams.y.store(i, y);
     if constexpr (Operation::writes_input) streams.input.store(i, aside);
     for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
   }
 
-  EMANEST_INLINE static void four(Operation& operation, const Streams& streams, int64_t i) {
+  EMANEST_INLINE static void four(const Streams& streams, int64_t i, const Numbers& numbers,
+                                  double& squares) {
     Words words[2 + states];
     if constexpr (reads_y) words[0] = streams.y.load_four(i);
     if constexpr (input) words[1] = streams.input.load_four(i);
@@ -136,9 +155,10 @@ struct Pass {
       }
     }
     for (int j = 0; j < 4; j++) {
-      Row<T, states> state;
+      typename Operation::State state;
       for (int k = 0; k < states; k++) state[k] = columns[k][j];
-      operation(y[j], aside[j], state, factors[j]);
+      Operation::apply(y[j], aside[j], state, factors[j], numbers);
+      if constexpr (Operation::squared) squares += double(y[j]) * double(y[j]);
       for (int k = 0; k < states; k++) columns[k][j] = state[k];
     }
     streams.y.store_four(i, y);
@@ -150,11 +170,11 @@ struct Pass {
   Given given;
   const float* skip;
   Dtype y_dtype;
-  typename Operation::Left left;
+  double* parts;
 };
 
 // Whether a gradient holds NaN or an infinity; `found` was 0 before.
-struct Nonfinite {
+struct FindNonfinite {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     const Chunk chunk = table.chunks[block];
     const Tensors& tensors = table.entries[chunk.entry].tensors;
@@ -214,7 +234,7 @@ struct WriteEntries {
 struct WriteChunks {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     const Entry& entry = table.entries[block];
-    const int64_t count = (entry.tensors.size + table.length - 1) / table.length;
+    const int64_t count = table.chunks_of(entry.tensors);
     for (int64_t i = thread; i < count; i += kThreads) {
       table.chunks[entry.first + i] = {block, i * table.length};
     }

@@ -12,6 +12,15 @@
 #define EMANEST_INLINE inline __attribute__((always_inline))
 #endif
 
+// loops compiled for several CPUs, the best chosen when the program starts
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EMANEST_TARGETS "default", "arch=x86-64-v3", "arch=x86-64-v4"
+#define EMANEST_CLONES __attribute__((target_clones(EMANEST_TARGETS)))
+#else
+#define EMANEST_TARGETS "default"
+#define EMANEST_CLONES
+#endif
+
 namespace emanest {
 
 struct Number {
@@ -44,6 +53,13 @@ EMANEST_INLINE Number operator-(Number a) { return -a.value; }
 // an array of at least one element: a rule without state takes no part of it
 template <class T, int size>
 using Row = T[size ? size : 1];
+
+// Writes a rule's state once all that reads the old one is computed, and returns the result.
+template <class T, int size>
+EMANEST_INLINE T leave(T (&state)[size], const T (&after)[size], T result) {
+  for (int k = 0; k < size; k++) state[k] = after[k];
+  return result;
+}
 
 #define EMANEST_RULE(name_, states_, numbers_)       \
   static constexpr const char* name = name_;         \

@@ -4,8 +4,6 @@
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the
 // batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while
 // they are in the cache.
-#include "registers.h"
-
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -16,6 +14,7 @@
 #include <atomic>
 #include <vector>
 
+#include "bindings.h"
 #include "storage.h"
 
 // MKL's, where torch has it: how many threads products of the calling thread may use (0: the global
@@ -113,12 +112,6 @@ void multiply(at::Tensor& out, const at::Tensor& c, const at::Tensor& a, const a
   }
 }
 
-// Threads of a pool must not meet a tensor that calls Python.
-template <class... T>
-void check(const T&... tensors) {
-  (address(tensors), ...);
-}
-
 // Copies what is below the diagonal of an (n, n) matrix above it, as far as a tile goes.
 template <class Item>
 void mirror(Item* matrix, int64_t n, const Tile& tile) {
@@ -145,31 +138,19 @@ void mirror(const at::Tensor& out, const Tile& tile) {
   }
 }
 
-// out <- beta c + alpha a b, symmetric; a is (batch, n, k), b (batch, k, n)
-at::Tensor symmetric(at::Tensor out, const at::Tensor& c, const at::Tensor& a,
-                     const at::Tensor& b, double beta, double alpha) {
-  check(out, c, a, b);
-  const int64_t n = a.size(1), k = a.size(2);
-  for_each(triangle(a.size(0), n), [&](const Tile& t) {
-    at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
-    const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
-    multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),
-             part(b, t.matrix, 0, k, t.column, t.columns), beta, alpha);
-    mirror(out, t);
-  });
-  return out;
-}
-
 // out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m)
-at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
-                   double beta, double alpha) {
-  check(out, c, a, b);
-  const int64_t n = a.size(1), k = a.size(2), m = b.size(2);
-  for_each(rectangle(a.size(0), n, m), [&](const Tile& t) {
+template <bool symmetric>
+at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                   const at::Tensor& b, double beta, double alpha) {
+  // threads of a pool must not meet a tensor that calls Python
+  for (const at::Tensor* each : {&out, &c, &a, &b}) address(*each);
+  const int64_t batch = a.size(0), n = a.size(1), k = a.size(2);
+  for_each(symmetric ? triangle(batch, n) : rectangle(batch, n, b.size(2)), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
     const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
     multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),
              part(b, t.matrix, 0, k, t.column, t.columns), beta, alpha);
+    if (symmetric) mirror(out, t);
   });
   return out;
 }
@@ -178,8 +159,8 @@ at::Tensor product(at::Tensor out, const at::Tensor& c, const at::Tensor& a, con
 
 void bind_products(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
-  m.def("symmetric_product", &symmetric, unlocked);
-  m.def("product", &product, unlocked);
+  m.def("symmetric_product", &product<true>, unlocked);
+  m.def("product", &product<false>, unlocked);
 }
 
 }  // namespace emanest

@@ -29,12 +29,12 @@ struct momentum {
   EMANEST_RULE("momentum", 1, 4);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
-    auto& [momentum_buffer] = state;
+    T momentum_buffer = state[0];
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
     // what is lost, not what is kept: 0.9 in float32 is off by 3e-8, and the buffer by 10 times that
     momentum_buffer = momentum_buffer + (weight * g - friction * momentum_buffer);
-    return -lr * momentum_buffer;
+    return leave(state, {momentum_buffer}, -lr * momentum_buffer);
   }
 };
 
@@ -43,11 +43,12 @@ struct nesterov {
   EMANEST_RULE("nesterov", 1, 4);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
-    auto& [momentum_buffer] = state;
+    T momentum_buffer = state[0];
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
     momentum_buffer = momentum_buffer + (weight * g - friction * momentum_buffer);
-    return -lr * (g + (momentum_buffer - friction * momentum_buffer));
+    return leave(state, {momentum_buffer}, -lr * (g + (momentum_buffer - friction *
+        momentum_buffer)));
   }
 };
 
@@ -56,7 +57,7 @@ struct adamw {
   EMANEST_RULE("adamw", 2, 6);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
-    auto& [exp_avg, exp_avg_sq] = state;
+    T exp_avg = state[0], exp_avg_sq = state[1];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
     // a weight of 1 forgets exactly: m + (g - m) would round, which g may be too small to bear
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
@@ -64,7 +65,7 @@ struct adamw {
     // in this order g * g does not overflow before its weight
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
     auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;
-    return u;
+    return leave(state, {exp_avg, exp_avg_sq}, u);
   }
 };
 
@@ -73,7 +74,7 @@ struct amsgrad {
   EMANEST_RULE("amsgrad", 3, 6);
   template <class T>
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
-    auto& [exp_avg, exp_avg_sq, max_exp_avg_sq] = state;
+    T exp_avg = state[0], exp_avg_sq = state[1], max_exp_avg_sq = state[2];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
     exp_avg = exp_avg + weight1 * (g - exp_avg);
@@ -82,7 +83,7 @@ struct amsgrad {
     auto grown = exp_avg_sq > max_exp_avg_sq;
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq;
     auto u = -step_size * exp_avg / (std::sqrt(max_exp_avg_sq) * scale + eps) - decay * y;
-    return u;
+    return leave(state, {exp_avg, exp_avg_sq, max_exp_avg_sq}, u);
   }
 };
 
@@ -105,11 +106,11 @@ struct ema {
   EMANEST_RULE("ema", 1, 2);
   template <class T>
   EMANEST_INLINE static T apply(T g, State<T>& state, const Numbers& numbers) {
-    auto& [momentum_buffer] = state;
+    T momentum_buffer = state[0];
     const auto& [weight, blend] = numbers;
     momentum_buffer = (weight < Number(1.0)) * momentum_buffer;
     momentum_buffer = momentum_buffer + weight * (g - momentum_buffer);
-    return momentum_buffer + blend * (g - momentum_buffer);
+    return leave(state, {momentum_buffer}, momentum_buffer + blend * (g - momentum_buffer));
   }
 };
 
@@ -137,11 +138,12 @@ struct normuon {
   using norm = norms::kept;
   template <class T>
   EMANEST_INLINE static T apply(T mean_square, State<T>& state, const Numbers& numbers) {
-    auto& [second_momentum_buffer] = state;
+    T second_momentum_buffer = state[0];
     const auto& [weight, eps] = numbers;
     auto delta = mean_square - second_momentum_buffer;
     second_momentum_buffer = second_momentum_buffer + weight * delta;
-    return Number(1.0) / (std::sqrt(second_momentum_buffer) + eps);
+    return leave(state, {second_momentum_buffer}, Number(1.0) / (std::sqrt(second_momentum_buffer)
+        + eps));
   }
 };
 
@@ -163,11 +165,11 @@ struct ema_nesterov {
   EMANEST_RULE("ema_nesterov", 1, 3);
   template <class T>
   EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
-    auto& [exp_avg_update] = state;
+    T exp_avg_update = state[0];
     const auto& [weight, lookahead, next_lookahead] = numbers;
     auto delta = lookahead * exp_avg_update + u;
     exp_avg_update = exp_avg_update + weight * (delta - exp_avg_update);
-    return w + next_lookahead * exp_avg_update;
+    return leave(state, {exp_avg_update}, w + next_lookahead * exp_avg_update);
   }
 };
 
@@ -176,10 +178,10 @@ struct nag {
   EMANEST_RULE("nag", 1, 2);
   template <class T>
   EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
-    auto& [velocity] = state;
+    T velocity = state[0];
     const auto& [lookahead, next_lookahead] = numbers;
     velocity = lookahead * velocity + u;
-    return w + next_lookahead * velocity;
+    return leave(state, {velocity}, w + next_lookahead * velocity);
   }
 };
 
@@ -188,12 +190,12 @@ struct lookahead {
   EMANEST_RULE("lookahead", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
-    auto& [x] = state;
+    T x = state[0];
     const auto& [alpha] = numbers;
     // from the nearer end, as torch.lerp does: exact at alpha = 0 and at alpha = 1
     auto near = (alpha < Number(0.5)) * Number(1.0);
     x = near * x + (Number(1.0) - near) * w + (alpha - (Number(1.0) - near)) * (w - x);
-    return x;
+    return leave(state, {x}, x);
   }
 };
 
@@ -202,11 +204,9 @@ struct long_horizon {
   EMANEST_RULE("long_horizon", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
-    auto& [x] = state;
+    T x = state[0];
     const auto& [stepsize] = numbers;
-    auto result = w + stepsize * (w - x);
-    x = w;
-    return result;
+    return leave(state, {w}, w + stepsize * (w - x));
   }
 };
 
@@ -215,12 +215,12 @@ struct snoo {
   EMANEST_RULE("snoo", 2, 2);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
-    auto& [x, outer_momentum_buffer] = state;
+    T x = state[0], outer_momentum_buffer = state[1];
     const auto& [outer_lr, outer_momentum] = numbers;
     auto delta = w - x;
     outer_momentum_buffer = outer_momentum * outer_momentum_buffer + delta;
     x = x + outer_lr * (delta + outer_momentum * outer_momentum_buffer);
-    return x;
+    return leave(state, {x, outer_momentum_buffer}, x);
   }
 };
 
@@ -229,14 +229,12 @@ struct gpa {
   EMANEST_RULE("gpa", 1, 3);
   template <class T>
   EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
-    auto& [z] = state;
+    T z = state[0];
     const auto& [weight, gain, decay] = numbers;
     auto shrinkage = decay * z;
     w = w - shrinkage;
     u = u - shrinkage;
-    auto result = w + weight * (z - w) + gain * u;
-    z = z + u;
-    return result;
+    return leave(state, {z + u}, w + weight * (z - w) + gain * u);
   }
 };
 
@@ -245,9 +243,9 @@ struct extrapolate {
   EMANEST_RULE("extrapolate", 1, 1);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
-    auto& [x] = state;
+    T x = state[0];
     const auto& [mu] = numbers;
-    return w + mu * (w - x);
+    return leave(state, {x}, w + mu * (w - x));
   }
 };
 
@@ -256,8 +254,7 @@ struct anchor {
   EMANEST_RULE("anchor", 1, 0);
   template <class T>
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers&) {
-    state[0] = w;
-    return w;
+    return leave(state, {w}, w);
   }
 };
 
@@ -269,8 +266,8 @@ namespace points {
 struct x_along {
   EMANEST_RULE("x_along", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T y, const State<T>& state, const Numbers& numbers) {
-    const auto& [m] = state;
+  EMANEST_INLINE static T apply(T y, State<T>& state, const Numbers& numbers) {
+    T m = state[0];
     const auto& [lookahead] = numbers;
     return y - lookahead * m;
   }
@@ -280,8 +277,8 @@ struct x_along {
 struct y_along {
   EMANEST_RULE("y_along", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T x, const State<T>& state, const Numbers& numbers) {
-    const auto& [m] = state;
+  EMANEST_INLINE static T apply(T x, State<T>& state, const Numbers& numbers) {
+    T m = state[0];
     const auto& [lookahead] = numbers;
     return x + lookahead * m;
   }
@@ -291,8 +288,8 @@ struct y_along {
 struct x_slow {
   EMANEST_RULE("x_slow", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T, const State<T>& state, const Numbers&) {
-    const auto& [x] = state;
+  EMANEST_INLINE static T apply(T, State<T>& state, const Numbers&) {
+    T x = state[0];
     return x;
   }
 };
@@ -301,8 +298,8 @@ struct x_slow {
 struct x_between {
   EMANEST_RULE("x_between", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T y, const State<T>& state, const Numbers& numbers) {
-    const auto& [z] = state;
+  EMANEST_INLINE static T apply(T y, State<T>& state, const Numbers& numbers) {
+    T z = state[0];
     const auto& [lookahead] = numbers;
     return y - lookahead * (z - y);
   }
@@ -312,8 +309,8 @@ struct x_between {
 struct y_between {
   EMANEST_RULE("y_between", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T x, const State<T>& state, const Numbers& numbers) {
-    const auto& [z] = state;
+  EMANEST_INLINE static T apply(T x, State<T>& state, const Numbers& numbers) {
+    T z = state[0];
     const auto& [lookahead] = numbers;
     return x + lookahead / (Number(1.0) + lookahead) * (z - x);
   }
@@ -339,7 +336,7 @@ EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
                       typename lookahead::template State<T>& lookahead_state,
                       const typename base::Numbers& base_numbers,
                       const typename lookahead::Numbers& lookahead_numbers) {
-  T u = base::apply(y, g, base_state, base_numbers);
+  auto u = base::apply(y, g, base_state, base_numbers);
   y = lookahead::apply(y + u, u, lookahead_state, lookahead_numbers);
   return y;
 }

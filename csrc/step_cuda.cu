@@ -2,6 +2,8 @@
 #include <cuda_runtime.h>
 
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "cuda.h"
 
@@ -10,8 +12,8 @@ namespace {
 
 // the argument stays where launches put it: a copy of it would not fit into registers
 template <class Kernel>
-__global__ void __launch_bounds__(device::kThreads, 4) run(const __grid_constant__ Kernel kernel) {
-  kernel(blockIdx.x, int(threadIdx.x));
+__global__ void __launch_bounds__(device::kThreads, 4) kernel(const __grid_constant__ Kernel work) {
+  work(blockIdx.x, int(threadIdx.x));
 }
 
 void check(cudaError_t error, const char* what) {
@@ -22,9 +24,9 @@ void check(cudaError_t error, const char* what) {
 
 class Launch {
  public:
-  explicit Launch(Place place) : stream_(static_cast<cudaStream_t>(place.stream)) {
+  explicit Launch(const device::Call& call) : stream_(static_cast<cudaStream_t>(call.stream)) {
     // the caller has chosen the device in torch's copy of the CUDA runtime, this is another one
-    check(cudaSetDevice(place.device), "no device");
+    check(cudaSetDevice(call.device), "no device");
   }
 
   bool capturing() const {
@@ -34,10 +36,10 @@ class Launch {
   }
 
   template <class Kernel>
-  void operator()(const Kernel& kernel, int64_t blocks) const {
+  void operator()(const Kernel& work, int64_t blocks) const {
     static_assert(sizeof(Kernel) <= 4096, "more does not fit into the arguments of a launch");
     if (blocks > std::numeric_limits<int>::max()) throw std::length_error("too many chunks");
-    run<<<unsigned(blocks), device::kThreads, 0, stream_>>>(kernel);
+    kernel<<<unsigned(blocks), device::kThreads, 0, stream_>>>(work);
     check(cudaGetLastError(), "a launch failed");
   }
 
@@ -47,31 +49,8 @@ class Launch {
 
 }  // namespace
 
-void step(const Base& base, const Lookahead& lookahead, const Bucket& bucket,
-          const device::Call& call, Place place) {
-  device::step(base, lookahead, bucket, call, Launch(place));
-}
-
-void follow(const Lookahead& lookahead, const Bucket& bucket, const device::Call& call,
-            Place place) {
-  device::follow(lookahead, bucket, call, Launch(place));
-}
-
-void move(const Point& point, const Bucket& bucket, const device::Call& call, Place place) {
-  device::move(point, bucket, call, Launch(place));
-}
-
-void momentum(const Momentum& rule, const Bucket& bucket, double* squares,
-              const device::Call& call, Place place) {
-  device::momentum(rule, bucket, squares, call, Launch(place));
-}
-
-void rows(const RowRule& rule, const Bucket& bucket, const device::Call& call, Place place) {
-  device::rows(rule, bucket, call, Launch(place));
-}
-
-void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Place place) {
-  device::nonfinite(bucket, found, call, Launch(place));
+void run(const Pass& pass, const Bucket& bucket, void* out, const device::Call& call) {
+  device::run(pass, bucket, out, call, Launch(call));
 }
 
 std::vector<int> archs() {

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "bindings.h"
+
 namespace py = pybind11;
 
 namespace emanest {
@@ -13,8 +15,7 @@ void translate(std::exception_ptr thrown) {
   } catch (const NotInStorage& error) {
     try {
       const auto tensor = py::reinterpret_steal<py::object>(THPVariable_Wrap(error.tensor));
-      const auto storage = py::module_::import("emanest.backends.storage");
-      storage.attr("refuse")("a tensor of this call", tensor);
+      py::module_::import("emanest.backends.storage").attr("refuse")("a tensor of this call", tensor);
     } catch (py::error_already_set& raised) {
       raised.restore();
     }

@@ -2,13 +2,12 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
 
 #include <exception>
 
 namespace emanest {
 
-// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/backends/storage.py raises.
+// Thrown for a tensor that `in_storage` refuses; Python gets what emanest/backends/storage.py raises for it.
 struct NotInStorage : std::exception {
   explicit NotInStorage(const at::Tensor& t) : tensor(t) {}
   const char* what() const noexcept override { return "a tensor's values are not in its storage"; }
@@ -33,7 +32,5 @@ inline void* address(const at::Tensor& t) {
   if (!in_storage(t)) throw NotInStorage(t);
   return t.data_ptr();
 }
-
-void bind_storage(pybind11::module_& m);
 
 }  // namespace emanest

@@ -11,7 +11,7 @@ namespace emanest::device {
 struct SumChunks {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     const Entry& entry = table.entries[block];
-    const int64_t chunks = (entry.tensors.size + table.length - 1) / table.length;
+    const int64_t chunks = table.chunks_of(entry.tensors);
     if ((skip && *skip != 0) || !chunks) return;
     double* const own = parts + entry.first * kThreads + thread;
     double sum = 0;
@@ -80,7 +80,7 @@ struct RowFactors {
     const Entry& entry = table.entries[block];
     const Tensors& tensors = entry.tensors;
     typename R::Numbers numbers;
-    copy<R>(given, 0, numbers);
+    copy<R::numbers>(given, numbers);
     T* const factors = static_cast<T*>(tensors.state[R::states]);
     Norms part{0, 0};
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
@@ -119,9 +119,11 @@ struct KeepNorms {
       sum.after += norms[block * kThreads + k].after;
     }
     using N = typename R::norm;
-    typename N::Numbers numbers;
-    copy<N>(given, R::numbers - N::numbers, numbers);
-    const double kept = N::apply(sum.before, sum.after, numbers);
+    typename R::Numbers numbers;
+    typename N::Numbers own;
+    copy<R::numbers>(given, numbers);
+    copy<N::numbers>(numbers + R::numbers - N::numbers, own);
+    const double kept = N::apply(sum.before, sum.after, own);
     const T scale = *static_cast<const T*>(tensors.scales);
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
       factors[row] = T(double(factors[row]) * kept) * scale;

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "bindings.h"
 #include "gather.h"
 #include "storage.h"
 
@@ -68,11 +69,8 @@ device::Call Target::call(at::Device device) const {
     auto memory = std::make_shared<at::Tensor>(at::empty({int64_t(bytes)}, options));
     return device::Memory(memory, memory->data_ptr());
   };
-  return {*tables_, allocate, numbers_.data(), values<double>(vector_), values<float>(skip_)};
-}
-
-cuda::Place Target::place(at::Device device) const {
-  return {device.index(), reinterpret_cast<void*>(stream_)};
+  return {*tables_, allocate, numbers_.data(), values<double>(vector_), values<float>(skip_),
+          device.index(), reinterpret_cast<void*>(stream_)};
 }
 
 void bind_target(py::module_& m) {

@@ -27,7 +27,6 @@ class Target {
   bool skipped() const;
   const double* numbers() const;
   device::Call call(at::Device device) const;
-  cuda::Place place(at::Device device) const;
 
  private:
   std::vector<double> numbers_;
@@ -35,7 +34,5 @@ class Target {
   std::shared_ptr<device::Tables> tables_;
   intptr_t stream_;
 };
-
-void bind_target(pybind11::module_& m);
 
 }  // namespace emanest

@@ -1,8 +1,8 @@
 // The values of a tensor whose format is known at run time only: one, or four in a single access.
 #pragma once
 
+#include "bucket.h"
 #include "convert.h"
-#include "step.h"
 
 namespace emanest::device {
 

@@ -1,6 +1,5 @@
-# The extension (csrc/bindings.cpp). A function that returns False has changed nothing: some tensors
-# must be copied first, because of their memory order or format.
-from typing import Any
+# The extension (csrc/bindings.cpp).
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,51 +17,31 @@ class Target:
         skip: Tensor | None = None,
     ) -> None: ...
 
-def step_(
-    base: str,
-    lookahead: str,
-    scales: list[Tensor],
-    in_double: bool,
-    target: Target,
-    ys: list[Tensor],
-    gs: list[Tensor],
-    state: list[list[Tensor]],
-) -> bool: ...
-def follow_(
-    lookahead: str,
-    in_double: bool,
-    target: Target,
-    ys: list[Tensor],
-    snapshots: list[Tensor],
-    state: list[list[Tensor]],
-) -> bool: ...
-def move_(
-    point: str,
-    in_double: bool,
-    target: Target,
-    ys: list[Tensor],
-    none: list[Tensor],
-    state: list[list[Tensor]],
-) -> bool: ...
-def momentum_(
-    name: str,
-    squares: Tensor,
-    in_double: bool,
-    target: Target,
-    us: list[Tensor],
-    gs: list[Tensor],
-    state: list[list[Tensor]],
-) -> bool: ...
-def rows_(
-    name: str,
-    matrices: list[Tensor],
-    state: list[list[Tensor]],
-    scales: list[Tensor],
-    factors: list[Tensor],
-    in_double: bool,
-    target: Target,
-) -> bool: ...
-def nonfinite(gs: list[Tensor], found: Tensor, target: Target) -> bool: ...
+class Pass(Protocol):
+    # A pass over lists of tensors: parameters (of rows_ matrices), their inputs
+    # (gradients, snapshots, nothing), and state (of rows_ also the factors, which are written).
+    # out receives the squares of momentum_, what nonfinite found. False: nothing has changed, and
+    # some tensors must be copied first, because of their memory order or format.
+    def __call__(
+        self,
+        rules: tuple[str, ...],
+        in_double: bool,
+        target: Target,
+        scales: list[Tensor],
+        out: Tensor | None,
+        ys: list[Tensor],
+        inputs: list[Tensor],
+        state: list[list[Tensor]],
+        /,
+    ) -> bool: ...
+
+step_: Pass
+follow_: Pass
+move_: Pass
+momentum_: Pass
+rows_: Pass
+nonfinite: Pass
+
 def symmetric_product(
     out: Tensor, c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float
 ) -> Tensor: ...

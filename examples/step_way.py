@@ -74,9 +74,9 @@ def trace(work):
             if frame.f_code.co_flags & 0x20:  # inspect.CO_GENERATOR
                 generators.add(frame)
 
-    def step_(base, look, *args):
-        calls.append(Call("_C", f"step_({base}, {look})", caller(sys._getframe(1))))
-        return compiled(base, look, *args)
+    def step_(rules, *args):
+        calls.append(Call("_C", f"step_({', '.join(rules)})", caller(sys._getframe(1))))
+        return compiled(rules, *args)
 
     with mock.patch.object(cpp._C, "step_", step_):
         sys.setprofile(hook)

@@ -1,10 +1,10 @@
 // The CUDA back end without a GPU: what its threads do, done one after another by the CPU.
 //
 // Linked with the bindings in place of step_cuda.cu and of all that the extension has for the CPU.
-#include <pybind11/pybind11.h>
+#include <stdexcept>
 
+#include "../csrc/bindings.h"
 #include "../csrc/cuda.h"
-#include "../csrc/registers.h"
 
 namespace emanest {
 namespace {
@@ -20,7 +20,7 @@ struct Stream {
 
 class Launch {
  public:
-  explicit Launch(cuda::Place place) : stream_(*static_cast<Stream*>(place.stream)) {}
+  explicit Launch(const device::Call& call) : stream_(*static_cast<Stream*>(call.stream)) {}
 
   bool capturing() const { return stream_.capturing; }
 
@@ -48,30 +48,8 @@ class Launch {
 
 namespace cuda {
 
-void step(const Base& base, const Lookahead& look, const Bucket& bucket, const device::Call& call,
-          Place place) {
-  device::step(base, look, bucket, call, Launch(place));
-}
-
-void follow(const Lookahead& look, const Bucket& bucket, const device::Call& call, Place place) {
-  device::follow(look, bucket, call, Launch(place));
-}
-
-void move(const Point& point, const Bucket& bucket, const device::Call& call, Place place) {
-  device::move(point, bucket, call, Launch(place));
-}
-
-void momentum(const Momentum& rule, const Bucket& bucket, double* squares,
-              const device::Call& call, Place place) {
-  device::momentum(rule, bucket, squares, call, Launch(place));
-}
-
-void rows(const RowRule& rule, const Bucket& bucket, const device::Call& call, Place place) {
-  device::rows(rule, bucket, call, Launch(place));
-}
-
-void nonfinite(const Bucket& bucket, float* found, const device::Call& call, Place place) {
-  device::nonfinite(bucket, found, call, Launch(place));
+void run(const Pass& pass, const Bucket& bucket, void* out, const device::Call& call) {
+  device::run(pass, bucket, out, call, Launch(call));
 }
 
 std::vector<int> archs() { return {}; }
@@ -80,12 +58,7 @@ std::vector<int> archs() { return {}; }
 
 namespace cpu {
 
-void step(const Base&, const Lookahead&, const Bucket&, const double*) {}
-void follow(const Lookahead&, const Bucket&, const double*) {}
-void move(const Point&, const Bucket&, const double*) {}
-void momentum(const Momentum&, const Bucket&, const double*, double*) {}
-void rows(const RowRule&, const Bucket&, const double*) {}
-bool nonfinite(const Bucket&) { return false; }
+void run(const Pass&, const Bucket&, const double*, void*) {}
 
 }  // namespace cpu
 

@@ -69,7 +69,7 @@ def test_what_the_page_names_exists():
         "make everything",
         "emanest/survey.py",
         "emanest/step/plan.py: survey",
-        "csrc/step_cpu.cpp: no_loop",
+        "csrc/cpu.cpp: no_loop",
         "Optimizer._survey",
         "opt.survey()",
         "modes.to_z",

@@ -45,7 +45,7 @@ PROGRAM = """
 #include <cstdio>
 #include <cstdlib>
 
-#include "calls.h"
+#include "launches.h"
 
 using namespace emanest;
 
@@ -60,15 +60,15 @@ struct Launch {
   }
 };
 
-template <class Step>
-void print(Step step) {
+template <class Run>
+void print(Run run) {
   std::vector<std::vector<float>> values(8);
   for (int k = 0; k < 8; k++) {
     for (int i = 0; i < 50; i++) values[k].push_back(float((i + 1) * (k + 1)) / 64);
   }
   Tensors row{values[0].data(), values[1].data(), {}, 50, Dtype::float32};
   for (int k = 0; k < 6; k++) row.state[k] = values[2 + k].data();
-  step(Bucket{{row}, Dtype::float32, false});
+  run(Bucket{{row}, Dtype::float32, false});
   for (const auto& each : values) {
     for (float value : each) std::printf("%.9g ", value);
   }
@@ -76,14 +76,13 @@ void print(Step step) {
 
 int main() {
   const std::vector<double> numbers{NUMBERS};
-  const Base base = bases::amsgrad{};
-  const Lookahead look = lookaheads::wide{};
-  print([&](const Bucket& bucket) { cpu::step(base, look, bucket, numbers.data()); });
+  const PassOf<Step, Base, Lookahead> pass{{bases::amsgrad{}, lookaheads::wide{}}};
+  print([&](const Bucket& bucket) { cpu::run(pass, bucket, numbers.data(), nullptr); });
   print([&](const Bucket& bucket) {
     device::Tables tables;
     const auto allocate = [](size_t size) { return device::Memory(std::malloc(size), std::free); };
     const device::Call call{tables, allocate, numbers.data(), nullptr, nullptr};
-    device::step(base, look, bucket, call, Launch{});
+    device::run(pass, bucket, nullptr, call, Launch{});
   });
 }
 """
@@ -106,7 +105,7 @@ def test_a_lookahead_larger_than_all_others_is_stepped_right(tmp_path, monkeypat
     (tmp_path / "ATen").mkdir()
     (tmp_path / "ATen" / "Parallel.h").write_text(PARALLEL)
     (tmp_path / "main.cpp").write_text(PROGRAM.replace("NUMBERS", ", ".join(map(str, NUMBERS))))
-    command = [COMPILER, *FLAGS, "-I.", "main.cpp", "step_cpu.cpp", "-o", "program"]
+    command = [COMPILER, *FLAGS, "-I.", "main.cpp", "cpu.cpp", "-o", "program"]
     subprocess.run(command, cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
     found = torch.tensor(list(map(float, done.stdout.split()))).view(2, 8, 50)

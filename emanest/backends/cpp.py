@@ -29,38 +29,33 @@ def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), 
     if scales:
         gs, scales = scaled(gs, ys, scales, dtype)
     target = _target(ys, numbers, skip, memo, ("step", base, lookahead))
-    pass_ = functools.partial(
-        _C.step_, base, lookahead, list(scales), dtype == torch.float64, target
-    )
-    _run(pass_, ys, gs, state, dtype)
+    _run(_C.step_, (base, lookahead), target, ys, gs, state, dtype, scales)
 
 
 def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
     """Apply a lookahead rule to what another optimizer did, in place."""
     target = _target(ys, numbers, skip, memo, ("follow", lookahead))
-    pass_ = functools.partial(_C.follow_, lookahead, dtype == torch.float64, target)
-    _run(pass_, ys, snapshots, state, dtype, writes_inputs=True)
+    _run(_C.follow_, (lookahead,), target, ys, snapshots, state, dtype, writes_inputs=True)
 
 
 def move_(point, ys, state, numbers, dtype, memo=None):
     """Move parameters between x and y, in place."""
     target = _target(ys, numbers, None, memo, ("move", point))
-    pass_ = functools.partial(_C.move_, point, dtype == torch.float64, target)
-    _run(pass_, ys, [], state, dtype)
+    _run(_C.move_, (point,), target, ys, [], state, dtype)
 
 
 def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
     """Average gradients into momenta, in place, and make updates of them."""
     check_squares(squares, us)
     target = _target(us, numbers, skip, memo, ("momentum", name))
-    pass_ = functools.partial(_C.momentum_, name, squares, dtype == torch.float64, target)
-    _run(pass_, us, gs, state, dtype)
+    _run(_C.momentum_, (name,), target, us, gs, state, dtype, out=squares)
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
     """Find for each row of a matrix a factor that evens rows out and keeps the matrix's norm."""
     target = _target(os, numbers, skip, memo, ("rows", name))
-    if not _C.rows_(name, os, state, scales, factors, dtype == torch.float64, target):
+    double = dtype == torch.float64
+    if not _C.rows_((name,), double, target, scales, None, os, [], [*state, factors]):
         # of one value for each row, and in an odd format: not worth a loop of its own
         eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
 
@@ -74,15 +69,19 @@ def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
     target = _target(gs, (), None, memo, ("nonfinite",))
-    if not _C.nonfinite(gs, found, target):
+    check = functools.partial(_C.nonfinite, (), False, target, [], found, [])
+    if not check(gs, []):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
-        _C.nonfinite([g.contiguous() for g in natives], found, target)
+        check([g.contiguous() for g in natives], [])
     return found
 
 
-def _run(pass_, ys, inputs, columns, dtype, writes_inputs=False):
+def _run(
+    pass_, rules, target, ys, inputs, columns, dtype, scales=(), out=None, writes_inputs=False
+):
     """Call a pass on tensors, or on copies of those that it does not take as they are."""
+    pass_ = functools.partial(pass_, rules, dtype == torch.float64, target, list(scales), out)
     if pass_(ys, inputs, columns):
         return
     with flat(ys, inputs, columns, dtype, writes_inputs) as tensors:

@@ -1,0 +1,238 @@
+// The CPU back end: one parallel region for a bucket, the work split by elements.
+#include "cpu.h"
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <numeric>
+
+namespace emanest::cpu {
+namespace {
+
+// ---- an operation on every element --------------------------------------------------------------
+
+template <class T>
+using Addresses = std::array<T*, kStates>;
+
+template <class T>
+Addresses<T> state_from(const Tensors& t, int64_t begin) {
+  Addresses<T> state;
+  for (int k = 0; k < kStates; k++) state[k] = static_cast<T*>(t.state[k]) + begin;
+  return state;
+}
+
+// What a loop is given: y, its input (gradient or snapshot), the state, the size; and a
+// further factor of the input, 1 where there is none.
+template <class T>
+using Loop = void (*)(const double* given, T factor, T* y, T* input, Addresses<T> state,
+                      int64_t size);
+
+template <class Operation, class T = typename Operation::T>
+EMANEST_CLONES void loop(const double* given, T factor, T* y, T* input, Addresses<T> state,
+                         int64_t size) {
+  // copied to the stack: the compiler then knows that no store changes them
+  typename Operation::Numbers numbers;
+  copy<Operation::numbers>(given, numbers);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; i++) {
+    T point{}, aside{};
+    typename Operation::State values;
+    if constexpr (Operation::reads_y) point = y[i];
+    if constexpr (Operation::reads_input) aside = input[i];
+    for (int k = 0; k < Operation::states; k++) values[k] = state[k][i];
+    Operation::apply(point, aside, values, factor, numbers);
+    y[i] = point;
+    if constexpr (Operation::writes_input) input[i] = aside;
+    if constexpr (Operation::writes_state) {
+      for (int k = 0; k < Operation::states; k++) state[k][i] = values[k];
+    }
+  }
+}
+
+// Calls f(begin, end, factor) for those parts of a piece that share a scale.
+template <class T, class F>
+void for_each_run(const Tensors& t, int64_t begin, int64_t end, F f) {
+  if (!t.scales) return f(begin, end, T(1));
+  for (int64_t stop; begin < end; begin = stop) {
+    const int64_t k = begin / t.run;
+    stop = std::min(end, (k + 1) * t.run);
+    f(begin, stop, static_cast<const T*>(t.scales)[k]);
+  }
+}
+
+// T is the type of the arithmetic and of the state.
+template <class T>
+void run_loop(Loop<T> loop, const Bucket& bucket, const double* numbers, bool writes_input) {
+  for_each_piece(bucket, [&](const Tensors& t, int64_t first, int64_t last) {
+    for_each_run<T>(t, first, last, [&](int64_t begin, int64_t end, T factor) {
+      Values<T> y(t.y, bucket.y_dtype, begin), input(t.input, t.input_dtype, begin);
+      Addresses<T> state = state_from<T>(t, begin);
+      const int64_t tile = y.wide() && input.wide() ? end - begin : kTile;
+      for (int64_t size; begin < end; begin += size) {
+        size = std::min(tile, end - begin);
+        loop(numbers, factor, y.load(size), input.load(size), state, size);
+        y.store(size);
+        if (writes_input) input.store(size);
+        y.advance(size);
+        input.advance(size);
+        for (T*& each : state) each += size;
+      }
+    });
+  });
+}
+
+template <class Operation>
+void perform(Operation, const Bucket& bucket, const double* numbers, void*) {
+  run_loop<typename Operation::T>(loop<Operation>, bucket, numbers, Operation::writes_input);
+}
+
+// ---- sums of squares: partial sums within a block of elements, all in fixed places, so that -------
+// ---- neither threads nor vector widths change a bit ---------------------------------------------
+
+constexpr int kLanes = 16;
+constexpr int64_t kBlock = 16384;
+
+// Adds squares to lanes, of which element i has lane i % kLanes: sums in one order, in vectors.
+template <class T>
+EMANEST_CLONES void squares_loop(const T* from, double* to, int64_t size) {
+  double lanes[kLanes];
+  for (int j = 0; j < kLanes; j++) lanes[j] = to[j];
+  const int64_t even = size - size % kLanes;
+  for (int64_t i = 0; i < even; i += kLanes) {
+    for (int j = 0; j < kLanes; j++) lanes[j] += double(from[i + j]) * double(from[i + j]);
+  }
+  for (int64_t i = even; i < size; i++) lanes[i - even] += double(from[i]) * double(from[i]);
+  for (int j = 0; j < kLanes; j++) to[j] = lanes[j];
+}
+
+// The sum of squares of a dense block; f(values, begin, size) is called for parts of it as T, which
+// it may change, and which are stored if it is to `write`.
+template <class T, class F>
+double block_squares(Values<T>& values, int64_t begin, int64_t end, bool write, F f) {
+  double lanes[kLanes] = {};
+  // a multiple of the lanes: parts of a block continue each other
+  static_assert(kTile % kLanes == 0);
+  for (int64_t size; begin < end; begin += size) {
+    size = std::min(kTile, end - begin);
+    T* const part = f(values, begin, size);
+    squares_loop(part, lanes, size);
+    if (write) values.store(size);
+    values.advance(size);
+  }
+  return std::accumulate(lanes, lanes + kLanes, 0.0);
+}
+
+template <class T, class M>
+void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* out) {
+  struct Block { size_t tensor; int64_t begin; };
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < bucket.tensors.size(); i++) {
+    for (int64_t begin = 0; begin < bucket.tensors[i].size; begin += kBlock) {
+      blocks.push_back({i, begin});
+    }
+  }
+  std::vector<double> sums(blocks.size());
+  at::parallel_for(0, int64_t(blocks.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; k++) {
+      const Block block = blocks[size_t(k)];
+      const Tensors& t = bucket.tensors[block.tensor];
+      const int64_t end = std::min(t.size, block.begin + kBlock);
+      Values<T> g(t.input, t.input_dtype, block.begin);
+      // a loop that summed its squares would not be in vectors
+      const auto update = [&](Values<T>& u, int64_t begin, int64_t size) {
+        loop<Average<T, M>>(numbers, T(1), u.here(), g.load(size), state_from<T>(t, begin), size);
+        g.advance(size);
+        return u.here();
+      };
+      Values<T> u(t.y, bucket.y_dtype, block.begin);
+      sums[size_t(k)] = block_squares<T>(u, block.begin, end, true, update);
+    }
+  });
+  auto* const squares = static_cast<double*>(out);
+  std::fill_n(squares, bucket.tensors.size(), 0.0);
+  for (size_t k = 0; k < blocks.size(); k++) squares[blocks[k].tensor] += sums[k];
+}
+
+template <class T, class R>
+void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
+  using N = typename R::norm;
+  typename R::Numbers numbers;
+  typename N::Numbers norm_numbers;
+  copy<R::numbers>(given, numbers);
+  copy<N::numbers>(given + R::numbers - N::numbers, norm_numbers);
+  std::vector<int64_t> firsts;
+  int64_t total = 0;
+  for (const Tensors& t : bucket.tensors) {
+    firsts.push_back(total);
+    total += t.size;
+  }
+  std::vector<double> squares(size_t(total), 0.0);
+  const auto read = [](Values<double>& values, int64_t, int64_t size) { return values.load(size); };
+  at::parallel_for(0, total, 16, [&](int64_t begin, int64_t end) {
+    size_t i = size_t(std::upper_bound(firsts.begin(), firsts.end(), begin) - firsts.begin()) - 1;
+    for (; begin < end; i++) {
+      const Tensors& t = bucket.tensors[i];
+      for (; begin < std::min(end, firsts[i] + t.size); begin++) {
+        const int64_t start = (begin - firsts[i]) * t.run;
+        Values<double> row(t.y, bucket.y_dtype, start);
+        squares[size_t(begin)] = block_squares<double>(row, 0, t.run, false, read);
+      }
+    }
+  });
+  for (size_t i = 0; i < bucket.tensors.size(); i++) {
+    const Tensors& t = bucket.tensors[i];
+    const double* const sums = squares.data() + firsts[i];
+    const Addresses<T> columns = state_from<T>(t, 0);
+    T* const factors = columns[R::states];
+    double before = 0, after = 0;
+    for (int64_t k = 0; k < t.size; k++) {
+      Row<T, R::states> state;
+      for (int j = 0; j < R::states; j++) state[j] = columns[j][k];
+      factors[k] = R::apply(T(sums[k] / double(std::max<int64_t>(t.run, 1))), state, numbers);
+      for (int j = 0; j < R::states; j++) columns[j][k] = state[j];
+      before += sums[k];
+      after += evened(double(factors[k]), sums[k]);
+    }
+    const double kept = N::apply(before, after, norm_numbers);
+    const T scale = *static_cast<const T*>(t.scales);
+    for (int64_t k = 0; k < t.size; k++) factors[k] = T(factors[k] * kept) * scale;
+  }
+}
+
+// ---- NaN and infinities -------------------------------------------------------------------------
+
+template <class Bits, Bits exponent>
+EMANEST_CLONES bool nonfinite_loop(const void* from, int64_t begin, int64_t end) {
+  // all bits of the exponent are set in NaN and in infinities
+  int found = 0;
+  for (int64_t i = begin; i < end; i++) {
+    found |= (static_cast<const Bits*>(from)[i] & exponent) == exponent;
+  }
+  return found;
+}
+
+// in the order of Dtype
+bool (*const kNonfinite[])(const void*, int64_t, int64_t) = {
+    nonfinite_loop<uint32_t, 0x7f800000u>,
+    nonfinite_loop<uint64_t, 0x7ff0000000000000u>,
+    nonfinite_loop<uint16_t, 0x7f80u>,
+    nonfinite_loop<uint16_t, 0x7c00u>,
+};
+
+template <class T>
+void perform(Nonfinite<T>, const Bucket& bucket, const double*, void* out) {
+  std::atomic<bool> found{false};
+  for_each_piece(bucket, [&](const Tensors& t, int64_t begin, int64_t end) {
+    if (found.load(std::memory_order_relaxed)) return;
+    if (kNonfinite[int(t.input_dtype)](t.input, begin, end)) found.store(true);
+  });
+  *static_cast<float*>(out) = found.load();
+}
+
+}  // namespace
+
+void run(const Pass& pass, const Bucket& bucket, const double* numbers, void* out) {
+  visit(pass, bucket.in_double, [&](auto each) { perform(each, bucket, numbers, out); });
+}
+
+}  // namespace emanest::cpu

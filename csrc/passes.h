@@ -1,0 +1,145 @@
+// What a pass does, on any processor: a formula of rules.h to one element, with the numbers of the
+// call.
+#pragma once
+
+#include <algorithm>
+#include <tuple>
+
+#include "rules.h"
+
+namespace emanest {
+
+template <int count, class From, class To>
+EMANEST_INLINE void copy(const From& from, To* to) {
+  for (int k = 0; k < count; k++) to[k] = from[k];
+}
+
+// What operations have in common, unless they say otherwise. T is the type of the arithmetic.
+template <class T_, int states_, int numbers_>
+struct Operation {
+  using T = T_;
+  using State = Row<T, states_>;
+  using Numbers = Row<Number, numbers_>;
+  static constexpr int states = states_, numbers = numbers_;
+  static constexpr bool reads_y = true, writes_y = true, reads_input = true;
+  static constexpr bool writes_input = false, writes_state = true;
+  // whether elements have a factor of their own, and whether the squares of y are summed
+  static constexpr bool scaled = false, squared = false;
+};
+
+// numbers: a factor of the gradients, then the base's, then the lookahead's; state likewise
+template <class T, class B, class L>
+struct Step : Operation<T, B::states + L::states, 1 + B::numbers + L::numbers> {
+  static constexpr bool scaled = true;
+
+  EMANEST_INLINE static void apply(T& y, T& g, typename Step::State& state, T factor,
+                                   const typename Step::Numbers& numbers) {
+    typename B::template State<T> base_state;
+    typename L::template State<T> lookahead_state;
+    typename B::Numbers base_numbers;
+    typename L::Numbers lookahead_numbers;
+    copy<B::states>(state, base_state);
+    copy<L::states>(state + B::states, lookahead_state);
+    copy<B::numbers>(numbers + 1, base_numbers);
+    copy<L::numbers>(numbers + 1 + B::numbers, lookahead_numbers);
+    y = emanest::step<T, B, L>(y, g * numbers[0] * factor, base_state, lookahead_state, base_numbers,
+                               lookahead_numbers);
+    copy<B::states>(base_state, state);
+    copy<L::states>(lookahead_state, state + B::states);
+  }
+};
+
+// the input of y: the snapshot, which follows it
+template <class T, class L>
+struct Follow : Operation<T, L::states, L::numbers> {
+  static constexpr bool writes_input = true;
+
+  EMANEST_INLINE static void apply(T& y, T& snapshot, typename Follow::State& state, T,
+                                   const typename Follow::Numbers& numbers) {
+    y = snapshot = emanest::follow<T, L>(y, snapshot, state, numbers);
+  }
+};
+
+template <class T, class P>
+struct Move : Operation<T, P::states, P::numbers> {
+  static constexpr bool reads_input = false, writes_state = false;
+
+  EMANEST_INLINE static void apply(T& y, T&, typename Move::State& state, T,
+                                   const typename Move::Numbers& numbers) {
+    y = P::template apply<T>(y, state, numbers);
+  }
+};
+
+// y is an update, written only; numbers: a factor of the gradients, then the rule's
+template <class T, class M>
+struct Average : Operation<T, M::states, 1 + M::numbers> {
+  static constexpr bool reads_y = false, squared = true;
+
+  EMANEST_INLINE static void apply(T& u, T& g, typename Average::State& state, T,
+                                   const typename Average::Numbers& numbers) {
+    typename M::Numbers own;
+    copy<M::numbers>(numbers + 1, own);
+    u = M::apply(g * numbers[0], state, own);
+  }
+};
+
+// ---- passes that are more than an operation on every element ------------------------------------
+
+// y is a matrix, state: that of the rule, then the factors, which are written; a value for each row
+template <class T, class R>
+struct Rows : Operation<T, R::states + 1, R::numbers> {
+  static constexpr bool writes_y = false;
+};
+
+// whether an input holds NaN or an infinity; it has no rules (nvcc takes it for a pass of rules
+// only if it could have some)
+template <class T, class... NoRules>
+struct Nonfinite : Operation<T, 0, 0> {
+  static constexpr bool writes_y = false;
+};
+
+// ---- passes by the names of their rules ---------------------------------------------------------
+
+// An operation, with rules of these tables.
+template <template <class... TypeAndRules> class Operation_, class... Tables>
+struct PassOf {
+  std::tuple<Tables...> rules;
+
+  template <class F>
+  void visit(bool in_double, F f) const {
+    const auto with = [&](auto... rule) {
+      in_double ? f(Operation_<double, decltype(rule)...>{})
+                : f(Operation_<float, decltype(rule)...>{});
+    };
+    std::apply([&](const auto&... each) { std::visit(with, each...); }, rules);
+  }
+};
+
+using Pass = std::variant<PassOf<Step, Base, Lookahead>, PassOf<Follow, Lookahead>,
+                          PassOf<Move, Point>, PassOf<Average, Momentum>, PassOf<Rows, RowRule>,
+                          PassOf<Nonfinite>>;
+
+// Calls f with the operation of a pass, in float64 arithmetic or in that of float32.
+template <class F>
+void visit(const Pass& pass, bool in_double, F f) {
+  std::visit([&](const auto& each) { each.visit(in_double, f); }, pass);
+}
+
+// ---- the most state, and the most numbers, of any pass ------------------------------------------
+
+template <class Table>
+struct Most;
+template <class... Rules>
+struct Most<std::variant<Rules...>> {
+  static constexpr int states = std::max({Rules::states...});
+  static constexpr int numbers = std::max({Rules::numbers...});
+};
+
+constexpr int kStates = std::max({Most<Base>::states + Most<Lookahead>::states,
+                                  Most<Momentum>::states, Most<RowRule>::states + 1,
+                                  Most<Point>::states});
+constexpr int kNumbers = std::max({1 + Most<Base>::numbers + Most<Lookahead>::numbers,
+                                   1 + Most<Momentum>::numbers, Most<RowRule>::numbers,
+                                   Most<Point>::numbers});
+
+}  // namespace emanest
