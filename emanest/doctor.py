@@ -108,9 +108,11 @@ def _run(module, device_type):
     ys, gs, snapshots, *state = map(tensors, range(6))
     adamw, ema_nesterov = (1e-2, 1e-4, 0.1, 0.01, 1.5, 1e-8), (0.1, 0.5, 0.4)
     numbers = (1.0, *adamw, *ema_nesterov)
-    module.step_("adamw", "ema_nesterov", ys, gs, state, numbers, torch.float32, memo={})
-    module.follow_("ema_nesterov", ys, snapshots, state[2:], ema_nesterov, torch.float32, memo={})
-    module.move_("x_along", ys, state[2:], (0.4,), torch.float32, {})
+    module.apply_("step", ("adamw", "ema_nesterov"), ys, gs, state, numbers, torch.float32, memo={})
+    module.apply_(
+        "follow", ("ema_nesterov",), ys, snapshots, state[2:], ema_nesterov, torch.float32, memo={}
+    )
+    module.apply_("move", ("x_along",), ys, (), state[2:], (0.4,), torch.float32, memo={})
     muons = _run_muon(module, gs, tensors(6))
     gs[1][-1] = float("inf")
     flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]
@@ -129,7 +131,9 @@ def _run_muon(module, gs, momenta):
     us = [torch.zeros_like(g) for g in gs]
     squares = torch.zeros(len(gs), dtype=torch.float64, device=device)
     numbers = (1.0, 0.05, 0.9)
-    module.momentum_("ema", us, gs, [momenta], squares, numbers, torch.float32, memo={})
+    module.apply_(
+        "momentum", ("ema",), us, gs, [momenta], numbers, torch.float32, squares=squares, memo={}
+    )
     # matrices of 40 rows
     os = [us[1].view(40, 25)]
     like = {"dtype": torch.float32, "device": device}

@@ -207,18 +207,6 @@ def anchor(w, u, state, numbers):
     return w, (w,)
 
 
-def step(base, lookahead, y, g, base_state, lookahead_state, base_numbers, lookahead_numbers):
-    """One whole optimizer step: gradient -> base update -> lookahead."""
-    u, base_state = base(y, g, base_state, base_numbers)
-    y, lookahead_state = lookahead(y + u, u, lookahead_state, lookahead_numbers)
-    return y, base_state, lookahead_state
-
-
-def follow(lookahead, w, snapshot, state, numbers):
-    """The lookahead after a step that another optimizer took, from a snapshot to w."""
-    return lookahead(w, w - snapshot, state, numbers)
-
-
 # ---- between x and y: (point, state, numbers) -> point ------------------------------------------
 
 
@@ -254,6 +242,31 @@ def y_between(x, state, numbers):
     (z,) = state
     (lookahead,) = numbers
     return x + lookahead / (1.0 + lookahead) * (z - x)
+
+
+# ---- passes: what is done to every element of some parameters, with rules that are given ---------
+
+
+def step(base, lookahead, y, g, base_state, lookahead_state, base_numbers, lookahead_numbers):
+    """One whole optimizer step: gradient -> base update -> lookahead."""
+    u, base_state = base(y, g, base_state, base_numbers)
+    y, lookahead_state = lookahead(y + u, u, lookahead_state, lookahead_numbers)
+    return y, base_state, lookahead_state
+
+
+def follow(lookahead, w, snapshot, state, numbers):
+    """The lookahead after a step that another optimizer took, from a snapshot to w."""
+    return lookahead(w, w - snapshot, state, numbers)
+
+
+def move(point, y, state, numbers):
+    """From y to x, or back; the state is only read."""
+    return point(y, state, numbers), state
+
+
+def average(momentum, g, state, numbers):
+    """A gradient's momentum, before it is orthogonalised."""
+    return momentum(g, state, numbers)
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -311,8 +324,39 @@ POINTS = {
     "y_between": Rule(y_between, ("z",), ("lookahead",)),
 }
 
-# what all rules of a kind have in common; a rule is an argument
-PASSES = (step, follow, evened)
+
+class Pass:
+    """A pass over some parameters, and over an input (gradient, snapshot) for each of them.
+
+    Its function takes a rule of each table, the columns that it reads, the state and the numbers of
+    each rule; it returns the value that the columns receive that it writes, and the state.
+
+    Args:
+        function: one of those above.
+        tables: of its rules.
+        reads, writes: "y", "input" or both.
+        factor: whether a number comes before those of the rules, a factor of the inputs.
+        steps: whether it writes the state, and may be skipped.
+        squares: whether it finds the sums of the squares of what it writes.
+    """
+
+    def __init__(
+        self, function, tables, reads, writes=("y",), factor=False, steps=True, squares=False
+    ):
+        self.function, self.tables, self.reads, self.writes = function, tables, reads, writes
+        self.factor, self.steps, self.squares = factor, steps, squares
+
+    def rows(self, names):
+        """The rows of its tables that have these names."""
+        return [table[name] for table, name in zip(self.tables, names, strict=True)]
+
+
+PASSES = {
+    "step": Pass(step, (BASES, LOOKAHEADS), ("y", "input"), factor=True),
+    "follow": Pass(follow, (LOOKAHEADS,), ("y", "input"), writes=("y", "input")),
+    "move": Pass(move, (POINTS,), ("y",), steps=False),
+    "momentum": Pass(average, (MOMENTA,), ("input",), factor=True, squares=True),
+}
 
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})

@@ -4,6 +4,7 @@ Gradients of several dtypes in one bucket take a launch for each dtype. Under TR
 serves CPU tensors, without it those of a GPU.
 """
 
+import itertools
 import operator
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..backends import eager
 from ..backends.guards import count_writes
 from ..backends.layout import check_squares, is_dense
-from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS
+from ..rules import NORMS, PASSES, ROWS
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
 from .launch import TYPES, Launch, as_they_are, by_dtype, prepare
@@ -34,91 +35,49 @@ if INTERPRETED:
 ROWS_TILE, ROWS_WIDTH = 4, 512
 
 
-def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
-    """As ``eager.step_``."""
-    key = "step", base, lookahead, bool(scales)
+def apply_(
+    name, rules, ys, inputs, state, numbers, dtype, skip=None, scales=(), squares=None, memo=None
+):
+    """As ``eager.apply_``; where squares are asked for, with a launch for the sums of each."""
+    pass_, block, key = PASSES[name], TILES[dtype], (name, *rules, bool(scales))
+    if pass_.squares:
+        check_squares(squares, ys)
 
-    def anew(ys, gs, states, scales):
-        # in the rows: where a parameter's scales are, and how many elements share one
+    def anew(ys, inputs, states, scales):
+        constants = pass_constants(name, rules, scales)
+        # of the rows; of squares also where among the sums and among the squares theirs are
         more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
-        common = dtype, memo, step_constants(base, lookahead, scales), TILES[dtype], None
-        return [
-            prepare(passes.step_kernel, (*key, grad_dtype), columns, *common, rest)
-            for grad_dtype, columns, rest in by_dtype(gs, [ys, gs, *states], more)
-        ]
+        more = [[*range(len(ys))]] if pass_.squares else more
+        columns = [ys, inputs, *states] if inputs else [ys, *states]
+        found = []
+        for input_dtype, some, ends in by_dtype(inputs or ys, columns, more):
+            if pass_.squares:
+                ends = [firsts(map(torch.Tensor.numel, some[0]), block)[:-1], *ends]
+            its_key = *key, input_dtype
+            kernel = passes.pass_kernel
+            found.append(prepare(kernel, its_key, some, dtype, memo, constants, block, None, ends))
+        return found
 
-    with prepared(anew, memo, key, dtype, ys, gs, state, scales) as found:
+    launches = []
+    writes_inputs = "input" in pass_.writes
+    with prepared(anew, memo, key, dtype, ys, inputs, state, scales, writes_inputs) as found:
+        for each in found:
+            sums = squares.new_empty(each.programs) if pass_.squares else None
+            launches.append(each.launch(numbers, (skip, sums)))
+            if pass_.squares:
+                constants = {"COLUMNS": 2 + len(state), "BLOCK": block}
+                count, others = len(each.table.rows), (each.table.rows, skip, sums, squares)
+                kernel, device = momentum.squares_kernel, squares.device
+                launches.append(Launch(kernel, count, device, others, constants))
         # all are ready before the first runs: an error leaves everything as it was
-        for launch in [each.launch(numbers, (skip,)) for each in found]:
+        for launch in launches:
             launch()
-    count_writes(ys)
+    count_writes([*ys, squares] if pass_.squares else ys)
 
 
 def _run(y, scale):
     """How many elements share a scale."""
     return y.numel() // max(1, scale.numel())
-
-
-def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
-    """As ``eager.follow_``."""
-    key = "follow", lookahead
-
-    def anew(ys, snapshots, states, _):
-        common = dtype, memo, follow_constants(lookahead), TILES[dtype]
-        return [prepare(passes.follow_kernel, key, [ys, snapshots, *states], *common)]
-
-    columns = ys, snapshots, state
-    with prepared(anew, memo, key, dtype, *columns, writes_inputs=True) as (found,):
-        found.launch(numbers, (skip,))()
-    count_writes(ys)
-
-
-def move_(point, ys, state, numbers, dtype, memo=None):
-    """As ``eager.move_``."""
-    key = "move", point
-
-    def anew(ys, _, states, __):
-        common = dtype, memo, move_constants(point), TILES[dtype]
-        return [prepare(passes.move_kernel, key, [ys, *states], *common)]
-
-    with prepared(anew, memo, key, dtype, ys, [], state) as (found,):
-        found.launch(numbers, ())()
-    count_writes(ys)
-
-
-def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
-    """As ``eager.momentum_``: a launch for each dtype of gradients, and one for its sums."""
-    check_squares(squares, us)
-    key, block = ("momentum", name), TILES[dtype]
-
-    def anew(us, gs, states, _):
-        each = by_dtype(gs, [us, gs, *states], [[*range(len(us))]])
-        common = dtype, memo, momentum_constants(name), block, None
-        return [
-            prepare(
-                momentum.momentum_kernel,
-                (*key, grad_dtype),
-                columns,
-                *common,
-                [firsts(map(torch.Tensor.numel, columns[0]), block)[:-1], *positions],
-            )
-            for grad_dtype, columns, positions in each
-        ]
-
-    launches = []
-    with prepared(anew, memo, key, dtype, us, gs, state) as found:
-        for each in found:
-            sums = squares.new_empty(each.programs)
-            others = each.table.rows, skip, sums, squares
-            second = {"COLUMNS": 2 + len(state), "BLOCK": block}
-            kernel, count = momentum.squares_kernel, len(each.table.rows)
-            launches += (
-                each.launch(numbers, (skip, sums)),
-                Launch(kernel, count, squares.device, others, second),
-            )
-        for launch in launches:
-            launch()
-    count_writes([*us, squares])
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
@@ -186,36 +145,34 @@ def _search(grad_dtype, columns, _, memo):
     return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
 
 
-def step_constants(base, lookahead, scales=()):
-    """What the kernel is compiled for, of the rules and of whether there are scales."""
-    rules = BASES[base], LOOKAHEADS[lookahead]
+def pass_constants(name, rules, scales=()):
+    """What the kernel is compiled for, of a pass, its rules and whether there are scales."""
+    pass_ = PASSES[name]
+    rows = pass_.rows(rules)
+    columns = len({*pass_.reads, *pass_.writes})
     return {
         "SCALED": bool(scales),
-        "BASE": rounded(rules[0].function),
-        "LOOKAHEAD": rounded(rules[1].function),
-        "STATES": tuple(len(r.state) for r in rules),
-        "NUMBERS": tuple(len(r.numbers) for r in rules),
+        "PASS": rounded(pass_.function, *(row.function for row in rows)),
+        "STATES": _parts(columns, [row.state for row in rows]),
+        "NUMBERS": _parts(int(pass_.factor), [row.numbers for row in rows]),
+        "COLUMNS": (columns - len(pass_.reads), columns),
+        "WRITES": len(pass_.writes),
+        "FACTOR": pass_.factor,
+        "STEPS": pass_.steps,
     }
 
 
-def follow_constants(lookahead):
-    """What the kernel is compiled for, of the rule."""
-    return {"LOOKAHEAD": rounded(LOOKAHEADS[lookahead].function), **_counts(LOOKAHEADS[lookahead])}
-
-
-def move_constants(point):
-    """What the kernel is compiled for, of the rule."""
-    return {"POINT": rounded(POINTS[point].function), **_counts(POINTS[point])}
-
-
-def momentum_constants(name):
-    """What the kernel is compiled for, of the rule."""
-    return {"RULE": rounded(MOMENTA[name].function), **_counts(MOMENTA[name])}
+def _parts(first, names):
+    """Of lists that follow each other where each begins, and how long it is."""
+    begins = itertools.accumulate(map(len, names), initial=first)
+    return tuple(zip(begins, map(len, names), strict=False))
 
 
 def rows_constants(name):
     """What the kernel is compiled for, of the rule."""
-    return {"RULE": rounded(ROWS[name].function), **_counts(ROWS[name]), "WIDTH": ROWS_WIDTH}
+    row = ROWS[name]
+    counts = {"STATES": len(row.state), "NUMBERS": len(row.numbers)}
+    return {"RULE": rounded(row.function), **counts, "WIDTH": ROWS_WIDTH}
 
 
 def norms_constants(name):
@@ -229,7 +186,3 @@ def norms_constants(name):
         "NUMBERS": len(norm.numbers),
         "COLUMNS": states + 3,  # the matrix, its factors and its scale
     }
-
-
-def _counts(rule):
-    return {"STATES": len(rule.state), "NUMBERS": len(rule.numbers)}

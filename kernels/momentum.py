@@ -8,59 +8,13 @@ import triton
 import triton.language as tl
 
 from .. import rules
-from .passes import _chunk, _load, _narrowed, _numbers, _pointers, _row, _store, _widened
+from .passes import _load, _narrowed, _numbers, _row, _store, _widened
 from .rounding import inline, rounded
 
 evened = rounded(rules.evened)
 
 # programs of the second launch add so many at once
 SUMS = tl.constexpr(1024)
-
-
-@inline
-def _momentum_tile(
-    pointers, count, numbers,
-    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    i = tl.arange(0, BLOCK)
-    mask = i < count
-    (g,) = _load(pointers, 1, 1, i, mask, DTYPE)
-    state = _load(pointers, 2, STATES, i, mask, DTYPE)
-    (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
-    u, state = RULE(g * scale, state, _numbers(numbers, 1, NUMBERS, LOADED, DTYPE))
-    _store(pointers, 0, (u,), i, mask)
-    _store(pointers, 2, state, i, mask)
-    u = tl.where(mask, u.to(tl.float64), 0.0)
-    return tl.sum(u * u, 0)
-
-
-@triton.jit
-def momentum_kernel(
-    chunks, rows, numbers, skip, sums,
-    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    TYPES: tl.constexpr, VECTOR: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A row has u, which is only written, g and the state; sums receive those of the chunks."""
-    if skip is not None:  # noqa: SIM102 (decided when it is compiled)
-        if tl.load(skip) != 0:
-            return
-    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, 2)
-    total = tl.full((), 0.0, tl.float64)
-    offset = whole
-    while offset < count:
-        total += _momentum_tile(
-            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
-            numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-        )  # fmt: skip
-        offset += BLOCK // 4
-    if whole > 0:
-        total += _momentum_tile(
-            _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, RULE, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
-        )  # fmt: skip
-    tl.store(sums + tl.program_id(0), total)
 
 
 @triton.jit

@@ -19,11 +19,9 @@ which the hardware balances, and while some programs look up their rows others m
 import triton
 import triton.language as tl
 
-from .. import rules
 from . import rounding
 from .rounding import inline
 
-step, follow = rounding.rounded(rules.step), rounding.rounded(rules.follow)
 INTERPRETED = tl.constexpr(rounding.INTERPRETED)
 
 
@@ -137,147 +135,86 @@ def _scales(
 
 
 @inline
-def _step_tile(
-    pointers, count, numbers, scales, into, run, SCALED: tl.constexpr,
-    BASE: tl.constexpr, LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+def _pass_tile(
+    pointers, count, numbers, scales, into, run,
+    SCALED: tl.constexpr, SQUARES: tl.constexpr, PASS: tl.constexpr,
+    STATES: tl.constexpr, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr, WRITES: tl.constexpr,
+    FACTOR: tl.constexpr, STEPS: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, BLOCK)
     mask = i < count
-    y, g = _load(pointers, 0, 2, i, mask, DTYPE)
-    base_state = _load(pointers, 2, STATES[0], i, mask, DTYPE)
-    lookahead_state = _load(pointers, 2 + STATES[0], STATES[1], i, mask, DTYPE)
-    (scale,) = _numbers(numbers, 0, 1, LOADED, DTYPE)
-    base_numbers = _numbers(numbers, 1, NUMBERS[0], LOADED, DTYPE)
-    lookahead_numbers = _numbers(numbers, 1 + NUMBERS[0], NUMBERS[1], LOADED, DTYPE)
-    g = g * scale
-    if SCALED:
-        # nearly always: a division and a load for each element would show
-        if into + count <= run:
-            g = g * tl.load(scales)
-        else:
-            g = g * tl.load(scales + (into + i) // run, mask=mask)
-    y, base_state, lookahead_state = step(
-        BASE, LOOKAHEAD, y, g, base_state, lookahead_state, base_numbers, lookahead_numbers
-    )
-    _store(pointers, 0, (y,), i, mask)
-    _store(pointers, 2, base_state, i, mask)
-    _store(pointers, 2 + STATES[0], lookahead_state, i, mask)
+    columns = _load(pointers, COLUMNS[0], COLUMNS[1] - COLUMNS[0], i, mask, DTYPE)
+    states, given = (), ()
+    for k in tl.static_range(len(STATES)):
+        state = _load(pointers, STATES[k][0], STATES[k][1], i, mask, DTYPE)
+        its = _numbers(numbers, NUMBERS[k][0], NUMBERS[k][1], LOADED, DTYPE)
+        states, given = states + (state,), given + (its,)  # noqa: RUF005
+    if FACTOR:
+        factor = _numbers(numbers, 0, 1, LOADED, DTYPE)[0]
+        g = columns[-1] * factor
+        if SCALED:
+            # nearly always: a division and a load for each element would show
+            if into + count <= run:
+                g = g * tl.load(scales)
+            else:
+                g = g * tl.load(scales + (into + i) // run, mask=mask)
+        columns = columns[:-1] + (g,)  # noqa: RUF005
+    found = PASS(*columns, *states, *given)
+    for k in tl.static_range(WRITES):
+        _store(pointers, k, (found[0],), i, mask)
+    if STEPS:
+        for k in tl.static_range(len(STATES)):
+            _store(pointers, STATES[k][0], found[k + 1], i, mask)
+    if SQUARES:
+        value = tl.where(mask, found[0].to(tl.float64), 0.0)
+        return tl.sum(value * value, 0)
+    else:  # noqa: RET505 (a branch not taken must not be compiled)
+        return tl.full((), 0.0, tl.float64)
 
 
 @triton.jit
-def step_kernel(
-    chunks, rows, numbers, skip, SCALED: tl.constexpr,
-    BASE: tl.constexpr, LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+def pass_kernel(
+    chunks, rows, numbers, skip, sums, SCALED: tl.constexpr, PASS: tl.constexpr,
+    STATES: tl.constexpr, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr,
+    WRITES: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row has y, g, the base's state, the lookahead's; STATES and NUMBERS count both rules'.
+    """A pass of ``rules.PASSES``; PASS is its function with its rules.
 
-    SCALED says that it ends with scales of the gradient.
+    A row of the table has y, the input if there is one, and the state. COLUMNS are where those that
+    are read begin and where the state does; the first WRITES are written. STATES and NUMBERS are of
+    each rule the first column, or number, and how many. SCALED says that rows end with scales of
+    the input. ``sums`` receive those of the squares of each chunk.
     """
     if skip is not None:  # noqa: SIM102 (decided when it is compiled)
         if tl.load(skip) != 0:
             return
-    MORE: tl.constexpr = 2 if SCALED else 0
+    SQUARES: tl.constexpr = sums is not None
+    MORE: tl.constexpr = 2 if SCALED or SQUARES else 0
     addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
     scales, into, run = None, None, None
     if SCALED:
         scales, into, run = _scales(chunks, rows, TYPES, DTYPE, BLOCK, MORE)
+    total = tl.full((), 0.0, tl.float64)
     # not a range: Triton 3.6 cannot interpret one up to a loaded number
     offset = whole
     while offset < count:
-        _step_tile(
-            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
-            numbers, scales, into + offset if SCALED else into, run, SCALED,
-            BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
+        total += _pass_tile(
+            _pointers(addresses, offset, TYPES, VECTOR), count - offset, numbers,
+            scales, into + offset if SCALED else into, run, SCALED, SQUARES, PASS,
+            STATES, NUMBERS, COLUMNS, WRITES, FACTOR, STEPS, LOADED, DTYPE, BLOCK // 4,
         )  # fmt: skip
         offset += BLOCK // 4
     if whole > 0:
-        _step_tile(
-            _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, scales, into, run,
-            SCALED, BASE, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
+        total += _pass_tile(
+            _pointers(addresses, None, TYPES, VECTOR), whole, numbers,
+            scales, into, run, SCALED, SQUARES, PASS,
+            STATES, NUMBERS, COLUMNS, WRITES, FACTOR, STEPS, LOADED, DTYPE, BLOCK,
         )  # fmt: skip
-
-
-@inline
-def _follow_tile(
-    pointers, count, numbers,
-    LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    i = tl.arange(0, BLOCK)
-    mask = i < count
-    w, snapshot = _load(pointers, 0, 2, i, mask, DTYPE)
-    state = _load(pointers, 2, STATES, i, mask, DTYPE)
-    numbers = _numbers(numbers, 0, NUMBERS, LOADED, DTYPE)
-    y, state = follow(LOOKAHEAD, w, snapshot, state, numbers)
-    _store(pointers, 0, (y, y), i, mask)
-    _store(pointers, 2, state, i, mask)
-
-
-@triton.jit
-def follow_kernel(
-    chunks, rows, numbers, skip,
-    LOOKAHEAD: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    TYPES: tl.constexpr, VECTOR: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A row has w, the snapshot and the lookahead's state; the first two receive the new y."""
-    if skip is not None:  # noqa: SIM102 (decided when it is compiled)
-        if tl.load(skip) != 0:
-            return
-    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
-    offset = whole
-    while offset < count:
-        _follow_tile(
-            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
-            numbers, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-        )  # fmt: skip
-        offset += BLOCK // 4
-    if whole > 0:
-        _follow_tile(
-            _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, LOOKAHEAD, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
-        )  # fmt: skip
-
-
-@inline
-def _move_tile(
-    pointers, count, numbers,
-    POINT: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    i = tl.arange(0, BLOCK)
-    mask = i < count
-    (y,) = _load(pointers, 0, 1, i, mask, DTYPE)
-    state = _load(pointers, 1, STATES, i, mask, DTYPE)
-    y = POINT(y, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
-    _store(pointers, 0, (y,), i, mask)
-
-
-@triton.jit
-def move_kernel(
-    chunks, rows, numbers,
-    POINT: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
-    TYPES: tl.constexpr, VECTOR: tl.constexpr,
-    LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A row has the parameter and the state, which is only read."""
-    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
-    offset = whole
-    while offset < count:
-        _move_tile(
-            _pointers(addresses, offset, TYPES, VECTOR), count - offset,
-            numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK // 4,
-        )  # fmt: skip
-        offset += BLOCK // 4
-    if whole > 0:
-        _move_tile(
-            _pointers(addresses, None, TYPES, VECTOR), whole,
-            numbers, POINT, STATES, NUMBERS, LOADED, DTYPE, BLOCK,
-        )  # fmt: skip
+    if SQUARES:
+        tl.store(sums + tl.program_id(0), total)
 
 
 @inline

@@ -65,41 +65,37 @@ class Spec(NamedTuple):
     kernel: Any
     constants: Callable  # rules -> constants
     columns: Callable  # constants, dtypes of parameter, gradient, arithmetic -> dtypes of columns
-    factor: int = 0  # numbers before the rule's
     types: Mapping = MappingProxyType({})  # of further arguments
     tiles: Mapping | None = None  # elements of a chunk, by dtype of the arithmetic
 
 
-def _stepped(constants, p, g, wide):
-    return [p, g, *[wide] * sum(constants["STATES"])]
+def _pass(name, columns, scales=(), types=MappingProxyType({})):
+    """Of a row of ``rules.PASSES``."""
+
+    def every(constants, p, g, wide):
+        return [*columns(p, g, wide), *[wide] * sum(count for _, count in constants["STATES"])]
+
+    def constants(*rules):
+        return backend.pass_constants(name, rules, scales)
+
+    return Spec(passes.pass_kernel, constants, every, types)
 
 
 SUMS = {"sums": "*fp64"}
 SPECS = {
-    "step": Spec(passes.step_kernel, backend.step_constants, _stepped, 1),
-    "scaled step": Spec(
-        *(passes.step_kernel, lambda *rules: backend.step_constants(*rules, True), _stepped, 1)
-    ),
-    "follow": Spec(
-        passes.follow_kernel,
-        backend.follow_constants,
-        lambda c, p, g, w: [p, p, *[w] * c["STATES"]],
-    ),
-    "move": Spec(
-        passes.move_kernel, backend.move_constants, lambda c, p, g, w: [p, *[w] * c["STATES"]]
-    ),
+    "step": _pass("step", lambda p, g, w: [p, g]),
+    "scaled step": _pass("step", lambda p, g, w: [p, g], [True]),
+    "follow": _pass("follow", lambda p, g, w: [p, p]),
+    "move": _pass("move", lambda p, g, w: [p]),
     # updates have at least the arithmetic's dtype
-    "momentum": Spec(
-        *(momentum.momentum_kernel, backend.momentum_constants),
-        *(lambda c, p, g, w: [w, g, *[w] * c["STATES"]], 1, SUMS),
-    ),
+    "momentum": _pass("momentum", lambda p, g, w: [w, g], types=SUMS),
     "rows": Spec(
         *(momentum.rows_kernel, backend.rows_constants),
-        *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], 0, SUMS),
+        *(lambda c, p, g, w: [p, *[w] * (c["STATES"] + 2)], SUMS),
         dict.fromkeys(backend.TILES, backend.ROWS_TILE),
     ),
     "nonfinite": Spec(
-        *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], 0, {"flag": "*fp32"}),
+        *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], {"flag": "*fp32"}),
         backend.NONFINITE_TILES,
     ),
 }
@@ -143,11 +139,14 @@ def compiled(case):
     if "NUMBERS" in constants:
         constants["LOADED"] = loaded = case.on_device or wide == torch.float64
         counts = constants["NUMBERS"]
-        count = spec.factor + (sum(counts) if isinstance(counts, tuple) else counts)
+        # of a pass also where each rule's begin
+        count = sum(counts[-1]) if isinstance(counts, tuple) else counts
         types["numbers"] = "*fp64" if loaded else ("fp32",) * max(count, 1)
     if "skip" in names:
         place = types if case.on_device else constants
         place["skip"] = "*fp32" if case.on_device else None
+    if "sums" in names and "sums" not in types:
+        constants["sums"] = None
     # in the kernel's own order
     signature = {name: types.get(name, "constexpr") for name in names}
     return triton.compile(

@@ -58,13 +58,20 @@ class _Translation(ast.NodeTransformer):
 
 
 @functools.cache
-def rounded(rule):
-    """A rule's function as a Triton function in which every operation rounds correctly."""
-    tree = _Translation().visit(ast.parse(inspect.getsource(rule)))
+def rounded(function, *rules):
+    """A rule as a Triton function in which every operation rounds correctly.
+
+    Args:
+        function: the rule; or that of a pass, the first of whose arguments are rules.
+        rules: these, which the Triton function is not given.
+    """
+    tree = _Translation().visit(ast.parse(inspect.getsource(function)))
+    arguments = tree.body[0].args.args
+    scope = {"divide": divide, "root": root, "__name__": __name__}
+    scope |= {arguments.pop(0).arg: rounded(rule) for rule in rules}
     text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     # Triton asks for the source of what it compiles; linecache is where Python looks it up
-    name = f"<emanest rule {rule.__name__}>"
+    name = f"<emanest {' '.join(each.__name__ for each in (function, *rules))}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    scope = {"divide": divide, "root": root, "__name__": __name__}
     exec(compile(text, name, "exec"), scope)
-    return inline(scope[rule.__name__])
+    return inline(scope[function.__name__])

@@ -11,7 +11,7 @@ import emanest
 from emanest import backends
 from emanest.backends import Backend, eager
 
-FUNCTIONS = ("step_", "follow_", "move_", "nonfinite")
+FUNCTIONS = ("apply_", "nonfinite")
 
 MISSING = Backend("emanest.no_such_module", ())
 ELSEWHERE = Backend("emanest.backends.eager", ("cuda",))
@@ -74,7 +74,9 @@ def step(choice=None, gradient=None, y=None):
     y = torch.ones(3) if y is None else y
     gs = [torch.ones(3) if gradient is None else gradient]
     numbers = (1.0, 0.25, 0.0)
-    backends.call("step_", "cpu", choice, "sgd", "none", [y], gs, [], numbers, torch.float32)
+    backends.call(
+        "apply_", "cpu", choice, "step", ("sgd", "none"), [y], gs, [], numbers, torch.float32
+    )
     return y
 
 
@@ -251,9 +253,9 @@ def test_a_group_may_have_a_back_end_of_its_own(table, stub):
 
     def spy(*args, **kwargs):
         calls.append(args)
-        eager.step_(*args, **kwargs)
+        eager.apply_(*args, **kwargs)
 
-    table(other=stub("other", step_=spy), eager=ANYWHERE)
+    table(other=stub("other", apply_=spy), eager=ANYWHERE)
     groups = [{"params": [parameter()], "backend": "eager"}, {"params": [parameter()]}]
     emanest.AdamW(groups[:1]).step()
     assert not calls
@@ -271,7 +273,7 @@ def test_a_back_end_that_fails_is_replaced_with_one_warning_then_and_from_then_o
         calls.append(args)
         raise RuntimeError("out of shared memory")
 
-    table(broken=stub("broken", step_=launch), eager=ANYWHERE)
+    table(broken=stub("broken", apply_=launch), eager=ANYWHERE)
     message = "'broken' failed: RuntimeError: out of shared memory; 'cpu' tensors use 'eager'"
     with pytest.warns(UserWarning, match=message) as caught:
         assert torch.equal(step(), STEPPED)
@@ -281,7 +283,7 @@ def test_a_back_end_that_fails_is_replaced_with_one_warning_then_and_from_then_o
 
 
 def test_one_after_the_other_may_fail(table, stub):
-    rows = {name: stub(name, step_=raises(RuntimeError(name))) for name in ("one", "two")}
+    rows = {name: stub(name, apply_=raises(RuntimeError(name))) for name in ("one", "two")}
     table(**rows, missing=MISSING, eager=ANYWHERE)
     with pytest.warns(UserWarning, match="failed") as caught:
         assert torch.equal(step(), STEPPED)
@@ -293,7 +295,7 @@ def test_one_after_the_other_may_fail(table, stub):
 
 
 def test_a_failure_on_one_device_type_does_not_matter_to_another(table, stub):
-    table(broken=stub("broken", step_=raises(RuntimeError("no"))), eager=ANYWHERE)
+    table(broken=stub("broken", apply_=raises(RuntimeError("no"))), eager=ANYWHERE)
     with pytest.warns(UserWarning, match="'cpu' tensors use 'eager'"):
         step()
     assert backends.pick("cuda").__name__ == "stub_broken"
@@ -304,7 +306,7 @@ def test_the_failure_of_an_explicit_choice_is_raised_as_it_is(
     table, stub, monkeypatch, silent, how
 ):
     error = RuntimeError("no")
-    table(broken=stub("broken", step_=raises(error)), eager=ANYWHERE)
+    table(broken=stub("broken", apply_=raises(error)), eager=ANYWHERE)
     if how == "environment":
         monkeypatch.setenv("EMANEST_BACKEND", "broken")
     with pytest.raises(RuntimeError) as caught:
@@ -317,13 +319,13 @@ def test_a_failure_while_a_graph_is_captured_is_raised_and_changes_no_choice(
     table, stub, monkeypatch, silent, picked
 ):
     error = RuntimeError("operation not permitted when stream is capturing")
-    table(first=stub("first", step_=raises(error)), eager=ANYWHERE)
+    table(first=stub("first", apply_=raises(error)), eager=ANYWHERE)
     if picked:
         backends.pick("cuda")
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with pytest.raises(RuntimeError) as caught:
-            backends.run(lambda backend: backend.step_(), "cuda", None)
+            backends.run(lambda backend: backend.apply_(), "cuda", None)
     assert caught.value is error
     assert backends.pick("cuda").__name__ == "stub_first"
 
@@ -332,7 +334,7 @@ def test_a_failure_while_a_graph_is_captured_is_raised_and_changes_no_choice(
     "error", [torch.OutOfMemoryError("full"), MemoryError("full"), KeyboardInterrupt()]
 )
 def test_running_out_of_memory_and_control_c_are_not_failures(table, stub, silent, error):
-    table(full=stub("full", step_=raises(error)), eager=ANYWHERE)
+    table(full=stub("full", apply_=raises(error)), eager=ANYWHERE)
     with pytest.raises(type(error)) as caught:
         step()
     assert caught.value is error
@@ -343,7 +345,7 @@ def test_input_that_no_back_end_takes_does_not_count_against_the_first(table, st
     def strict(*args, **kwargs):
         raise ValueError("strict")
 
-    table(first=stub("first", step_=strict), eager=ANYWHERE)
+    table(first=stub("first", apply_=strict), eager=ANYWHERE)
     with pytest.warns(UserWarning, match="strict"), pytest.raises(RuntimeError, match="size"):
         step(gradient=torch.ones(2))
     assert backends.pick("cpu").__name__ == "stub_first"
@@ -357,7 +359,7 @@ def test_the_last_back_end_fails_without_a_warning(table, silent):
 
 
 def test_a_warning_made_an_error_changes_nothing(table, stub, silent):
-    table(broken=stub("broken", step_=raises(RuntimeError("no"))), eager=ANYWHERE)
+    table(broken=stub("broken", apply_=raises(RuntimeError("no"))), eager=ANYWHERE)
     y = torch.ones(3)
     for _ in range(2):
         with pytest.raises(UserWarning, match="'broken' failed"):
@@ -395,9 +397,7 @@ def test_a_run_goes_on_as_if_the_back_end_had_not_been_tried(table, stub, name):
 def test_every_function_falls_back(table, stub, function):
     ones = [torch.ones(3)]
     calls = {
-        "step_": ("sgd", "none", ones, ones, [], (1.0, 0.25, 0.0), torch.float32),
-        "follow_": ("none", ones, ones, [], (), torch.float32),
-        "move_": ("x_along", ones, [ones], (0.5,), torch.float32),
+        "apply_": ("step", ("sgd", "none"), ones, ones, [], (1.0, 0.25, 0.0), torch.float32),
         "nonfinite": (ones,),
     }
     table(broken=stub("broken", **{function: raises(RuntimeError("no"))}), eager=ANYWHERE)

@@ -27,7 +27,7 @@ def stepped(backend, base, look, dtype, grad_dtype=None, make=tensors):
         for i, r in enumerate((BASES[base], LOOKAHEADS[look]))
     ]
     given = SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])
-    backend.step_(base, look, ys, gs, [*state[0], *state[1]], given, wide(dtype))
+    backend.apply_("step", (base, look), ys, gs, [*state[0], *state[1]], given, wide(dtype))
     return everything(ys, *state[0], *state[1])
 
 
@@ -68,7 +68,9 @@ def test_following_equals_the_eager_one(look, dtype):
     for backend in (cpp, eager):
         ys, snapshots = tensors(1, dtype), tensors(2, dtype)
         state = columns(LOOKAHEADS[look].state, 20, wide(dtype))
-        backend.follow_(look, ys, snapshots, state, numbers(LOOKAHEADS[look]), wide(dtype))
+        backend.apply_(
+            "follow", (look,), ys, snapshots, state, numbers(LOOKAHEADS[look]), wide(dtype)
+        )
         runs.append(everything(ys, snapshots, *state))
     assert same(*runs)
 
@@ -79,7 +81,7 @@ def test_moving_equals_the_eager_move(point, dtype):
     runs = []
     for backend in (cpp, eager):
         ys, state = tensors(1, dtype), columns(POINTS[point].state, 20, wide(dtype))
-        backend.move_(point, ys, state, (0.4,), wide(dtype))
+        backend.apply_("move", (point,), ys, (), state, (0.4,), wide(dtype))
         runs.append(ys)
     assert same(*runs)
 
@@ -121,7 +123,7 @@ def all_patterns(dtype):
 
 def moved(y, m):
     """y + m through the C++ back end."""
-    cpp.move_("y_along", [y], [[m]], (1.0,), torch.float32)
+    cpp.apply_("move", ("y_along",), [y], (), [[m]], (1.0,), torch.float32)
     return y
 
 
@@ -159,7 +161,7 @@ def test_gradients_with_a_pending_negation_are_negated():
     assert g.is_neg()
     ys = [torch.ones(5) for _ in range(2)]
     for backend, y in zip((cpp, eager), ys, strict=True):
-        backend.step_("sgd", "none", [y], [g], [], (1.0, 0.1, 0.0), torch.float32)
+        backend.apply_("step", ("sgd", "none"), [y], [g], [], (1.0, 0.1, 0.0), torch.float32)
     assert same(ys[:1], ys[1:])
 
 
@@ -173,18 +175,18 @@ def test_conjugated_gradients_of_complex_parameters():
     assert same(runs[:1], runs[1:])
 
 
-@pytest.mark.parametrize("function", ["step_", "follow_", "move_"])
-def test_writes_move_the_version_counters(function):
+@pytest.mark.parametrize("name", ["step", "follow", "move"])
+def test_writes_move_the_version_counters(name):
     """Autograd must notice that a tensor, saved for a backward, was written."""
     y, g, m = torch.ones(3), torch.ones(3), torch.zeros(3)
     arguments = {
-        "step_": ("sgd", "nag", [y], [g], [[m]], (1.0, 0.1, 0.0, 0.5, 0.5), torch.float32),
-        "follow_": ("nag", [y], [g], [[m]], (0.5, 0.5), torch.float32),
-        "move_": ("y_along", [y], [[m]], (0.5,), torch.float32),
+        "step": (("sgd", "nag"), [y], [g], [[m]], (1.0, 0.1, 0.0, 0.5, 0.5), torch.float32),
+        "follow": (("nag",), [y], [g], [[m]], (0.5, 0.5), torch.float32),
+        "move": (("y_along",), [y], (), [[m]], (0.5,), torch.float32),
     }
-    getattr(cpp, function)(*arguments[function])
-    written = {"step_": (1, 0, 1), "follow_": (1, 1, 1), "move_": (1, 0, 0)}
-    assert (y._version, g._version, m._version) == written[function]
+    cpp.apply_(name, *arguments[name])
+    written = {"step": (1, 0, 1), "follow": (1, 1, 1), "move": (1, 0, 0)}
+    assert (y._version, g._version, m._version) == written[name]
 
 
 def test_a_stale_backward_is_noticed():
@@ -200,22 +202,24 @@ def test_a_stale_backward_is_noticed():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("adamw", "none", [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]]),
-        ("sgd", "nag", [torch.ones(3)], [torch.ones(3)], []),
-        ("sgd", "none", [torch.ones(3)], [torch.ones(3)] * 2, []),
-        ("sgd", "none", [torch.ones(3)], [], [[torch.ones(3)]]),
+        (("adamw", "none"), [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]]),
+        (("sgd", "nag"), [torch.ones(3)], [torch.ones(3)], []),
+        (("sgd", "none"), [torch.ones(3)], [torch.ones(3)] * 2, []),
+        (("sgd", "none"), [torch.ones(3)], [], [[torch.ones(3)]]),
     ],
 )
 def test_wrong_counts_are_errors_and_change_nothing(arguments):
-    y = arguments[2][0]
+    y = arguments[1][0]
     with pytest.raises(ValueError, match="expected"):
-        cpp.step_(*arguments, (1.0, 0.1, 0.0), torch.float32)
+        cpp.apply_("step", *arguments, (1.0, 0.1, 0.0), torch.float32)
     assert torch.equal(y, torch.ones(3))
 
 
 def test_unknown_rules_are_errors():
     with pytest.raises(ValueError, match="no rule is called frobnicate"):
-        cpp.move_("frobnicate", [torch.ones(3)], [[torch.ones(3)]], (1.0,), torch.float32)
+        cpp.apply_(
+            "move", ("frobnicate",), [torch.ones(3)], (), [[torch.ones(3)]], (1.0,), torch.float32
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)

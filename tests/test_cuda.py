@@ -114,8 +114,8 @@ def test_a_step(place, base, look, dtype):
     expected = arguments(base, look, dtype)
     found = everywhere(expected, place.device)
     tail = given(BASES[base], LOOKAHEADS[look]), wide(dtype)
-    cpp.step_(base, look, *expected, *tail)
-    place.backend.step_(base, look, *found, *tail)
+    cpp.apply_("step", (base, look), *expected, *tail)
+    place.backend.apply_("step", (base, look), *found, *tail)
     assert same(found, expected)
 
 
@@ -126,8 +126,8 @@ def test_following(place, look, dtype):
     expected = [ys, snapshots, state]
     found = everywhere(expected, place.device)
     tail = given(LOOKAHEADS[look], scale=()), wide(dtype)
-    cpp.follow_(look, *expected, *tail)
-    place.backend.follow_(look, *found, *tail)
+    cpp.apply_("follow", (look,), *expected, *tail)
+    place.backend.apply_("follow", (look,), *found, *tail)
     assert same(found, expected)
     assert same(found[0], [s.cpu() for s in found[1]])
 
@@ -138,8 +138,8 @@ def test_moving(place, point, dtype):
     ys, _, state = arguments("sgd", "nag", dtype)
     expected = [ys, state]
     found = everywhere(expected, place.device)
-    cpp.move_(point, *expected, (0.4,), wide(dtype))
-    place.backend.move_(point, *found, (0.4,), wide(dtype))
+    for backend, (ys, state) in ((cpp, expected), (place.backend, found)):
+        backend.apply_("move", (point,), ys, (), state, (0.4,), wide(dtype))
     assert same(found, expected)
 
 
@@ -153,8 +153,8 @@ def test_gradients_of_another_format(place, dtype, grad_dtype):
     expected = arguments("momentum", "nag", dtype, grad_dtype)
     found = everywhere(expected, place.device)
     tail = given(BASES["momentum"], LOOKAHEADS["nag"]), wide(dtype)
-    cpp.step_("momentum", "nag", *expected, *tail)
-    place.backend.step_("momentum", "nag", *found, *tail)
+    cpp.apply_("step", ("momentum", "nag"), *expected, *tail)
+    place.backend.apply_("step", ("momentum", "nag"), *found, *tail)
     assert same(found, expected)
 
 
@@ -164,8 +164,8 @@ def test_gradients_of_several_formats_in_one_call(place):
     expected[1] = [g.to(formats[i % 4]) for i, g in enumerate(expected[1])]
     found = everywhere(expected, place.device)
     tail = given(BASES["momentum"], LOOKAHEADS["nag"]), torch.float32
-    cpp.step_("momentum", "nag", *expected, *tail)
-    place.backend.step_("momentum", "nag", *found, *tail)
+    cpp.apply_("step", ("momentum", "nag"), *expected, *tail)
+    place.backend.apply_("step", ("momentum", "nag"), *found, *tail)
     assert same(found, expected)
 
 
@@ -188,7 +188,7 @@ def test_values_that_are_not_finite_and_tiny_ones(place, dtype):
     expected = [[torch.linspace(-1e-7, 1e-7, len(g)).to(dtype)], [g], []]
     found = everywhere(expected, place.device)
     for backend, args in ((cpp, expected), (place.backend, found)):
-        backend.step_("sgd", "none", *args, (1.0, -1.0, 0.0), wide(dtype))
+        backend.apply_("step", ("sgd", "none"), *args, (1.0, -1.0, 0.0), wide(dtype))
     assert same(found, expected)
     # a NaN has any sign
     signs = [args[0][0].cpu().double().nan_to_num(7.25).signbit() for args in (found, expected)]
@@ -202,8 +202,8 @@ def test_numbers_in_a_vector(place, look, dtype):
     found = everywhere(expected, place.device)
     values = given(BASES["adamw"], LOOKAHEADS[look])
     vector = torch.tensor(values, dtype=torch.float64, device=place.device)
-    cpp.step_("adamw", look, *expected, values, wide(dtype))
-    place.backend.step_("adamw", look, *found, vector, wide(dtype))
+    cpp.apply_("step", ("adamw", look), *expected, values, wide(dtype))
+    place.backend.apply_("step", ("adamw", look), *found, vector, wide(dtype))
     assert same(found, expected)
 
 
@@ -214,14 +214,18 @@ def test_a_call_may_be_skipped(place, flag):
     skip = torch.full((1,), flag, device=place.device)
     values = given(BASES["adamw"], LOOKAHEADS["ema_nesterov"])
     if flag == 0:
-        cpp.step_("adamw", "ema_nesterov", *expected, values, torch.float32)
-    place.backend.step_("adamw", "ema_nesterov", *found, values, torch.float32, skip=skip)
+        cpp.apply_("step", ("adamw", "ema_nesterov"), *expected, values, torch.float32)
+    place.backend.apply_(
+        "step", ("adamw", "ema_nesterov"), *found, values, torch.float32, skip=skip
+    )
     assert same(found, expected)
     ys, snapshots, state = found
     state = state[2:]
     before = everywhere([ys, snapshots, state], "cpu")
     values = given(LOOKAHEADS["ema_nesterov"], scale=())
-    place.backend.follow_("ema_nesterov", ys, snapshots, state, values, torch.float32, skip=skip)
+    place.backend.apply_(
+        "follow", ("ema_nesterov",), ys, snapshots, state, values, torch.float32, skip=skip
+    )
     assert same([ys, snapshots, state], before) == (flag != 0)
 
 
@@ -236,7 +240,7 @@ def test_nothing_else_is_written(place, dtype, size):
         found = everywhere(expected, place.device)
         values = given(BASES["momentum"])
         for backend, (y, g, m) in ((cpp, expected), (place.backend, found)):
-            backend.step_("momentum", "none", [y], [g], [[m]], values, wide(dtype))
+            backend.apply_("step", ("momentum", "none"), [y], [g], [[m]], values, wide(dtype))
         whole = [f.as_strided((len(m),), (1,), 0) for f, m in zip(found, memory, strict=True)]
         assert same(whole, memory)
 
@@ -267,7 +271,7 @@ def small(count, seed=0):
 
 
 def stepped(backend, ys, gs, **options):
-    backend.step_("sgd", "none", ys, gs, [], (1.0, 0.5, 0.25), torch.float32, **options)
+    backend.apply_("step", ("sgd", "none"), ys, gs, [], (1.0, 0.5, 0.25), torch.float32, **options)
 
 
 def launches(stream):
@@ -304,7 +308,7 @@ def test_whatever_moves_is_sent_again(emulated):
     def step(backend, columns_, **options):
         ys, gs, *state = columns_
         tail = given(BASES["adamw"], LOOKAHEADS["nag"]), torch.float32
-        backend.step_("adamw", "nag", ys, gs, [s[:] for s in state], *tail, **options)
+        backend.apply_("step", ("adamw", "nag"), ys, gs, [s[:] for s in state], *tail, **options)
 
     for column in [None, *range(5), "format"]:
         if column == "format":
@@ -398,8 +402,8 @@ def test_writes_are_counted(emulated):
 def test_what_a_kernel_could_not_read_is_an_error(emulated, numbers, skip, message):
     y = torch.ones(3)
     with pytest.raises(ValueError, match=message):
-        emulated.backend.step_(
-            "sgd", "none", [y], [torch.ones(3)], [], numbers, torch.float32, skip=skip
+        emulated.backend.apply_(
+            "step", ("sgd", "none"), [y], [torch.ones(3)], [], numbers, torch.float32, skip=skip
         )
     assert torch.equal(y, torch.ones(3))
     assert launches(emulated.stream) == (0, 0, 0)
@@ -458,7 +462,7 @@ def test_a_graph_can_be_replayed_between_other_calls(gpu):
 
     def work(gs=gs):
         tail = vector, torch.float32, skip, memo
-        gpu.step_("adamw", "ema_nesterov", ys, gs, *state, *tail)
+        gpu.apply_("step", ("adamw", "ema_nesterov"), ys, gs, *state, *tail)
 
     graph = graphed(work)
     expected = everywhere([ys, gs, *state], "cpu")
@@ -470,7 +474,7 @@ def test_a_graph_can_be_replayed_between_other_calls(gpu):
         for factor in (1, 2, 1):
             ys_, gs_, *state_ = expected
             gs_ = [factor * g for g in gs_]
-            cpp.step_("adamw", "ema_nesterov", ys_, gs_, *state_, values, torch.float32)
+            cpp.apply_("step", ("adamw", "ema_nesterov"), ys_, gs_, *state_, values, torch.float32)
     assert same([ys, gs, *state], expected)
 
 
@@ -481,7 +485,7 @@ def test_a_call_does_not_wait_for_the_device(gpu):
     vector = torch.tensor(given(BASES["adamw"]), dtype=torch.float64, device="cuda")
     for t, each in enumerate(others):
         tail = vector, torch.float32, torch.zeros(1, device="cuda"), (), memo
-        gpu.step_("adamw", "none", ys, each, *state, *tail)
+        gpu.apply_("step", ("adamw", "none"), ys, each, *state, *tail)
         found = gpu.nonfinite(each, memo)
         if t == 0:  # all is loaded now
             torch.cuda.synchronize()

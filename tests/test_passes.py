@@ -78,18 +78,19 @@ def momentum(wide, dtype=torch.float32, grad_dtype=torch.float32):
     # views of one buffer, at odd addresses too
     buffer = torch.full((sum(g.numel() for g in gs) + 1,), 7.0, dtype=dtype)[1:]
     us = [u.view(s) for u, s in zip(buffer.split([g.numel() for g in gs]), SHAPES, strict=True)]
-    return ["ema", us, gs, [state], torch.full((len(us),), 7.0, dtype=torch.float64), EMA, wide]
+    squares = torch.full((len(us),), 7.0, dtype=torch.float64)
+    return ["momentum", ("ema",), us, gs, [state], EMA, wide, None, (), squares]
 
 
 @each_wide
 @each_dtype
 def test_updates_and_momenta_are_the_rule(backend, wide, dtype):
     found, expected = momentum(wide, dtype), momentum(wide, dtype)
-    backend.momentum_(*found)
-    eager.momentum_(*expected)
-    for a, b in zip(found[3][0], expected[3][0], strict=True):
+    backend.apply_(*found)
+    eager.apply_(*expected)
+    for a, b in zip(found[4][0], expected[4][0], strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(found[1], expected[1], strict=True):
+    for a, b in zip(found[2], expected[2], strict=True):
         # two roundings, by way of float32, or one: a unit apart at most
         narrow = wide == torch.float64 and dtype == torch.float16
         assert torch.equal(a, b) or (narrow and torch.allclose(a, b, rtol=2**-10, atol=2**-24))
@@ -100,20 +101,20 @@ def test_updates_and_momenta_are_the_rule(backend, wide, dtype):
 def test_squares_are_those_of_the_update_before_it_is_rounded(backend, wide, grad_dtype):
     arguments = momentum(wide, torch.bfloat16, grad_dtype)
     expected = []
-    for g, m in zip(arguments[2], arguments[3][0], strict=True):
+    for g, m in zip(arguments[3], arguments[4][0], strict=True):
         u, _ = rules.ema(g.to(wide) * EMA[0], (m,), EMA[1:])
         expected.append(u.double().square().sum())
-    backend.momentum_(*arguments)
+    backend.apply_(*arguments)
     # n terms in blocks: far less than n units
-    torch.testing.assert_close(arguments[4], torch.stack(expected), rtol=1e-14, atol=0)
+    torch.testing.assert_close(arguments[-1], torch.stack(expected), rtol=1e-14, atol=0)
 
 
 def test_squares_do_not_overflow_nor_vanish(backend):
     for size in (1e-30, 1e30):
         g = torch.full((50, 40), size)
-        arguments = ["ema", [torch.empty(50, 40)], [g], [[torch.zeros(50, 40)]]]
-        squares = torch.zeros(1, dtype=torch.float64)
-        backend.momentum_(*arguments, squares, (1.0, 1.0, 0.0), torch.float32)
+        squares, (u, m) = torch.zeros(1, dtype=torch.float64), torch.zeros(2, 50, 40)
+        arguments = [u], [g], [[m]], (1.0, 1.0, 0.0), torch.float32
+        backend.apply_("momentum", ("ema",), *arguments, squares=squares)
         exact = 2000 * g[0, 0].double() ** 2
         torch.testing.assert_close(squares[0], exact, rtol=1e-14, atol=0)
 
@@ -121,56 +122,68 @@ def test_squares_do_not_overflow_nor_vanish(backend):
 def test_squares_have_the_same_bits_in_any_company(backend):
     """On a GPU as long as addresses are aligned, as those of a batch are."""
     together = momentum(torch.float32)
-    together[1] = [torch.empty_like(u) for u in together[1]]
-    backend.momentum_(*together)
+    together[2] = [torch.empty_like(u) for u in together[2]]
+    backend.apply_(*together)
     for i in range(len(SHAPES)):
-        name, us, gs, (state,), squares, *rest = momentum(torch.float32)
+        *name, us, gs, (state,), numbers, dtype, skip, scales, squares = momentum(torch.float32)
         one = slice(i, i + 1)
         us = [torch.empty_like(us[i])]
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            again = copies([name, us, gs[one], [state[one]], squares[one], *rest])
-            backend.momentum_(*again)
-            assert torch.equal(again[4], together[4][one])
+            again = copies([us, gs[one], [state[one]]])
+            its = squares[one].clone()
+            backend.apply_(*name, *again, numbers, dtype, skip, scales, its)
+            assert torch.equal(its, together[-1][one])
 
 
-@pytest.mark.parametrize("which", ["momentum_", "rows_"])
-def test_nothing_is_written_where_the_flag_is_set(backend, which):
-    arguments = momentum(torch.float32) if which == "momentum_" else rows(torch.float32)
-    before = copies(arguments)
-    getattr(backend, which)(*arguments, skip=torch.ones(1))
-    assert all(map(torch.equal, tensors(arguments), tensors(before)))
-    getattr(backend, which)(*arguments, skip=torch.zeros(1))
-    assert not torch.equal(arguments[4][0], before[4][0])
+# function -> what it is called with, and where among that are its numbers and what it writes; its
+# skip comes two after its numbers
+CALLS = {
+    "apply_": (lambda: momentum(torch.float32), 5, 2),
+    "rows_": (lambda: [*rows(torch.float32), None], 5, 4),
+}
 
 
-@pytest.mark.parametrize("which", ["momentum_", "rows_"])
-def test_numbers_may_be_a_vector(backend, which):
-    found = [momentum(torch.float32) if which == "momentum_" else rows(torch.float32)] * 2
-    found = [copies(arguments) for arguments in found]
-    at = len(found[0]) - 2
-    found[1][at] = torch.tensor(found[1][at], dtype=torch.float64)
-    for arguments in found:
-        getattr(backend, which)(*arguments)
-    assert all(map(torch.equal, tensors(found[0][:at]), tensors(found[1][:at])))
+@pytest.mark.parametrize("function", CALLS)
+def test_nothing_is_written_where_the_flag_is_set(backend, function):
+    make, numbers, at = CALLS[function]
+    arguments, before = make(), make()
+    for flag in (torch.ones(1), torch.zeros(1)):
+        passed = [*arguments]
+        passed[numbers + 2] = flag
+        getattr(backend, function)(*passed)
+        changed = not all(map(torch.equal, tensors(arguments), tensors(before)))
+        assert changed == (flag == 0)
+    assert not torch.equal(arguments[at][0], before[at][0])
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_numbers_may_be_a_vector(backend, function):
+    make, numbers, _ = CALLS[function]
+    plain, found = make(), make()
+    getattr(backend, function)(*plain)
+    passed = [*found]
+    passed[numbers] = torch.tensor(found[numbers], dtype=torch.float64)
+    getattr(backend, function)(*passed)
+    assert all(map(torch.equal, tensors(found), tensors(plain)))
 
 
 def test_momentum_state_in_an_odd_layout_is_written(backend):
     found, expected = momentum(torch.float32), momentum(torch.float32)
     for arguments in (found, expected):
-        arguments[3][0][0] = arguments[3][0][0].t().contiguous().t()
-        arguments[3][0][1] = arguments[3][0][1].repeat(1, 2)[:, ::2]
-    backend.momentum_(*found)
-    eager.momentum_(*expected)
-    for a, b in zip(tensors(found[:4]), tensors(expected[:4]), strict=True):
+        arguments[4][0][0] = arguments[4][0][0].t().contiguous().t()
+        arguments[4][0][1] = arguments[4][0][1].repeat(1, 2)[:, ::2]
+    backend.apply_(*found)
+    eager.apply_(*expected)
+    for a, b in zip(tensors(found[:5]), tensors(expected[:5]), strict=True):
         assert torch.equal(a, b)
 
 
 def test_momenta_are_seen_to_change(backend):
     arguments = momentum(torch.float32)
-    before = [t._version for t in arguments[1]]
-    backend.momentum_(*arguments)
-    assert all(t._version > v for t, v in zip(arguments[1], before, strict=True))
+    before = [t._version for t in arguments[2]]
+    backend.apply_(*arguments)
+    assert all(t._version > v for t, v in zip(arguments[2], before, strict=True))
 
 
 # ---- factors for rows ---------------------------------------------------------------------------
@@ -270,7 +283,7 @@ def step(wide, sizes, grad_dtype=torch.float32):
     scales = [randn(n, dtype=wide, seed=2) for n in counts]
     m = [torch.empty_like(y).copy_(randn(*y.shape, dtype=wide, seed=3)) for y in ys]
     numbers = (1.0, 0.3, 0.05, 0.1, 0.4, 0.6)
-    return ["direction", "ema_nesterov", ys, gs, [m], numbers, wide, None, scales]
+    return ["step", ("direction", "ema_nesterov"), ys, gs, [m], numbers, wide, None, scales]
 
 
 def written(arguments):
@@ -282,8 +295,8 @@ def written(arguments):
 @pytest.mark.parametrize("sizes", [(1,), (0,), (0, 1)], ids=str)
 def test_a_scaled_step_has_the_bits_of_the_eager_one(backend, wide, grad_dtype, sizes):
     found, expected = step(wide, sizes, grad_dtype), step(wide, sizes, grad_dtype)
-    backend.step_(*found)
-    eager.step_(*expected)
+    backend.apply_(*found)
+    eager.apply_(*expected)
     for a, b in zip(written(found), written(expected), strict=True):
         assert torch.equal(a, b)
 
@@ -293,7 +306,7 @@ def test_scales_of_one_change_no_bit(backend):
     found[0][-1] = [torch.ones_like(s) for s in found[0][-1]]
     found[1][-1] = ()
     for arguments in found:
-        backend.step_(*arguments)
+        backend.apply_(*arguments)
     assert all(map(torch.equal, written(found[0]), written(found[1])))
 
 
@@ -317,9 +330,11 @@ def test_wrong_scales_are_errors_and_change_nothing():
     cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
     y = torch.ones(4, 3)
     for bad in (torch.ones(3), torch.ones(4, dtype=torch.float64)):
-        arguments = "direction", "none", [y], [torch.ones(4, 3)], [], (1.0, 0.1, 0.0)
+        arguments = "step", ("direction", "none"), [y], [torch.ones(4, 3)], [], (1.0, 0.1, 0.0)
         with pytest.raises(ValueError, match=r"scales of a parameter of sizes \[4, 3\]"):
-            cpp.step_(*arguments, torch.float32, None, [bad])
+            cpp.apply_(*arguments, torch.float32, None, [bad])
     with pytest.raises(ValueError, match="squares must be a float64 vector of 1"):
-        cpp.momentum_("ema", [y], [y], [[y.clone()]], torch.ones(1), EMA, torch.float32)
+        cpp.apply_(
+            "momentum", ("ema",), [y], [y], [[y.clone()]], EMA, torch.float32, squares=torch.ones(1)
+        )
     assert torch.equal(y, torch.ones(4, 3))

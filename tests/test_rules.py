@@ -118,8 +118,14 @@ def test_a_step_is_the_rules(backend, base, look, dtype):
     state = [columns(r.state, 10 * i, wide(dtype)) for i, r in enumerate(rules_, 1)]
     before = doubles(ys), *(copies(entries, len(ys)) for entries in state)
     given = [numbers(r) for r in rules_]
-    backend.step_(
-        base, look, ys, gs, [*state[0], *state[1]], (SCALE, *given[0], *given[1]), wide(dtype)
+    backend.apply_(
+        "step",
+        (base, look),
+        ys,
+        gs,
+        [*state[0], *state[1]],
+        (SCALE, *given[0], *given[1]),
+        wide(dtype),
     )
     after = ys, *(rows(entries, len(ys)) for entries in state)
     for i, (found, old) in enumerate(
@@ -139,7 +145,7 @@ def test_following_is_the_rule(backend, look, dtype):
     rule, ys, snapshots = LOOKAHEADS[look], tensors(1, dtype), tensors(2, dtype, twist=True)
     state = columns(rule.state, 20, wide(dtype))
     before = doubles(ys), doubles(snapshots), copies(state, len(ys))
-    backend.follow_(look, ys, snapshots, state, numbers(rule), wide(dtype))
+    backend.apply_("follow", (look,), ys, snapshots, state, numbers(rule), wide(dtype))
     after = rows(state, len(ys))
     for i, (w, snapshot, old) in enumerate(zip(*before, strict=True)):
         y, new = rule.function(w, w - snapshot, old, numbers(rule))
@@ -153,7 +159,7 @@ def test_following_is_the_rule(backend, look, dtype):
 def test_moving_is_the_rule(backend, point, dtype):
     ys, state = tensors(1, dtype), columns(POINTS[point].state, 20, wide(dtype))
     before = doubles(ys), copies(state, len(ys))
-    backend.move_(point, ys, state, (0.4,), wide(dtype))
+    backend.apply_("move", (point,), ys, (), state, (0.4,), wide(dtype))
     for y, at, old, kept in zip(ys, *before, copies(state, len(ys)), strict=True):
         check(y, POINTS[point].function(at, old, (0.4,)), dtype)
         assert torch.equal(old[0], kept[0])
@@ -168,7 +174,7 @@ def test_a_gradient_of_another_dtype_keeps_its_digits(backend, base, grad_dtype,
     state = columns(rule.state, 10, torch.float32)
     before = doubles(ys), copies(state, len(ys))
     given = numbers(rule)
-    backend.step_(base, "none", ys, gs, state, (1.0, *given), torch.float32)
+    backend.apply_("step", (base, "none"), ys, gs, state, (1.0, *given), torch.float32)
     for y, entries, g, at, old in zip(ys, rows(state, len(ys)), gs, *before, strict=True):
         u, new = rule.function(at, g.double(), old, given)
         check(y, at + u, dtype)
@@ -182,7 +188,9 @@ def stepped(backend, base, look, convert=tuple, dtype=torch.float32, **options):
         columns(r.state, s, wide(dtype)) for r, s in ((BASES[base], 10), (LOOKAHEADS[look], 20))
     ]
     given = convert((SCALE, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])))
-    backend.step_(base, look, ys, gs, [*state[0], *state[1]], given, wide(dtype), **options)
+    backend.apply_(
+        "step", (base, look), ys, gs, [*state[0], *state[1]], given, wide(dtype), **options
+    )
     return [*ys, *(t for entries in state for column in entries for t in column)]
 
 
@@ -211,7 +219,7 @@ def test_a_step_may_be_skipped_on_the_device(backend, base, look, dtype):
     everything = [*ys, *(t for entries in state for column in entries for t in column)]
     before = [t.clone() for t in everything]
     both = [*state[0], *state[1]]
-    backend.step_(base, look, ys, gs, both, given, wide(dtype), skip=torch.ones(1))
+    backend.apply_("step", (base, look), ys, gs, both, given, wide(dtype), skip=torch.ones(1))
     assert all(map(torch.equal, everything, before))
     run = stepped(backend, base, look, dtype=dtype, skip=torch.zeros(1))
     assert all(map(torch.equal, run, stepped(backend, base, look, dtype=dtype)))
@@ -223,7 +231,9 @@ def test_following_may_be_skipped_on_the_device(backend, look):
     state = columns(LOOKAHEADS[look].state, 20, torch.float32)
     kept = [t.clone() for t in (*ys, *snapshots, *(t for column in state for t in column))]
     given = numbers(LOOKAHEADS[look])
-    backend.follow_(look, ys, snapshots, state, given, torch.float32, skip=torch.ones(1))
+    backend.apply_(
+        "follow", (look,), ys, snapshots, state, given, torch.float32, skip=torch.ones(1)
+    )
     assert all(map(torch.equal, kept, (*ys, *snapshots, *(t for c in state for t in c))))
 
 

@@ -113,7 +113,7 @@ def test_a_lookahead_larger_than_all_others_is_stepped_right(tmp_path, monkeypat
     y, g, *state = (torch.arange(1, 51.0) * k / 64 for k in range(1, 9))
     monkeypatch.setitem(LOOKAHEADS, "wide", runpy.run_path(str(rules))["LOOKAHEADS"]["wide"])
     columns = [[each] for each in state]
-    eager.step_("amsgrad", "wide", [y], [g], columns, NUMBERS, torch.float32)
+    eager.apply_("step", ("amsgrad", "wide"), [y], [g], columns, NUMBERS, torch.float32)
     expected = torch.stack([y, g, *state])
     assert torch.equal(found[0], expected)
     assert torch.equal(found[1], expected)

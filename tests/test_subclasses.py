@@ -463,15 +463,16 @@ def test_a_matrix_of_another_class_is_not_orthogonalised():
 def check_kernels():
     """What reaches a back end all the same is an error of the call: no other one takes over."""
 
-    def launch(function, *args):
-        backends.call(function, "cpu", None, *args)
+    def launch(*args):
+        backends.call("apply_", "cpu", None, *args)
 
     wide = torch.float32
     calls = (
-        lambda a, b, c: launch("step_", "momentum", "none", [a], [b], [[c]], (1.0,) * 5, wide),
-        lambda a, b, c: launch("follow_", "lookahead", [a], [b], [[c]], (0.5,), wide),
+        lambda a, b, c: launch("step", ("momentum", "none"), [a], [b], [[c]], (1.0,) * 5, wide),
+        lambda a, b, c: launch("follow", ("lookahead",), [a], [b], [[c]], (0.5,), wide),
         lambda a, b, c: (
-            launch("move_", "x_along", [a], [[b]], (0.5,), wide) or launch("nonfinite", [c])
+            launch("move", ("x_along",), [a], (), [[b]], (0.5,), wide)
+            or backends.call("nonfinite", "cpu", None, [c])
         ),
     )
     for call in calls:

@@ -127,12 +127,12 @@ def problem(sizes, dtype=FLOAT32, base="adamw", look="ema_nesterov", make=None):
     names = [*BASES[base].state, *LOOKAHEADS[look].state]
     states = [[make(randn(n).square().to(wide(dtype))) for n in sizes] for _ in names]
     given = -0.5, *numbers(BASES[base]), *numbers(LOOKAHEADS[look])
-    return base, look, ys, gs, states, given, wide(dtype)
+    return "step", (base, look), ys, gs, states, given, wide(dtype)
 
 
 def run(arguments, backend=backend, **options):
     """Take a step; everything that it writes."""
-    backend.step_(*arguments, **options)
+    backend.apply_(*arguments, **options)
     return written(arguments)
 
 
@@ -180,14 +180,16 @@ ROUNDS = {
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("size", ROUNDS)
 def test_a_ragged_end_takes_one_round_beside_the_vectors(size, monkeypatch):
-    rounds, tile = [], passes._move_tile
+    rounds, tile = [], passes._pass_tile
 
     def recorded(pointers, count, *others):
         rounds.append((others[-1], int(count.handle.data.item())))
-        tile(pointers, count, *others)
+        return tile(pointers, count, *others)
 
-    monkeypatch.setattr(passes, "_move_tile", recorded)
-    backend.move_("x_slow", [torch.zeros(size)], [[torch.ones(size)]], (0.0,), FLOAT32)
+    monkeypatch.setattr(passes, "_pass_tile", recorded)
+    backend.apply_(
+        "move", ("x_slow",), [torch.zeros(size)], (), [[torch.ones(size)]], (0.0,), FLOAT32
+    )
     assert rounds == ROUNDS[size]
 
 
@@ -262,9 +264,11 @@ def launches(monkeypatch):
 def test_a_bucket_takes_one_launch(launches):
     ys, gs = tensors(1, FLOAT32), tensors(2, FLOAT32, twist=True)
     state = columns(("z",), 20, FLOAT32)
-    backend.step_("sgd", "gpa", ys, gs, state, (1.0, *numbers(BASES["sgd"]), 0, 1, 0), FLOAT32)
-    backend.follow_("gpa", ys, gs, state, (0, 1, 0), FLOAT32)
-    backend.move_("x_slow", ys, state, (0.0,), FLOAT32)
+    backend.apply_(
+        "step", ("sgd", "gpa"), ys, gs, state, (1.0, *numbers(BASES["sgd"]), 0, 1, 0), FLOAT32
+    )
+    backend.apply_("follow", ("gpa",), ys, gs, state, (0, 1, 0), FLOAT32)
+    backend.apply_("move", ("x_slow",), ys, (), state, (0.0,), FLOAT32)
     backend.nonfinite(gs)
     assert launches == ["step", "follow", "move", "nonfinite"]
 
@@ -284,8 +288,8 @@ def test_gradients_of_several_dtypes_take_a_launch_each(launches):
 def test_nothing_is_launched_for_nothing(launches, sizes):
     run(problem(sizes))
     empty = [torch.empty(n) for n in sizes]
-    backend.follow_("none", empty, [t.clone() for t in empty], [], (), FLOAT32)
-    backend.move_("x_slow", empty, [empty], (0.0,), FLOAT32)
+    backend.apply_("follow", ("none",), empty, [t.clone() for t in empty], [], (), FLOAT32)
+    backend.apply_("move", ("x_slow",), empty, (), [empty], (0.0,), FLOAT32)
     assert backend.nonfinite([*empty, torch.empty(0)]).item() == 0
     assert launches == []
 
@@ -293,7 +297,7 @@ def test_nothing_is_launched_for_nothing(launches, sizes):
 def test_an_error_changes_nothing():
     y = torch.ones(4).to(torch.float8_e5m2)
     with pytest.raises(RuntimeError, match=r"no kernel for parameters of torch.float8_e5m2"):
-        backend.step_("sgd", "none", [y], [torch.ones(4)], [], (1.0, 1.0, 0.0), FLOAT32)
+        backend.apply_("step", ("sgd", "none"), [y], [torch.ones(4)], [], (1.0, 1.0, 0.0), FLOAT32)
     assert y.float().eq(1).all()
     arguments = problem(SIZES)
     before = [t.clone() for t in arguments[2]]
@@ -307,7 +311,7 @@ def test_a_write_is_seen_by_autograd():
     y = torch.nn.Parameter(torch.ones(3))
     loss = (y * y).sum()
     with torch.no_grad():
-        backend.step_("sgd", "none", [y], [torch.ones(3)], [], (1.0, 0.1, 0.0), FLOAT32)
+        backend.apply_("step", ("sgd", "none"), [y], [torch.ones(3)], [], (1.0, 0.1, 0.0), FLOAT32)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -386,13 +390,25 @@ def stepping(memo):
     squares, matrices = torch.zeros(len(SIZES)).double(), [torch.ones(3, 4) for _ in SIZES]
     state, factors = ([torch.ones(3) for _ in SIZES] for _ in range(2))
     yield lambda: run(arguments, memo=memo)
-    yield lambda: backend.step_(*arguments, scales=scales, memo=memo)
+    yield lambda: backend.apply_(*arguments, scales=scales, memo=memo)
     yield lambda: run(transposed, memo=memo)
-    yield lambda: backend.follow_("gpa", ys, gs, state_of_step[:1], (0, 1, 0), FLOAT32, memo=memo)
-    yield lambda: backend.move_("x_slow", ys, state_of_step[:1], (0.0,), FLOAT32, memo=memo)
+    yield lambda: backend.apply_(
+        "follow", ("gpa",), ys, gs, state_of_step[:1], (0, 1, 0), FLOAT32, memo=memo
+    )
+    yield lambda: backend.apply_(
+        "move", ("x_slow",), ys, (), state_of_step[:1], (0.0,), FLOAT32, memo=memo
+    )
     numbers = 1.0, 0.1, 0.1
-    yield lambda: backend.momentum_(
-        "ema", ys, gs, state_of_step[:1], squares, numbers, FLOAT32, memo=memo
+    yield lambda: backend.apply_(
+        "momentum",
+        ("ema",),
+        ys,
+        gs,
+        state_of_step[:1],
+        numbers,
+        FLOAT32,
+        squares=squares,
+        memo=memo,
     )
     yield lambda: backend.rows_(
         "normuon", matrices, [state], scales, factors, (0.1, 1e-8), FLOAT32, memo=memo
@@ -468,7 +484,7 @@ def test_a_memo_tells_the_dtypes_of_arithmetic_apart():
     for memo in ({}, None):
         ys, gs = [torch.zeros(64)], [torch.arange(64.0) / 7]
         for dtype in (FLOAT32, torch.float64, FLOAT32):
-            backend.step_("sgd", "none", ys, gs, [], (1.0, 0.3, 0.0), dtype, memo=memo)
+            backend.apply_("step", ("sgd", "none"), ys, gs, [], (1.0, 0.3, 0.0), dtype, memo=memo)
             found.append(ys[0].clone())
     assert same(found[:3], found[3:])
 
@@ -503,7 +519,7 @@ def test_a_graph_after_steady_calls_has_a_table_that_stays(rows):
     for _ in range(2):
         run(arguments, memo=memo)
     assert (frozen().numpy() == read).all()
-    assert graph.names == ["step_kernel"]
+    assert graph.names == ["pass_kernel"]
 
 
 def test_a_table_that_was_made_in_inference_mode_is_written_outside_of_it():
@@ -567,7 +583,7 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
         patch.setattr(table, "stream_of", lambda device: stream)
         with Graph() as graph:
             run(arguments, memo=memo)
-    assert graph.names == ["step_kernel"]
+    assert graph.names == ["pass_kernel"]
     del graph
     for _ in range(2):
         arguments[3][:] = [g.clone() for g in arguments[3]]
@@ -615,8 +631,8 @@ def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
 @pytest.mark.parametrize(
     ("case", "moved", "launched"),
     [
-        ("adamw", False, ["plan_kernel", "step_kernel"]),
-        ("skip", True, ["nonfinite_kernel", "plan_kernel", "step_kernel"]),
+        ("adamw", False, ["plan_kernel", "pass_kernel"]),
+        ("skip", True, ["nonfinite_kernel", "plan_kernel", "pass_kernel"]),
         ("muon", True, None),
     ],
 )
@@ -634,14 +650,14 @@ def test_a_first_step_in_a_capture_asks_for_a_warm_up():
         pytest.raises(RuntimeError, match="take a step outside of it first"),
     ):
         test_captures.stepped(optimizer, 0, "adamw", optimizer.step)
-    assert "step_kernel" not in graph.names
+    assert "pass_kernel" not in graph.names
     assert not optimizer.state
 
 
 def test_gpu_tensors_are_an_error_in_the_interpreter():
     y = torch.ones(3, device="meta")
     with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET is set: .* serves CPU tensors"):
-        backend.step_("sgd", "none", [y], [y], [], (1.0, 0.1, 0.0), FLOAT32)
+        backend.apply_("step", ("sgd", "none"), [y], [y], [], (1.0, 0.1, 0.0), FLOAT32)
 
 
 @pytest.mark.parametrize("cls", [emanest.Muon, emanest.NorMuon])

@@ -24,7 +24,7 @@ COUNTERS = {
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor cores",
 }
 # the first matrix products, and the pass after them
-KERNELS = "regex:symmetric_kernel|product_kernel|step_kernel"
+KERNELS = "regex:symmetric_kernel|product_kernel|pass_kernel"
 # small enough for a tool that slows kernels by a hundred, and large enough to fill a GPU
 SMALL, LARGE = [(130, 70), (64, 64)], [(2048, 8192)] * 4
 # name -> shapes of what takes a step, and how it is looked at

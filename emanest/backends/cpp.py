@@ -8,6 +8,7 @@ import functools
 
 import torch
 
+from ..rules import PASSES
 from . import eager
 from . import products as torch_products
 from .eager import plan_ as plan_
@@ -24,31 +25,24 @@ except ImportError as error:
 from . import cpu_products
 
 
-def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
-    """Advance parameters by one step, in place."""
+def apply_(
+    name, rules, ys, inputs, state, numbers, dtype, skip=None, scales=(), squares=None, memo=None
+):
+    """Do a pass over parameters, in place."""
+    pass_ = PASSES[name]
+    if pass_.squares:
+        check_squares(squares, ys)
     if scales:
-        gs, scales = scaled(gs, ys, scales, dtype)
-    target = _target(ys, numbers, skip, memo, ("step", base, lookahead))
-    _run(_C.step_, (base, lookahead), target, ys, gs, state, dtype, scales)
-
-
-def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
-    """Apply a lookahead rule to what another optimizer did, in place."""
-    target = _target(ys, numbers, skip, memo, ("follow", lookahead))
-    _run(_C.follow_, (lookahead,), target, ys, snapshots, state, dtype, writes_inputs=True)
-
-
-def move_(point, ys, state, numbers, dtype, memo=None):
-    """Move parameters between x and y, in place."""
-    target = _target(ys, numbers, None, memo, ("move", point))
-    _run(_C.move_, (point,), target, ys, [], state, dtype)
-
-
-def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
-    """Average gradients into momenta, in place, and make updates of them."""
-    check_squares(squares, us)
-    target = _target(us, numbers, skip, memo, ("momentum", name))
-    _run(_C.momentum_, (name,), target, us, gs, state, dtype, out=squares)
+        inputs, scales = scaled(inputs, ys, scales, dtype)
+    target = _target(ys, numbers, skip, memo, (name, *rules))
+    double = dtype == torch.float64
+    run = getattr(_C, f"{name}_")
+    run = functools.partial(run, rules, double, target, list(scales), squares)
+    if run(ys, inputs, state):
+        return
+    with flat(ys, inputs, state, dtype, "input" in pass_.writes) as tensors:
+        if not run(*tensors):
+            raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
@@ -75,18 +69,6 @@ def nonfinite(gs, memo=None):
         # of any order: only whether a value is there matters
         check([g.contiguous() for g in natives], [])
     return found
-
-
-def _run(
-    pass_, rules, target, ys, inputs, columns, dtype, scales=(), out=None, writes_inputs=False
-):
-    """Call a pass on tensors, or on copies of those that it does not take as they are."""
-    pass_ = functools.partial(pass_, rules, dtype == torch.float64, target, list(scales), out)
-    if pass_(ys, inputs, columns):
-        return
-    with flat(ys, inputs, columns, dtype, writes_inputs) as tensors:
-        if not pass_(*tensors):
-            raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 
 
 # ---- where a call runs --------------------------------------------------------------------------

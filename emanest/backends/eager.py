@@ -6,93 +6,64 @@ that the rule unpacks, a list with one tensor per parameter.
 """
 
 import functools
+import itertools
 import types
 
 import torch
 
-from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS, evened, follow, step
+from ..rules import NORMS, PASSES, ROWS, evened
 from . import products as torch_products
 from .layout import by_row
 from .tape import evaluate
 
 
-def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
-    """Advance parameters by one step, in place.
+def apply_(
+    name, rules, ys, inputs, state, numbers, dtype, skip=None, scales=(), squares=None, memo=None
+):
+    """Do a pass over parameters, in place.
 
     Args:
-        base, lookahead: rows of ``rules.BASES`` and ``rules.LOOKAHEADS``.
-        ys: parameters, each at its gradient point; any shape, any real floating dtype.
-        gs: gradients, shaped as ``ys``; any real floating dtype.
-        state: columns of tensors, the base's and then the lookahead's, as the rules unpack them.
-        numbers: a factor of the gradients (-1 to maximize), then the base's numbers, then the
-            lookahead's: floats, or one vector on the device.
+        name: a row of ``rules.PASSES``: "step", "follow" (the lookahead after a step that another
+            optimizer took), "move" (between x and y) or "momentum" (gradients to momenta).
+        rules: names of its rules.
+        ys: parameters; any shape, any real floating dtype. For "step" and "move" each at its
+            gradient point y, or at x; for "follow" as the other optimizer left them; for "momentum"
+            tensors that receive the updates.
+        inputs: gradients, shaped as ``ys``, of any real floating dtype; for "follow" the parameters
+            before the step, of the same dtype, which receive the new y, too; for "move" nothing.
+        state: columns of tensors, those of each rule in turn, as the rules unpack them.
+        numbers: for "step" and "momentum" a factor of the gradients (-1 to maximize), then those of
+            each rule in turn: floats, or one vector on the device.
         dtype: float32 or float64.
         skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
-        scales: for each parameter a vector of ``dtype`` with further factors of its gradient, one
-            in all or one for each row (all that shares the first index, or the first few); or
-            nothing.
+        scales: of "step": for each parameter a vector of ``dtype`` with further factors of its
+            gradient, one in all or one for each row (all that shares the first index, or the first
+            few); or nothing.
+        squares: of "momentum": a float64 vector on the device; receives for each update the sum of
+            its squares, added up in float64 before the update is rounded to the dtype of ``ys``.
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
-    base, lookahead = BASES[base], LOOKAHEADS[lookahead]
-    functions = _rounded(base.function), _rounded(lookahead.function)
-    scale, *numbers = _scalars(numbers, dtype)
-    numbers = numbers[: len(base.numbers)], numbers[len(base.numbers) :]
-    split = len(base.state)
+    pass_ = PASSES[name]
+    rows, numbers = pass_.rows(rules), iter(_scalars(numbers, dtype))
+    function = functools.partial(pass_.function, *(_rounded(row.function) for row in rows))
+    scale = next(numbers) if pass_.factor else 1.0
+    numbers = [tuple(itertools.islice(numbers, len(row.numbers))) for row in rows]
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
-    for y, g, factor, old in zip(ys, gs, factors, _rows(state, ys), strict=True):
-        g = g.to(dtype) * scale * factor
-        new_y, *new = step(*functions, y.to(dtype), g, old[:split], old[split:], *numbers)
-        _write((*old, y), (*new[0], *new[1], new_y), skip)
-
-
-def follow_(lookahead, ys, snapshots, state, numbers, dtype, skip=None, memo=None):
-    """Apply a lookahead rule to what another optimizer did, in place.
-
-    Args:
-        lookahead, state, dtype, skip, memo: as in ``step_``.
-        ys: parameters as the other optimizer left them (w).
-        snapshots: the same before its step (y), of the same dtype; receive the new y.
-        numbers: those of the lookahead.
-    """
-    lookahead, numbers = _rounded(LOOKAHEADS[lookahead].function), _scalars(numbers, dtype)
-    for y, snapshot, old in zip(ys, snapshots, _rows(state, ys), strict=True):
-        w = y.to(dtype)
-        new_y, new = follow(lookahead, w, snapshot.to(dtype), old, numbers)
-        _write((*old, y, snapshot), (*new, new_y, new_y), skip)
-
-
-def move_(point, ys, state, numbers, dtype, memo=None):
-    """Move parameters between x and y, in place.
-
-    Args:
-        point: a row of ``rules.POINTS``.
-        ys: parameters.
-        state: the columns that the rule unpacks.
-        numbers, dtype, memo: as in ``step_``.
-    """
-    move, numbers = _rounded(POINTS[point].function), _scalars(numbers, dtype)
-    for y, tensors in zip(ys, _rows(state, ys), strict=True):
-        y.copy_(move(y.to(dtype), tensors, numbers))
-
-
-def momentum_(name, us, gs, state, squares, numbers, dtype, skip=None, memo=None):
-    """Average gradients into momenta, in place, and make updates of them.
-
-    Args:
-        name: a row of ``rules.MOMENTA``.
-        us: receive the updates; shaped as ``gs``, of one real floating dtype.
-        gs, state, dtype, skip, memo: as in ``step_``.
-        squares: a float64 vector on the device; receives for each update the sum of its squares,
-            added up in float64 before the update is rounded to the dtype of ``us``.
-        numbers: a factor of the gradients, then the rule's.
-    """
-    rule = _rounded(MOMENTA[name].function)
-    scale, *numbers = _scalars(numbers, dtype)
-    for i, (u, g, old) in enumerate(zip(us, gs, _rows(state, us), strict=True)):
-        value, new = rule(g.to(dtype) * scale, old, numbers)
-        square = value.double().square().sum()
-        _write((*old, u, squares[i]), (*new, value, square), skip)
+    for i, (y, factor, old) in enumerate(zip(ys, factors, _rows(state, ys), strict=True)):
+        tensors, states = {"y": y}, iter(old)
+        if inputs:
+            tensors["input"] = inputs[i]
+        columns = [tensors[column].to(dtype) for column in pass_.reads]
+        if pass_.factor:
+            columns[-1] = columns[-1] * scale * factor
+        states = [tuple(itertools.islice(states, len(row.state))) for row in rows]
+        value, *new = function(*columns, *states, *numbers)
+        written = [(tensors[column], value) for column in pass_.writes]
+        if pass_.squares:
+            written.append((squares[i], value.double().square().sum()))
+        # state before parameters: what a rule hands on as state may be the parameter itself
+        _write([*zip(old, itertools.chain(*new), strict=True), *written], skip)
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
@@ -105,7 +76,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         scales: for each matrix a 1-element vector of ``dtype``, which multiplies its factors.
         factors: for each matrix a vector of ``dtype``; receives a factor for each row.
         numbers: the rule's; the last of them are its norm rule's, too.
-        dtype, skip, memo: as in ``step_``.
+        dtype, skip, memo: as in ``apply_``.
     """
     row, numbers = ROWS[name], _scalars(numbers, dtype)
     norm = NORMS[row.norm]
@@ -117,7 +88,8 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         evening = value.double().flatten()
         # with roots as torch has them: of sums, whose last bits depend on the back end anyway
         kept = norm.function(squares.sum(), evened(evening, squares).sum(), norm_numbers)
-        _write((*old, factor), (*new, (evening * kept).to(dtype) * scale), skip)
+        new = *new, (evening * kept).to(dtype) * scale
+        _write(zip((*old, factor), new, strict=True), skip)
 
 
 def nonfinite(gs, memo=None):
@@ -135,7 +107,7 @@ def plan_(program, inputs, constants, out, skip=None):
         program, constants: from ``tape.Tape.finish``.
         inputs: values of ``program.inputs``: numbers, or 1-element tensors on one device.
         out: a vector of float64 there; receives the numbers, then what was moved on as it was.
-        skip: as in ``step_``.
+        skip: as in ``apply_``.
     """
     values = [_double(v.reshape(())) if isinstance(v, torch.Tensor) else v for v in inputs]
     numbers, new = evaluate(program, values, constants, _double)
@@ -191,8 +163,7 @@ def _scalars(numbers, dtype):
     return numbers.to(dtype).unbind() if isinstance(numbers, torch.Tensor) else numbers
 
 
-def _write(old, new, skip):
-    # state before parameters: what a rule hands on as state may be the parameter itself
-    for to, value in zip(old, new, strict=True):
+def _write(pairs, skip):
+    for to, value in pairs:
         if value is not to:
             to.copy_(value if skip is None else torch.where(skip.view(()) != 0, to, value))
