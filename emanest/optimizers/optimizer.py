@@ -227,11 +227,11 @@ class Optimizer(torch.optim.Optimizer):
             self._skipped()
             return
         restart_edited(self, parts)
-        launches, clocks = plan.plan(self, groups, parts, skip)
+        launches, after = plan.plan(self, groups, parts, skip)
         with self.buckets.ours(parts):
             self._run(launches)
-        for each in (*launches, *clocks):
-            each.done()
+        for done in after:
+            done()
         if not self._selection.steady:
             self._selection.remember(self, groups)
         if not self.training:

@@ -242,7 +242,7 @@ class Wrap(Optimizer):
         self._step_inner([p for params in raw_params for p in params])
         self._publish(launches)
         for launch in followed:
-            with launch.numbers() as numbers:
+            with launch.numbers as numbers:
                 launch.follow(numbers)
             launch.part.bucket.edits.snapshots_taken(launch.part.indices)
         self._run_passes(raw)

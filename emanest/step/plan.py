@@ -6,8 +6,9 @@ small launch before each pass finds its numbers and moves them on.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +20,14 @@ from .on_device import DevicePlan, trace_clock
 from .select import Part
 
 
-class Launch:
+class Launch(NamedTuple):
     """Parameters that take the same step: one call of a back end.
 
     Attributes:
         part: the parameters.
         base: a row of ``rules.BASES``; None: another optimizer makes the update.
         lookahead: a row of ``rules.LOOKAHEADS``.
+        numbers: those of the pass, as a back end takes them, for the ``with`` block that runs it.
         directions: what ``Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
@@ -33,15 +35,9 @@ class Launch:
     part: Part
     base: Any
     lookahead: str
+    numbers: contextlib.AbstractContextManager[Any]
     directions: Callable | None = None
     skip: torch.Tensor | None = None
-
-    def numbers(self) -> contextlib.AbstractContextManager[Any]:
-        """The numbers of the pass, as a back end takes them, for a ``with`` block that runs it."""
-        raise NotImplementedError
-
-    def done(self):
-        """Record that the pass happened."""
 
     def inputs(self, gradients, stack):
         """What the pass takes as gradients, further factors of them, and its numbers.
@@ -51,7 +47,7 @@ class Launch:
             stack: an ``ExitStack`` in which the pass runs.
         """
         bucket, indices = self.part.bucket, self.part.indices
-        numbers = stack.enter_context(self.numbers())
+        numbers = stack.enter_context(self.numbers)
         gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
         if self.directions is None:
             return gs, (), numbers
@@ -94,110 +90,6 @@ class Launch:
         )
 
 
-class HostLaunch(Launch):
-    """A launch whose numbers the host knows.
-
-    Args:
-        part: parameters whose ``step`` and ``ahead`` are the same.
-        step, ahead: these.
-        clock: their group's.
-        grad_scale: a GradScaler's, or None.
-    """
-
-    def __init__(self, part, step, ahead, clock, grad_scale):
-        self.part = part
-        self._plan, self.base, numbers = planned(
-            part.group, part.method, part.base, clock, step, ahead
-        )
-        self.lookahead, self._numbers = self._plan.rule, self._plan.numbers
-        if self.base is not None:
-            self._numbers = factor(part.group, grad_scale), *numbers, *self._numbers
-        # a base of the method's own takes gradients as they are
-        if part.base.directions is not None and self._plan.base is None:
-            self.directions = part.base.directions(part)
-
-    def numbers(self):
-        """Known since the launch was planned."""
-        return contextlib.nullcontext(self._numbers)
-
-    def done(self):
-        """Move the scalars of the parameters on."""
-        counts = self._plan.base is None
-        self.part.bucket.scalars.advance(self.part.indices, counts, self._plan.ahead)
-
-
-class DeviceLaunch(Launch):
-    """A launch whose numbers the device finds.
-
-    Args:
-        part: all parameters of a bucket.
-        skip: a flag on the device, or None.
-        grad_scale: a GradScaler's, or None.
-        last: whether this is the last launch of the group, which moves its clock on.
-    """
-
-    def __init__(self, part, skip, grad_scale, last):
-        group, method, base, bucket, _ = part
-        self.part, self.skip = part, skip
-        # it stays with the bucket: a captured graph goes on writing to its memory
-        self._plan = bucket.device_plan = bucket.device_plan or DevicePlan(bucket.device)
-        scaled = grad_scale is not None
-        self._traced = self._plan.trace(group, method, base, scaled=scaled, clock=last)
-        self._inputs = {**clock_entries(group, method), "grad_scale": grad_scale}
-        self.base, self.lookahead = self._traced.base, self._traced.lookahead
-        if base.directions is not None:
-            self.directions = base.directions(part)
-
-    @contextlib.contextmanager
-    def numbers(self):
-        """One launch finds them and moves everything on, back again if the pass fails."""
-        held = self.part.bucket.scalars
-        scalars = {"step": held.steps[:1], "lookahead": held.lookaheads[:1]}
-        inputs, backend = {**self._inputs, **scalars}, self.part.group.get("backend")
-        found = self._plan.run(self._traced, inputs, self.skip, backend)
-        try:
-            yield found
-        except BaseException:
-            self._plan.undo()
-            raise
-
-
-class HostClock:
-    """A group's clock, moved on by the host."""
-
-    def __init__(self, setup):
-        self._group = setup.group
-        place_clock(setup.group, setup.method, None)
-        self.now = host_clock(setup.group, setup.method)
-
-    def done(self):
-        """Record that the step happened."""
-        self._group.update(self.now.after())
-
-
-class DeviceClock:
-    """A group's clock on a device, where the group's last launch moves it on.
-
-    Args:
-        setup: the group's.
-        device: where it is.
-        skip: a flag on the device, or None.
-        idle: whether there is no launch.
-    """
-
-    def __init__(self, setup, device, skip, idle):
-        self._setup, self._device, self._skip, self._idle = setup, device, skip, idle
-        place_clock(setup.group, setup.method, device)
-
-    def done(self):
-        """Move on the clock of a group none of whose parameters has a gradient."""
-        if self._idle:
-            group, method = self._setup.group, self._setup.method
-            inputs = clock_entries(group, method)
-            plan = DevicePlan(self._device)
-            plan.run(trace_clock(method), inputs, self._skip, group.get("backend"))
-
-
 def plan(optimizer, setups, parts, skip):
     """Decide everything about a step.
 
@@ -208,10 +100,11 @@ def plan(optimizer, setups, parts, skip):
         skip: a flag on the device, or None.
 
     Returns:
-        Its launches, and the clocks of the groups: each is told when it is ``done``.
+        Its launches, and functions to be called once they have happened: they move the scalars of
+        the parameters on, and the clocks of the groups.
     """
     grad_scale = getattr(optimizer, "grad_scale", None)
-    launches, clocks, of_group = [], [], {}
+    launches, after, of_group = [], [], {}
     for part in parts:
         # one that cannot be had is an error now, while nothing has changed
         backends.pick(part.bucket.device.type, part.group.get("backend"))
@@ -220,34 +113,71 @@ def plan(optimizer, setups, parts, skip):
         its = of_group.get(id(setup.group), [])
         on_device = skip is not None or setup.group.get("capturable", False)
         where = _on_device if on_device else _on_host
-        planned, clock = where(setup, its, skip, grad_scale)
+        planned, done = where(setup, its, skip, grad_scale)
         launches += planned
-        clocks += clock
-    return launches, clocks
+        after += done
+    return launches, after
 
 
 def _on_host(setup, parts, skip, grad_scale):
-    clock, launches = HostClock(setup), []
+    group, method, base, _ = setup
+    place_clock(group, method, None)
+    clock, launches, after = host_clock(group, method), [], []
     for part in parts:
         part.bucket.place_scalars(on_device=False)
-        for (step, ahead), same in part.bucket.scalars.groups(part.indices).items():
+        scalars = part.bucket.scalars
+        for (step, ahead), same in scalars.groups(part.indices).items():
             its = part._replace(indices=same)
-            launches.append(HostLaunch(its, step, ahead, clock.now, grad_scale))
-    return launches, [clock]
+            plan, rule, numbers = planned(group, method, base, clock, step, ahead)
+            if rule is not None:
+                numbers = factor(group, grad_scale), *numbers
+            # a base of the method's own takes gradients as they are
+            counts = plan.base is None
+            directions = base.directions(its) if counts and base.directions else None
+            known = contextlib.nullcontext((*numbers, *plan.numbers))
+            launches.append(Launch(its, rule, plan.rule, known, directions))
+            after.append(functools.partial(scalars.advance, same, counts, plan.ahead))
+    return launches, [*after, functools.partial(group.update, clock.after())]
 
 
 def _on_device(setup, parts, skip, grad_scale):
+    group, method, base, _ = setup
     parts = [part for part in parts if part.indices]
     for part in parts:
         part.bucket.check_together(part.indices)
-    if not setup.group["params"]:
+    if not group["params"]:
         return [], []
-    clock = DeviceClock(setup, _only_device(setup.group, parts), skip, idle=not parts)
-    launches = []
+    device, backend = _only_device(group, parts), group.get("backend")
+    place_clock(group, method, device)
+    clock, launches = clock_entries(group, method), []
     for part in parts:
-        part.bucket.place_scalars(on_device=True)
-        launches.append(DeviceLaunch(part, skip, grad_scale, last=part is parts[-1]))
-    return launches, [clock]
+        bucket = part.bucket
+        bucket.place_scalars(on_device=True)
+        # it stays with the bucket: a captured graph goes on writing to its memory
+        plan = bucket.device_plan = bucket.device_plan or DevicePlan(device)
+        # the group's last launch moves its clock on
+        scaled, last = grad_scale is not None, part is parts[-1]
+        traced = plan.trace(group, method, base, scaled=scaled, clock=last)
+        scalars = {"step": bucket.scalars.steps[:1], "lookahead": bucket.scalars.lookaheads[:1]}
+        inputs = {**clock, **scalars, "grad_scale": grad_scale}
+        numbers = _found(plan, traced, inputs, skip, backend)
+        directions = base.directions(part) if base.directions else None
+        launches.append(Launch(part, traced.base, traced.lookahead, numbers, directions, skip))
+    if launches:
+        return launches, []
+    alone = functools.partial(DevicePlan(device).run, trace_clock(method), clock, skip, backend)
+    return [], [alone]
+
+
+@contextlib.contextmanager
+def _found(plan, *args):
+    """The numbers that a device finds; it moves everything on, and back if the pass fails."""
+    numbers = plan.run(*args)
+    try:
+        yield numbers
+    except BaseException:
+        plan.undo()
+        raise
 
 
 def _only_device(group, parts):
