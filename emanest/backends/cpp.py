@@ -38,7 +38,7 @@ def apply_(
     double = dtype == torch.float64
     run = getattr(_C, f"{name}_")
     run = functools.partial(run, rules, double, target, list(scales), squares)
-    if run(ys, inputs, state):
+    if run(ys, inputs or [], state):
         return
     with flat(ys, inputs, state, dtype, "input" in pass_.writes) as tensors:
         if not run(*tensors):

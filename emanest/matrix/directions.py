@@ -132,12 +132,13 @@ class Directions:
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
         # a process may hold none of the matrices of a stack
         if us:
-            self._call("momentum_", skip, "ema", us, gs, state, squares, numbers)
+            rules, more = ("momentum", ("ema",)), ((), squares)
+            self._call("apply_", *rules, us, gs, state, numbers, skip=skip, more=more)
         return squares
 
-    def _call(self, function, skip, *args):
-        device_type, dtype = self.bucket.device.type, self.bucket.dtype
-        backends.call(function, device_type, self.backend, *args, dtype, skip, self.memo)
+    def _call(self, function, *args, skip, more=()):
+        args = *args, self.bucket.dtype, skip, *more, self.memo
+        backends.call(function, self.bucket.device.type, self.backend, *args)
 
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each shape the updates, and the norms of all of them."""
@@ -248,4 +249,4 @@ class EvenRows(Directions):
         """Find for each row of some matrices a factor, which includes its scale."""
         if not os:
             return
-        self._call("rows_", skip, self.row_rule, os, columns, scales, factors, numbers)
+        self._call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import backends
 from ..rules import LOOKAHEAD_STATE
 from .edits import restart_at, restart_edited, warn_once
 
@@ -107,17 +106,8 @@ def _x_of_then(part, i, ahead):
 
 def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
-    x, bucket, method = _clone(y), part.bucket, part.method
-    backends.call(
-        "move_",
-        bucket.device.type,
-        part.group.get("backend"),
-        method.points[0],
-        bucket.reals([x]),
-        bucket.columns(method.state[:1], [i]),
-        (ahead,),
-        bucket.dtype,
-    )
+    x, its = _clone(y), part._replace(indices=[i])
+    _move(part.method.points[0], its, ahead, part.bucket.reals([x]))
     return x
 
 
@@ -245,16 +235,5 @@ def _keeps_y_at_x(method):
 
 
 @torch.no_grad()
-def _move(point, part, ahead):
-    bucket, indices = part.bucket, part.indices
-    backends.call(
-        "move_",
-        bucket.device.type,
-        part.group.get("backend"),
-        point,
-        bucket.tensors_of(indices),
-        bucket.columns(part.method.state[:1], indices),
-        (ahead,),
-        bucket.dtype,
-        bucket.memo(indices),
-    )
+def _move(point, part, ahead, ys=None):
+    part.apply_("move", (point,), (ahead,), state=part.method.state[:1], ys=ys)

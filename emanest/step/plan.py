@@ -14,7 +14,6 @@ import torch
 
 from .. import backends
 from ..groups import check_method
-from ..rules import BASES, LOOKAHEADS
 from ..state.clock import clock_entries, factor, host_clock, place_clock, planned
 from .on_device import DevicePlan, trace_clock
 from .select import Part
@@ -55,39 +54,12 @@ class Launch(NamedTuple):
 
     def step(self, gs, scales, numbers):
         """Run the pass: base update and lookahead."""
-        bucket, indices = self.part.bucket, self.part.indices
-        backends.call(
-            "step_",
-            bucket.device.type,
-            self.part.group.get("backend"),
-            self.base,
-            self.lookahead,
-            bucket.tensors_of(indices),
-            gs,
-            bucket.columns(BASES[self.base].state + LOOKAHEADS[self.lookahead].state, indices),
-            numbers,
-            bucket.dtype,
-            self.skip,
-            scales,
-            bucket.memo(indices),
-        )
+        self.part.apply_("step", (self.base, self.lookahead), numbers, gs, self.skip, scales)
 
     def follow(self, numbers):
         """Run the pass after the update of another optimizer."""
-        bucket, indices = self.part.bucket, self.part.indices
-        backends.call(
-            "follow_",
-            bucket.device.type,
-            self.part.group.get("backend"),
-            self.lookahead,
-            bucket.tensors_of(indices),
-            bucket.snapshots_of(indices),
-            bucket.columns(LOOKAHEADS[self.lookahead].state, indices),
-            numbers,
-            bucket.dtype,
-            self.skip,
-            bucket.memo(indices),
-        )
+        snapshots = self.part.bucket.snapshots_of(self.part.indices)
+        self.part.apply_("follow", (self.lookahead,), numbers, snapshots, self.skip)
 
 
 def plan(optimizer, setups, parts, skip):

@@ -1,13 +1,16 @@
 """Which parameters a step, an evaluation or a load is about: parts of groups, in their buckets."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 
+from .. import backends
 from ..backends import capture, shards, storage
 from ..backends.guards import Guard
 from ..groups import Setup, parameter_name, state_names
 from ..methods.method import method_of
+from ..rules import PASSES
 from ..state.bucket import Bucket
 from ..state.buckets import Buckets, all_fake, check_overlap
 
@@ -20,6 +23,37 @@ class Part(NamedTuple):
     base: Any  # an ``optimizers.base.Base``
     bucket: Bucket
     indices: list[int]  # of the parameters, in the bucket
+
+    def apply_(self, name, rules, numbers, inputs=(), skip=None, scales=(), state=None, ys=None):
+        """Do a pass over the parameters; see ``backends.eager.apply_``.
+
+        Args:
+            name, rules, numbers, inputs, skip, scales: as there.
+            state: the names of its state; None: as the rules have them.
+            ys: tensors in place of the parameters.
+        """
+        bucket, indices = self.bucket, self.indices
+        backends.call(
+            "apply_",
+            bucket.device.type,
+            self.group.get("backend"),
+            name,
+            rules,
+            bucket.tensors_of(indices) if ys is None else ys,
+            inputs,
+            bucket.columns(_state(name, rules) if state is None else state, indices),
+            numbers,
+            bucket.dtype,
+            skip,
+            scales,
+            None,
+            bucket.memo(indices) if ys is None else None,
+        )
+
+
+@functools.cache
+def _state(name, rules):
+    return tuple(key for row in PASSES[name].rows(rules) for key in row.state)
 
 
 class Selection:

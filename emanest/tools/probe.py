@@ -2,7 +2,6 @@
 
 import torch
 
-from .. import backends
 from ..methods.method import method_of
 from ..optimizers import Optimizer
 from ..values import real
@@ -74,18 +73,10 @@ class _Moving:
         self.kept = [p.clone() for p in self.params]
 
     def go(self, b):
-        bucket, method = self.part.bucket, self.part.method
+        method = self.part.method
         self.restore()
-        backends.call(
-            "move_",
-            bucket.device.type,
-            self.part.group.get("backend"),
-            method.points[1],
-            self.params,
-            bucket.columns(method.state, self.part.indices),
-            (b - self.here,),
-            bucket.dtype,
-        )
+        numbers = (b - self.here,)
+        self.part.apply_("move", (method.points[1],), numbers, state=method.state, ys=self.params)
 
     def restore(self):
         for p, kept in zip(self.params, self.kept, strict=True):
