@@ -135,7 +135,9 @@ struct Elements {
     if constexpr (Operation::squared) squares += double(y) * double(y);
     streams.y.store(i, y);
     if constexpr (Operation::writes_input) streams.input.store(i, aside);
-    for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+    if constexpr (Operation::writes_state) {
+      for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+    }
   }
 
   EMANEST_INLINE static void four(const Streams& streams, int64_t i, const Numbers& numbers,
@@ -163,7 +165,9 @@ struct Elements {
     }
     streams.y.store_four(i, y);
     if constexpr (Operation::writes_input) streams.input.store_four(i, aside);
-    for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+    if constexpr (Operation::writes_state) {
+      for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+    }
   }
 
   Table table;
