@@ -35,6 +35,9 @@ struct Table {
   Entry* entries;
   Chunk* chunks;
   int64_t length = kChunk;  // elements of a chunk; of a table for `Rows`, rows
+  const float* skip = nullptr;  // nothing is done to the tensors unless this is 0, or null
+
+  EMANEST_INLINE bool skipped() const { return skip && *skip != 0; }
 
   EMANEST_INLINE int64_t chunks_of(const Tensors& tensors) const {
     return (tensors.size + length - 1) / length;
@@ -45,9 +48,9 @@ struct Table {
 
 // The elements that a block takes of a tensor.
 struct Range {
-  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors, int64_t length = kChunk)
+  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors)
       : begin(chunk.begin),
-        end(tensors.size - begin < length ? tensors.size : begin + length) {}
+        end(tensors.size - begin < kChunk ? tensors.size : begin + kChunk) {}
 
   int64_t begin, end;
 };
@@ -98,7 +101,7 @@ struct Elements {
   };
 
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if (skip && *skip != 0) return;
+    if (table.skipped()) return;
     Numbers numbers;
     copy<Operation::numbers>(given, numbers);
     double squares = 0;
@@ -172,7 +175,6 @@ struct Elements {
 
   Table table;
   Given given;
-  const float* skip;
   Dtype y_dtype;
   double* parts;
 };
