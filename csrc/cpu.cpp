@@ -155,11 +155,8 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
 
 template <class T, class R>
 void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
-  using N = typename R::norm;
   typename R::Numbers numbers;
-  typename N::Numbers norm_numbers;
   copy<R::numbers>(given, numbers);
-  copy<N::numbers>(given + R::numbers - N::numbers, norm_numbers);
   std::vector<int64_t> firsts;
   int64_t total = 0;
   for (const Tensors& t : bucket.tensors) {
@@ -193,7 +190,7 @@ void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
       before += sums[k];
       after += evened(double(factors[k]), sums[k]);
     }
-    const double kept = N::apply(before, after, norm_numbers);
+    const double kept = Rows<T, R>::kept(before, after, numbers);
     const T scale = *static_cast<const T*>(t.scales);
     for (int64_t k = 0; k < t.size; k++) factors[k] = T(factors[k] * kept) * scale;
   }

@@ -43,6 +43,8 @@ TABLES = {
 }
 # arguments of rules that are no arrays
 TYPES = {"state": "State<T>&", "numbers": "const Numbers&"}
+# what a name that a rule makes would hide
+TAKEN = ("Number", "T", "leave", "root", "std")
 
 
 class Untranslatable(ValueError):
@@ -54,17 +56,20 @@ class Function:
 
     Args:
         tree: its syntax tree.
-        states: how many values its state has, which it returns; None: it has none to return.
+        rule: its row of a table; None: it is a pass.
+        writes: whether it returns state.
     """
 
-    def __init__(self, tree, states=None):
-        self.tree, self.states = tree, states
+    def __init__(self, tree, rule=None, writes=False):
+        self.tree, self.rule, self.writes = tree, rule, writes
         self.arguments = [a.arg for a in tree.args.args]
         # of each name whether it is an "array", a "number" or a "truth", which C++ keeps
         self.kinds = {a: "array" for a in self.arguments if a not in ("state", "numbers")}
         # of each argument its type; None: a rule, which is a type itself
         self.types = {**dict.fromkeys(self.arguments, "T"), **TYPES}
         self.passed = []  # state that rules of a pass have advanced
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        self.read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
         if ast.unparse(tree.args) != ", ".join(self.arguments):
             self.refuse(tree, "arguments are names, without defaults")
         if not ast.get_docstring(tree):
@@ -116,7 +121,7 @@ class Function:
         """A call of a rule that a pass is given, with its state and its numbers at the end."""
         match call:
             case ast.Call(ast.Name(rule), [_, *_, ast.Name(state), ast.Name(numbers)]):
-                if {rule, state, numbers} <= set(self.arguments):
+                if not self.rule and {rule, state, numbers} <= set(self.arguments):
                     self.types[rule] = None
                     self.types[state] = f"typename {rule}::template State<T>&"
                     self.types[numbers] = f"const typename {rule}::Numbers&"
@@ -130,7 +135,7 @@ class Function:
             if {kind, self.kinds[name]} != {"array"}:
                 self.refuse(node, f"{name} is a {self.kinds[name]} that stays")
             return name
-        if name in (*self.kinds, *self.arguments, "root"):
+        if name in (*self.kinds, *self.arguments, *TAKEN):
             self.refuse(node, f"{name} has a meaning already")
         self.kinds[name] = kind
         return f"auto {name}"
@@ -138,14 +143,21 @@ class Function:
     def line(self, node):
         """A line in C++."""
         match node:
-            case ast.Assign([ast.Tuple(names)], ast.Name("state" | "numbers" as source)):
-                names = [*map(ast.unparse, names)]
+            case ast.Assign([ast.Tuple(names)], ast.Name("state" | "numbers" as source)) if (
+                self.rule and source in self.arguments
+            ):
+                names, count = [*map(ast.unparse, names)], len(getattr(self.rule, source))
+                if len(names) != count or not all(map(str.isidentifier, names)):
+                    self.refuse(node, f"{source} has {count} values, each with a name")
                 for name in names:
                     self.name(name, "number" if source == "numbers" else "array", node, new=True)
+                # or compilers would warn
+                unread = "[[maybe_unused]] " * (not self.read.issuperset(names))
                 if source == "numbers":
-                    return f"const auto& [{', '.join(names)}] = numbers;"
+                    return f"{unread}const auto& [{', '.join(names)}] = numbers;"
                 # one by one: with a copy of an array, gcc makes no vectors of the loop around it
-                return f"T {', '.join(f'{name} = state[{k}]' for k, name in enumerate(names))};"
+                copies = ", ".join(f"{name} = state[{k}]" for k, name in enumerate(names))
+                return f"{unread}T {copies};"
             case ast.Assign([ast.Name(name)], value):
                 text = self.text(value)
                 return f"{self.name(name, self.kind(value), node)} = {text};"
@@ -154,18 +166,20 @@ class Function:
                 if [state] != self.passed[-1:]:
                     self.refuse(node, "a rule hands its own state on")
                 return f"{self.name(name, 'array', node)} = {text};"
-            case ast.Return(ast.Tuple([value, after])) if self.states is not None:
-                if ast.unparse(after) == "state":
-                    return f"return {self.arrays(value)};"
-                if not isinstance(after, ast.Tuple) or len(after.elts) != self.states:
-                    self.refuse(node, f"the state has {self.states} values")
-                return f"return leave(state, {{{self.arrays(*after.elts)}}}, {self.arrays(value)});"
+            case ast.Return(ast.Tuple([value, after])) if self.writes:
+                value, count = self.arrays(value), len(self.rule.state)
+                if ast.unparse(after) in ("state", "()" * (not count)):
+                    return f"return {value};"
+                if not isinstance(after, ast.Tuple) or len(after.elts) != count:
+                    self.refuse(node, f"the state has {count} values")
+                return f"return leave(state, {{{self.arrays(*after.elts)}}}, {value});"
             case ast.Return(ast.Call(ast.Name(rule)) as call) if rule in self.arguments:
-                return f"return {self.applied(call)};"
+                if not self.passed:
+                    return f"return {self.applied(call)};"
             case ast.Return(ast.Tuple([value, *after])) if self.passed:
                 if self.passed == [*map(ast.unparse, after)]:
                     return f"return {self.arrays(value)};"
-            case ast.Return(value) if self.states is None and not self.passed:
+            case ast.Return(value) if not self.writes and not self.passed:
                 return f"return {self.arrays(value)};"
         made = "a pass calls rules, and returns a value and all state"
         rule = "a rule unpacks, assigns names one by one, and returns"
@@ -233,7 +247,7 @@ def generate(path=RULES):
             tree = trees[rule.function.__name__]
             counts = f'EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});'
             norm = [f"using norm = norms::{rule.norm};"] if rule.norm else []
-            function = Function(tree, len(rule.state) if writes else None)
+            function = Function(tree, rule, writes)
             inside = [counts, *norm, *function.template("static T apply", comments)]
             text += [
                 *_about(tree),

@@ -35,6 +35,9 @@ struct Table {
   Entry* entries;
   Chunk* chunks;
   int64_t length = kChunk;  // elements of a chunk; of a table for `Rows`, rows
+  const float* skip = nullptr;  // nothing is done to the tensors unless this is 0, or null
+
+  EMANEST_INLINE bool skipped() const { return skip && *skip != 0; }
 
   EMANEST_INLINE int64_t chunks_of(const Tensors& tensors) const {
     return (tensors.size + length - 1) / length;
@@ -45,9 +48,9 @@ struct Table {
 
 // The elements that a block takes of a tensor.
 struct Range {
-  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors, int64_t length = kChunk)
+  EMANEST_INLINE Range(const Chunk& chunk, const Tensors& tensors)
       : begin(chunk.begin),
-        end(tensors.size - begin < length ? tensors.size : begin + length) {}
+        end(tensors.size - begin < kChunk ? tensors.size : begin + kChunk) {}
 
   int64_t begin, end;
 };
@@ -98,7 +101,7 @@ struct Elements {
   };
 
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if (skip && *skip != 0) return;
+    if (table.skipped()) return;
     Numbers numbers;
     copy<Operation::numbers>(given, numbers);
     double squares = 0;
@@ -135,7 +138,9 @@ struct Elements {
     if constexpr (Operation::squared) squares += double(y) * double(y);
     streams.y.store(i, y);
     if constexpr (Operation::writes_input) streams.input.store(i, aside);
-    for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+    if constexpr (Operation::writes_state) {
+      for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+    }
   }
 
   EMANEST_INLINE static void four(const Streams& streams, int64_t i, const Numbers& numbers,
@@ -163,12 +168,13 @@ struct Elements {
     }
     streams.y.store_four(i, y);
     if constexpr (Operation::writes_input) streams.input.store_four(i, aside);
-    for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+    if constexpr (Operation::writes_state) {
+      for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+    }
   }
 
   Table table;
   Given given;
-  const float* skip;
   Dtype y_dtype;
   double* parts;
 };

@@ -112,7 +112,8 @@ void with_table(const Bucket& bucket, const Call& call, const Launch& launch, F 
                 int64_t length = kChunk) {
   Tables own;
   Tables& tables = launch.capturing() ? own : call.tables;
-  const Table table = tables.update(bucket.tensors, call.allocate, launch, length);
+  Table table = tables.update(bucket.tensors, call.allocate, launch, length);
+  table.skip = call.skip;
   f(table, tables.chunks());
 }
 
@@ -122,12 +123,12 @@ void enqueue(Operation, const Bucket& bucket, void* out, const Call& call, const
   with_table(bucket, call, launch, [&](Table table, int64_t chunks) {
     std::shared_ptr<double> parts;
     if constexpr (Operation::squared) parts = call.parts<double>(chunks);
-    const Elements<Operation> all{table, numbers, call.skip, bucket.y_dtype, parts.get()};
+    const Elements<Operation> all{table, numbers, bucket.y_dtype, parts.get()};
     if (chunks) launch(all, chunks);
     if constexpr (Operation::squared) {
       const auto tensors = int64_t(bucket.tensors.size());
-      launch(SumChunks{table, call.skip, parts.get()}, tensors);
-      launch(SumThreads{table, call.skip, parts.get(), static_cast<double*>(out)}, tensors);
+      launch(SumChunks{table, parts.get()}, tensors);
+      launch(SumThreads{table, parts.get(), static_cast<double*>(out)}, tensors);
     }
   });
 }
@@ -139,9 +140,9 @@ void enqueue(Rows<T, R>, const Bucket& bucket, void*, const Call& call, const La
     const auto matrices = int64_t(bucket.tensors.size());
     const auto parts = call.parts<double>(chunks);
     const auto norms = call.parts<Norms>(matrices);
-    if (chunks) launch(RowSquares{table, call.skip, bucket.y_dtype, parts.get()}, chunks);
-    launch(RowFactors<T, R>{table, numbers, call.skip, parts.get(), norms.get()}, matrices);
-    launch(KeepNorms<T, R>{table, numbers, call.skip, norms.get()}, matrices);
+    if (chunks) launch(RowSquares{table, bucket.y_dtype, parts.get()}, chunks);
+    launch(RowFactors<T, R>{table, numbers, parts.get(), norms.get()}, matrices);
+    launch(KeepNorms<T, R>{table, numbers, norms.get()}, matrices);
   };
   with_table(bucket, call, launch, work, kRows);
 }

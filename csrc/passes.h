@@ -88,7 +88,16 @@ struct Average : Operation<T, M::states, 1 + M::numbers> {
 // y is a matrix, state: that of the rule, then the factors, which are written; a value for each row
 template <class T, class R>
 struct Rows : Operation<T, R::states + 1, R::numbers> {
-  static constexpr bool writes_y = false;
+  static constexpr bool reads_input = false, writes_y = false;
+
+  // The factor that keeps a matrix's norm; the norm's numbers are the rule's last.
+  EMANEST_INLINE static double kept(double before, double after,
+                                    const typename Rows::Numbers& numbers) {
+    using N = typename R::norm;
+    typename N::Numbers own;
+    copy<N::numbers>(numbers + R::numbers - N::numbers, own);
+    return N::apply(before, after, own);
+  }
 };
 
 // whether an input holds NaN or an infinity; it has no rules (nvcc takes it for a pass of rules

@@ -12,7 +12,7 @@ struct SumChunks {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     const Entry& entry = table.entries[block];
     const int64_t chunks = table.chunks_of(entry.tensors);
-    if ((skip && *skip != 0) || !chunks) return;
+    if (table.skipped() || !chunks) return;
     double* const own = parts + entry.first * kThreads + thread;
     double sum = 0;
     for (int64_t k = 0; k < chunks; k++) sum += own[k * kThreads];
@@ -20,14 +20,13 @@ struct SumChunks {
   }
 
   Table table;
-  const float* skip;
   double* parts;
 };
 
 // Then the threads' sums; a block for each tensor.
 struct SumThreads {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if ((skip && *skip != 0) || thread != 0) return;
+    if (table.skipped() || thread != 0) return;
     const Entry& entry = table.entries[block];
     const double* const own = parts + entry.first * kThreads;
     double sum = 0;
@@ -36,7 +35,6 @@ struct SumThreads {
   }
 
   Table table;
-  const float* skip;
   const double* parts;
   double* sums;
 };
@@ -49,7 +47,7 @@ constexpr int kSharers = 32, kRows = kThreads / kSharers;
 // The squares of a row: a part for each thread that shares it.
 struct RowSquares {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if (skip && *skip != 0) return;
+    if (table.skipped()) return;
     const Chunk chunk = table.chunks[block];
     const Tensors& tensors = table.entries[chunk.entry].tensors;
     const int64_t row = chunk.begin + thread / kSharers;
@@ -64,7 +62,6 @@ struct RowSquares {
   }
 
   Table table;
-  const float* skip;
   Dtype dtype;
   double* parts;
 };
@@ -76,7 +73,7 @@ struct Norms { double before, after; };
 template <class T, class R>
 struct RowFactors {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if (skip && *skip != 0) return;
+    if (table.skipped()) return;
     const Entry& entry = table.entries[block];
     const Tensors& tensors = entry.tensors;
     typename R::Numbers numbers;
@@ -101,7 +98,6 @@ struct RowFactors {
 
   Table table;
   Given given;
-  const float* skip;
   const double* parts;
   Norms* norms;
 };
@@ -110,7 +106,7 @@ struct RowFactors {
 template <class T, class R>
 struct KeepNorms {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
-    if (skip && *skip != 0) return;
+    if (table.skipped()) return;
     const Tensors& tensors = table.entries[block].tensors;
     T* const factors = static_cast<T*>(tensors.state[R::states]);
     Norms sum{0, 0};
@@ -118,12 +114,9 @@ struct KeepNorms {
       sum.before += norms[block * kThreads + k].before;
       sum.after += norms[block * kThreads + k].after;
     }
-    using N = typename R::norm;
     typename R::Numbers numbers;
-    typename N::Numbers own;
     copy<R::numbers>(given, numbers);
-    copy<N::numbers>(numbers + R::numbers - N::numbers, own);
-    const double kept = N::apply(sum.before, sum.after, own);
+    const double kept = Rows<T, R>::kept(sum.before, sum.after, numbers);
     const T scale = *static_cast<const T*>(tensors.scales);
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
       factors[row] = T(double(factors[row]) * kept) * scale;
@@ -132,7 +125,6 @@ struct KeepNorms {
 
   Table table;
   Given given;
-  const float* skip;
   const Norms* norms;
 };
 

@@ -18,6 +18,8 @@ CHUNK = 8192
 
 SCALE = -0.5
 
+each_wide = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
 
 class Emulated:
     """CPU tensors, kernels run by the CPU."""
@@ -141,6 +143,14 @@ def test_moving(place, point, dtype):
     for backend, (ys, state) in ((cpp, expected), (place.backend, found)):
         backend.apply_("move", (point,), ys, (), state, (0.4,), wide(dtype))
     assert same(found, expected)
+
+
+@each_wide
+def test_a_move_does_not_write_the_state_that_it_reads(place, dtype):
+    """Else it would undo a move of the state itself."""
+    y = torch.arange(CHUNK + 3, dtype=dtype, device=place.device)
+    place.backend.move_("y_along", [y], [[y]], (0.5,), dtype)
+    assert same(y, torch.arange(CHUNK + 3) * 1.5)
 
 
 @each_dtype

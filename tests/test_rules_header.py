@@ -69,9 +69,18 @@ STATE, NUMBERS = "a, b = state", "p, q = numbers"
         ),
         # what is not returned is not kept; all that is read is the old state
         (
-            [STATE, "a = a + w", "return w, state"],
+            [STATE, "a = a + b", "return w, state"],
             "T w, T, State<T>& state, const Numbers&",
-            ["T a = state[0], b = state[1];", "a = a + w;", "return w;"],
+            ["T a = state[0], b = state[1];", "a = a + b;", "return w;"],
+        ),
+        (
+            ["_, b = state", "p, _q = numbers", "return w + p * b, state"],
+            "T w, T, State<T>& state, const Numbers& numbers",
+            [
+                "[[maybe_unused]] T _ = state[0], b = state[1];",
+                "[[maybe_unused]] const auto& [p, _q] = numbers;",
+                "return w + p * b;",
+            ],
         ),
         (
             [STATE, "return w / (a / b), (b, a - (w - b))"],
@@ -128,12 +137,25 @@ FACTOR = "a comparison is a factor of an array or of a number"
         ([STATE, "a, b = b, a", "return w, (a, b)"], ONE_BY_ONE),
         ([STATE, "return w, (a,)"], "the state has 2 values"),
         ([STATE, "return w, a"], "the state has 2 values"),
+        ([STATE, "return w, ()"], "the state has 2 values"),
         ([STATE, "return w"], ONE_BY_ONE),
+        (["a, b, c = state", "return w, (a, b)"], "state has 2 values, each with a name"),
+        (["(a,) = state", "return w, (a, a)"], "state has 2 values, each with a name"),
+        (["(p,) = numbers", "return p * w, state"], "numbers has 2 values, each with a name"),
+        (["a, *b = state", "return w, (a, a)"], "state has 2 values, each with a name"),
+        (["a, (b, c) = state", "return w, (a, b)"], "state has 2 values, each with a name"),
+        # only a pass is given rules
+        (["return u(w, state, numbers)"], FOREIGN),
+        (["w, state = u(w, state, numbers)", "return w, state"], FOREIGN),
         # a name is declared once
         (["w, b = state", "return w, (w, b)"], "w has a meaning already"),
         (["a, root = state", "return a, (a, root)"], "root has a meaning already"),
         ([STATE, "c, b = state", "return a, (b, c)"], "b has a meaning already"),
         (["numbers = w", "return w, state"], "numbers has a meaning already"),
+        ([STATE, "leave = w", "return leave, (a, b)"], "leave has a meaning already"),
+        ([STATE, "T = w", "return T, (b, a)"], "T has a meaning already"),
+        (["Number = w", "return 2.0 * Number, state"], "Number has a meaning already"),
+        (["std = w", "return root(std), state"], "std has a meaning already"),
         (["return w * POSITIONS, state"], FOREIGN),
         (["return w * numbers[0], state"], FOREIGN),
         # anything else
@@ -153,6 +175,18 @@ def test_what_cpp_would_take_for_something_else_is_an_error(generated, body, why
         generated(lookahead(body))
 
 
+def test_a_rule_without_state_may_return_none(generated):
+    row = "LOOKAHEADS['rule'] = Rule(rule)\n"
+    text = generated(function("rule(w, u, state, numbers)", ["return w + u, ()"]) + row)
+    assert "static T apply(T w, T u, State<T>&, const Numbers&) {\n    return w + u;" in text
+
+
+def test_a_rule_that_is_given_no_state_unpacks_none(generated):
+    row = "NORMS['rule'] = Rule(rule, ('a',))\n"
+    with pytest.raises(Untranslatable, match=ONE_BY_ONE):
+        generated(function("rule(before, after)", ["(a,) = state", "return before"]) + row)
+
+
 @pytest.mark.parametrize("arguments", ["w, u, state, numbers=()", "w, *u", "w, *, u"])
 def test_arguments_are_names(generated, arguments):
     with pytest.raises(Untranslatable, match=r"in rule: .*arguments are names, without defaults"):
@@ -166,6 +200,8 @@ def test_arguments_are_names(generated, arguments):
         (["return base(w, a, p) * w"], FOREIGN),
         (["return base(w, p)"], FOREIGN),
         (["u, a = base(w, a, p)", "return u"], "returns a value and all state"),
+        # the state that the first has advanced would be lost
+        (["u, a = base(w, a, p)", "return base(u, a, p)"], "returns a value and all state"),
     ],
 )
 def test_a_pass_is_made_of_rules(generated, body, why):
