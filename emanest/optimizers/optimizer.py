@@ -114,8 +114,7 @@ class Optimizer(torch.optim.Optimizer):
     def _begin(self):
         """Set up what no pickle and no checkpoint holds."""
         owned = "_selection" in vars(self) and self.buckets.owned
-        self._selection = Selection(self.state, self._key)
-        self.buckets.own(owned)
+        self._selection = Selection(self.state, self._key, owned)
         # a load goes on counting
         self._skips: nonfinite.Skips = vars(self).get("_skips") or nonfinite.Skips()
 

@@ -18,15 +18,15 @@ class Buckets:
     Args:
         state: the optimizer's ``state``, where published buckets show their tensors.
         key: state name -> its key in ``state[p]``.
+        owned: whether all that is written to parameters counts as ours.
     """
 
-    def __init__(self, state, key):
-        self.state, self.key = state, key
+    def __init__(self, state, key, owned=False):
+        self.state, self.key, self.owned = state, key, owned
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
-        self._displaced = {}  # parameter -> what is known of it, of buckets that were taken apart
+        self._displaced = {}  # parameter -> its ``Edits``, of buckets that were taken apart
         self._warned_of_move = False
-        self.owned = False  # whether all that is written to parameters counts as ours
 
     def find(self, params, candidates, names, group):
         """The buckets of some parameters of one group.
@@ -131,9 +131,8 @@ class Buckets:
     def own(self, everything):
         """Take whatever is written to unedited parameters for ours, or no longer."""
         self.owned = everything
-        for bucket in self._published:
-            bucket.edits.own(everything)
-        self._displaced = {p: known.own(p, everything) for p, known in self._displaced.items()}
+        for edits in (*(bucket.edits for bucket in self._published), *self._displaced.values()):
+            edits.own(everything)
 
     def publish(self, parts):
         """Show the state of new buckets in ``optimizer.state`` and keep them."""
@@ -161,11 +160,11 @@ class Buckets:
         stack = bool(group.get("stack"))
         buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
         homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
+        for bucket in buckets:
+            bucket.edits.own(self.owned)
         for p, (bucket, i) in homes.items():
             if p in self._displaced and not bucket.emptied(i):
                 bucket.edits.take_over(i, self._displaced[p])
-        for bucket in buckets:
-            bucket.edits.own(self.owned)
         return homes
 
     def _progress(self, p, group):
@@ -181,7 +180,7 @@ class Buckets:
     def _take_apart(self, bucket):
         for i, p in enumerate(bucket.params):
             del self._homes[p]
-            self._displaced[p] = bucket.edits.known(i)
+            self._displaced[p] = bucket.edits.alone(i)
         del self._published[bucket]
 
     def _leave_misfits(self, params):

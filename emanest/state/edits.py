@@ -1,6 +1,6 @@
 """Who wrote to parameters: we, or someone else since; and what follows from an edit."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -8,24 +8,8 @@ from ..backends import capture
 from ..backends.guards import versions
 from ..values import warn
 
-# no version counter has these values
-_EDITED, _OURS = -1, -2
-
-
-class Known(NamedTuple):
-    """What is known of one parameter, for those who go on with it."""
-
-    tensor: torch.Tensor
-    version: int | None
-    snapshot: torch.Tensor | None
-    snapshot_version: int | None
-
-    def own(self, p, everything):
-        """What is known once writes to the parameter stop, or resume, counting as edits."""
-        # a write to a DTensor counts there, one to its part counts at the part
-        now = self.tensor._version + (0 if self.tensor is p else p._version)
-        before, after = (now, _OURS) if everything else (_OURS, now)
-        return self._replace(version=after) if self.version == before else self
+# no version counter has this value
+_EDITED = -1
 
 
 class Edits:
@@ -35,17 +19,17 @@ class Edits:
         params: the parameters.
         tensors: what lies here of each: the parameter itself, or the part of a ``DTensor``.
         unknown: whether, of each, it is not known what its values were.
+        ours: whether all that is written to those that are not edited yet counts as ours.
     """
 
-    def __init__(self, params, tensors, unknown):
+    def __init__(self, params, tensors, unknown, ours=False):
         self._params, self._tensors = params, tensors
         now = self._now(range(len(params)))
         self._versions: Any = [None if u else v for u, v in zip(unknown, now, strict=True)]
         # y before a step that another optimizer takes, and the counters they belong to
         self.snapshots: Any = [None] * len(params)
         self._snapshot_versions: Any = [None] * len(params)
-        # whether all that is written counts as ours
-        self._ours = False
+        self._ours = ours
 
     def _now(self, indices):
         everything = len(indices) == len(self._params)
@@ -59,27 +43,34 @@ class Edits:
     def own(self, everything):
         """Stop, or resume, counting writes to unedited parameters as edits."""
         if everything:
-            self._ours = True
-            self.record(self.unedited(range(len(self._params))))
+            # the only ones that count as edited from now on
+            self.forget(self.edited(range(len(self._params))))
         elif self._ours:
-            self._ours = False
-            self.record([i for i, version in enumerate(self._versions) if version == _OURS])
+            known = enumerate(self._versions)
+            self.record([i for i, version in known if version not in (None, _EDITED)])
+        self._ours = everything
 
     def record(self, indices):
         """Remember the parameters as we left them."""
-        now = [_OURS] * len(indices) if self._ours else self._now(indices)
+        self._versions = self._noted(self._versions, indices)
+
+    def _noted(self, versions, indices):
+        """Version counters, up to date for some parameters."""
+        now = self._now(indices)
         if len(indices) == len(self._params):
-            self._versions = now
-        else:
-            for i, version in zip(indices, now, strict=True):
-                self._versions[i] = version
+            return now
+        for i, version in zip(indices, now, strict=True):
+            versions[i] = version
+        return versions
 
     def edited(self, indices):
         """Those parameters that something else wrote since the last ``record``."""
-        return [i for i in self.written(indices) if self._versions[i] != _OURS]
+        if self._ours:
+            return [i for i in indices if self._versions[i] == _EDITED]
+        return self.written(indices)
 
     def written(self, indices):
-        """Those that were written since ``record``, or may have been, as all counts as ours."""
+        """Those that were written since ``record``, by us or by something else."""
         now = self._now(indices)
         if len(indices) == len(self._params) and now == self._versions:
             return []
@@ -92,7 +83,7 @@ class Edits:
         if len(indices) == len(self._params) and now == self._versions:
             return indices
         pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self._versions[i] in (_OURS, version)]
+        return [i for i, version in pairs if self._versions[i] == version]
 
     def forget(self, indices):
         """Make parameters count as edited."""
@@ -104,20 +95,23 @@ class Edits:
         self._tensors[i] = tensor
         self._versions[i] = self.snapshots[i] = self._snapshot_versions[i] = None
 
-    def known(self, i):
-        """What is known of a parameter."""
-        each = self._tensors[i], self._versions[i], self.snapshots[i], self._snapshot_versions[i]
-        return Known(*each)
+    def alone(self, i):
+        """What is known of one parameter, for those who go on with it."""
+        params = [self._params[i]]
+        tensors = params if self._tensors is self._params else [self._tensors[i]]
+        found = Edits(params, tensors, [True], self._ours)
+        found.take_over(0, self, i)
+        return found
 
-    def take_over(self, i, known):
+    def take_over(self, i, other, j=0):
         """Go on from what others knew of a parameter, if it is still the same tensor."""
-        tensor, snapshot = self._tensors[i], known.snapshot
-        if tensor is not known.tensor:
+        tensor, snapshot = self._tensors[i], other.snapshots[j]
+        if tensor is not other._tensors[j]:
             return
-        self._versions[i] = known.version
+        self._versions[i] = other._versions[j]
         # its dtype or its device may have changed in place
         if snapshot is not None and _alike(snapshot, tensor):
-            self.snapshots[i], self._snapshot_versions[i] = snapshot, known.snapshot_version
+            self.snapshots[i], self._snapshot_versions[i] = snapshot, other._snapshot_versions[j]
 
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
@@ -133,12 +127,7 @@ class Edits:
 
     def snapshots_taken(self, indices):
         """Record that the snapshots equal the parameters."""
-        now = self._now(indices)
-        if len(indices) == len(self._params):
-            self._snapshot_versions = now
-            return
-        for i, version in zip(indices, now, strict=True):
-            self._snapshot_versions[i] = version
+        self._snapshot_versions = self._noted(self._snapshot_versions, indices)
 
 
 def _alike(a, b):

@@ -64,10 +64,11 @@ class Selection:
     Args:
         state: the optimizer's ``state``.
         key: state name -> its key in ``state[p]``.
+        owned: whether all that is written to parameters counts as ours.
     """
 
-    def __init__(self, state, key):
-        self.buckets = Buckets(state, key)
+    def __init__(self, state, key, owned=False):
+        self.buckets = Buckets(state, key, owned)
         self.steady = False  # whether a step found everything as the last one left it
         self.fake = False  # whether what was found has no values
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
@@ -138,9 +139,7 @@ class Selection:
         """The buckets of some parameters of a group; see ``Buckets.find``."""
         if self.buckets.state is not optimizer.state:
             # the user replaced it, to start afresh
-            owned = self.buckets.owned
-            self.buckets = Buckets(optimizer.state, self.buckets.key)
-            self.buckets.own(owned)
+            self.buckets = Buckets(optimizer.state, self.buckets.key, self.buckets.owned)
         return self.buckets.find(params, candidates, setup.state, setup.group)
 
     def _holds(self, optimizer, setups):
