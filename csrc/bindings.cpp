@@ -17,23 +17,25 @@ namespace {
 // How a pass uses its columns, and how many numbers it is given.
 struct Use {
   int states = 0, numbers = 0;
-  bool writes_y = false, writes_input = false, writes_state = false;
+  bool reads_input = false, writes_y = false, writes_input = false, writes_state = false;
 };
 
 Use use_of(const Pass& pass) {
   Use use;
   visit(pass, false, [&](auto each) {
-    use = {each.states, each.numbers, each.writes_y, each.writes_input, each.writes_state};
+    use = {each.states,   each.numbers,      each.reads_input,
+           each.writes_y, each.writes_input, each.writes_state};
   });
   return use;
 }
 
-std::optional<Bucket> gather_for(const Pass& pass, Column ys, Column input, Columns state,
-                                 bool in_double, Column scales) {
+std::optional<Bucket> gather_for(const Pass& pass, const Use& use, Column ys, Column input,
+                                 Columns state, bool in_double, Column scales) {
   if (std::holds_alternative<PassOf<Nonfinite>>(pass)) return gather(input);
   if (std::holds_alternative<PassOf<Rows, RowRule>>(pass)) {
     return gather_rows(ys, state, in_double, scales);
   }
+  check_count("inputs", input.size(), use.reads_input ? ys.size() : 0);
   return gather(ys, input, state, in_double, scales);
 }
 
@@ -49,7 +51,7 @@ bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
   target.check(device, size_t(use.numbers));
   void* const to = out.is_none() ? nullptr : address(THPVariable_Unpack(out.ptr()));
   if (target.skipped()) return true;
-  const auto bucket = gather_for(pass, ys, input, state, in_double, scales);
+  const auto bucket = gather_for(pass, use, ys, input, state, in_double, scales);
   if (!bucket) return false;
   {
     py::gil_scoped_release release;

@@ -85,7 +85,6 @@ std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_dou
                              Column scales) {
   const bool alone = input.empty(), scaled = !scales.empty();
   if (scaled) check_count("scales", scales.size(), ys.size());
-  if (!alone) check_count("inputs", input.size(), ys.size());
   for (Column column : state) check_count("tensors of state", column.size(), ys.size());
   if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
   const auto wide = in_double ? at::kDouble : at::kFloat;

@@ -18,9 +18,9 @@ using Columns = const std::vector<pybind11::list>&;
 void check_count(const char* what, size_t found, size_t expected);
 
 // A bucket made of the tensors of a call; empty if some of them must be copied first, because of
-// their memory order or format. `input` may be empty, and so may `scales`: for each y one of its own
-// or one for each row, whose elements then follow each other in memory. All are on one device, or
-// it is an error.
+// their memory order or format. `input`, of as many tensors as `ys`, may be empty, and so may
+// `scales`: for each y one of its own or one for each row, whose elements then follow each other in
+// memory. All are on one device, or it is an error.
 std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_double,
                              Column scales = pybind11::list());
 

@@ -173,7 +173,10 @@ class Function:
                 if not isinstance(after, ast.Tuple) or len(after.elts) != count:
                     self.refuse(node, f"the state has {count} values")
                 return f"return leave(state, {{{self.arrays(*after.elts)}}}, {value});"
-            case ast.Return(ast.Call(ast.Name(rule)) as call) if rule in self.arguments:
+            case ast.Return(
+                (ast.Call(ast.Name(rule)) as call)
+                | ast.Tuple([ast.Call(ast.Name(rule)) as call, ast.Name("state")])
+            ) if rule in self.arguments:
                 if not self.passed:
                     return f"return {self.applied(call)};"
             case ast.Return(ast.Tuple([value, *after])) if self.passed:
@@ -260,7 +263,8 @@ def generate(path=RULES):
         names = [f"{namespace}::{name}" for name in tables[table]]
         variants += _wrapped(f"using {variant} = std::variant<", names, ">;")
     text += ["// the tables, in the order of rules.py", *variants, ""]
-    for function in tables["PASSES"]:
+    passes = [row.function for row in tables["PASSES"].values()]
+    for function in (*passes, *tables["FORMULAS"]):
         tree = trees[function.__name__]
         text += [*_about(tree), *Function(tree).template(f"T {tree.name}", comments), ""]
     return "\n".join([*text, "}  // namespace emanest\n"])

@@ -66,7 +66,7 @@ struct Move : Operation<T, P::states, P::numbers> {
 
   EMANEST_INLINE static void apply(T& y, T&, typename Move::State& state, T,
                                    const typename Move::Numbers& numbers) {
-    y = P::template apply<T>(y, state, numbers);
+    y = emanest::move<T, P>(y, state, numbers);
   }
 };
 
@@ -79,7 +79,7 @@ struct Average : Operation<T, M::states, 1 + M::numbers> {
                                    const typename Average::Numbers& numbers) {
     typename M::Numbers own;
     copy<M::numbers>(numbers + 1, own);
-    u = M::apply(g * numbers[0], state, own);
+    u = emanest::average<T, M>(g * numbers[0], state, own);
   }
 };
 

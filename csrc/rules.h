@@ -348,6 +348,20 @@ EMANEST_INLINE T follow(T w, T snapshot, typename lookahead::template State<T>& 
   return lookahead::apply(w, w - snapshot, state, numbers);
 }
 
+// From y to x, or back; the state is only read.
+template <class T, class point>
+EMANEST_INLINE T move(T y, typename point::template State<T>& state,
+                      const typename point::Numbers& numbers) {
+  return point::apply(y, state, numbers);
+}
+
+// A gradient's momentum, before it is orthogonalised.
+template <class T, class momentum>
+EMANEST_INLINE T average(T g, typename momentum::template State<T>& state,
+                         const typename momentum::Numbers& numbers) {
+  return momentum::apply(g, state, numbers);
+}
+
 // A row's sum of squares after its factor.
 template <class T>
 EMANEST_INLINE T evened(T factor, T square) {

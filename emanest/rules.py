@@ -358,6 +358,9 @@ PASSES = {
     "momentum": Pass(average, (MOMENTA,), ("input",), factor=True, squares=True),
 }
 
+# formulas that are neither rules nor passes
+FORMULAS = (evened,)
+
 # state that holds a position: it starts as a copy of the parameter, all other state at zero
 POSITIONS = frozenset({"x", "z"})
 

@@ -205,6 +205,7 @@ def test_a_stale_backward_is_noticed():
         (("adamw", "none"), [torch.ones(3)], [torch.ones(3)], [[torch.ones(3)]]),
         (("sgd", "nag"), [torch.ones(3)], [torch.ones(3)], []),
         (("sgd", "none"), [torch.ones(3)], [torch.ones(3)] * 2, []),
+        (("sgd", "none"), [torch.ones(3)], [], []),
         (("sgd", "none"), [torch.ones(3)], [], [[torch.ones(3)]]),
     ],
 )

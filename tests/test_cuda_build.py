@@ -70,6 +70,34 @@ def test_the_widest_vectors_of_this_cpu_are_chosen():
         assert info["chosen"] == (f"arch=x86-64-v{level}" if level else "default")
 
 
+# registers as wide as each kind of CPU has them
+VECTORS = {"default": "%xmm", "arch_x86_64_v3": "%[yz]mm", "arch_x86_64_v4": "%[yz]mm"}
+
+
+@pytest.mark.skipif(len(_C.build_info()["vector_widths"]) == 1, reason="built for one kind of CPU")
+@pytest.mark.skipif(not shutil.which("objdump"), reason="there is no objdump")
+def test_every_loop_over_elements_is_in_vectors_for_every_kind_of_cpu():
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", _C.__file__]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    head = r"^\w+ <.* emanest::cpu::.*::(\w*loop<.*>)\(.*\[clone \.(default|arch_\w+)\]>:\n"
+    loops = re.findall(head + r"((?:.+\n)+)", text, re.MULTILINE)
+    if not loops:
+        pytest.skip("the extension is stripped of its symbols")
+    passes = len(BASES) * len(LOOKAHEADS) + len(LOOKAHEADS) + len(POINTS) + len(MOMENTA)
+    assert sum(name.startswith("loop<") for name, *_ in loops) == 2 * len(VECTORS) * passes
+    arithmetic = r"\tv?(?:add|sub|mul|div|sqrt)"
+    scalar = {
+        (name, target)
+        for name, target, code in loops
+        if re.search(arithmetic + r"s[sd] ", code)
+        and not re.search(arithmetic + rf"p[sd] .*{VECTORS[target]}", code)
+    }
+    # SSE2 has no conversion that gcc would take for the result of comparing doubles
+    amsgrad = {each for each in scalar if "<double, emanest::bases::amsgrad," in each[0]}
+    assert scalar - amsgrad == set()
+    assert {target for _, target in amsgrad} <= {"default"}
+
+
 @pytest.mark.parametrize(
     ("has_cuda", "cuda_version", "devices"),
     [

@@ -200,10 +200,11 @@ def test_arguments_are_names(generated, arguments):
         (["return base(w, a, p) * w"], FOREIGN),
         (["return base(w, p)"], FOREIGN),
         (["u, a = base(w, a, p)", "return u"], "returns a value and all state"),
+        (["return base(w, a, p), p"], FOREIGN),
         # the state that the first has advanced would be lost
         (["u, a = base(w, a, p)", "return base(u, a, p)"], "returns a value and all state"),
     ],
 )
 def test_a_pass_is_made_of_rules(generated, body, why):
     with pytest.raises(Untranslatable, match=rf"rules.py, line \d+, in made: `.*`: .*{why}"):
-        generated(function("made(base, w, a, p)", body) + "PASSES = (made,)\n")
+        generated(function("made(base, w, a, p)", body) + "PASSES['made'] = Pass(made, (), ())\n")

@@ -49,21 +49,24 @@ def apply_(
     function = functools.partial(pass_.function, *(_rounded(row.function) for row in rows))
     scale = next(numbers) if pass_.factor else 1.0
     numbers = [tuple(itertools.islice(numbers, len(row.numbers))) for row in rows]
+    columns = {"y": ys, "input": inputs}
+    read, written = (
+        zip(*(columns[name] for name in names), strict=True)
+        for names in (pass_.reads, pass_.writes)
+    )
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
-    for i, (y, factor, old) in enumerate(zip(ys, factors, _rows(state, ys), strict=True)):
-        tensors, states = {"y": y}, iter(old)
-        if inputs:
-            tensors["input"] = inputs[i]
-        columns = [tensors[column].to(dtype) for column in pass_.reads]
+    every = zip(read, written, factors, _rows(state, ys), strict=True)
+    for i, (given, to, factor, old) in enumerate(every):
+        values, states = [t.to(dtype) for t in given], iter(old)
         if pass_.factor:
-            columns[-1] = columns[-1] * scale * factor
+            values[-1] = values[-1] * scale * factor
         states = [tuple(itertools.islice(states, len(row.state))) for row in rows]
-        value, *new = function(*columns, *states, *numbers)
-        written = [(tensors[column], value) for column in pass_.writes]
-        if pass_.squares:
-            written.append((squares[i], value.double().square().sum()))
+        value, *new = function(*values, *states, *numbers)
         # state before parameters: what a rule hands on as state may be the parameter itself
-        _write([*zip(old, itertools.chain(*new), strict=True), *written], skip)
+        pairs = [*zip(old, itertools.chain(*new), strict=True), *((t, value) for t in to)]
+        if pass_.squares:
+            pairs.append((squares[i], value.double().square().sum()))
+        _write(pairs, skip)
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
