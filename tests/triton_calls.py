@@ -13,7 +13,7 @@ import torch
 import triton
 
 from bench.host_time import Kernels, muon
-from emanest.backends.tape import Program
+from emanest.backends.program import Program
 from emanest.kernels import backend, calls, newton_schulz, plan
 from emanest.kernels.tiles import Tile
 from emanest.rules import BASES, LOOKAHEADS

@@ -13,7 +13,7 @@ import torch
 from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS, evened, follow, step
 from . import products as torch_products
 from .layout import by_row
-from .tape import evaluate
+from .program import evaluate
 
 
 def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
@@ -132,7 +132,7 @@ def plan_(program, inputs, constants, out, skip=None):
     """Evaluate a program; unless it is skipped, move those inputs on that have a next value.
 
     Args:
-        program, constants: from ``tape.Tape.finish``.
+        program, constants: from ``program.record``.
         inputs: values of ``program.inputs``: numbers, or 1-element tensors on one device.
         out: a vector of float64 there; receives the numbers, then what was moved on as it was.
         skip: as in ``step_``.
