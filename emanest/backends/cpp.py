@@ -9,9 +9,9 @@ import functools
 import torch
 
 from . import eager
-from . import products as torch_products
 from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
+from .products import PRODUCTS
 
 try:
     from .. import _C
@@ -21,7 +21,7 @@ except ImportError as error:
         "needs pybind11 and ninja (the `build` extra)"
     ) from error
 
-from . import cpu_products
+from .cpu_products import PRODUCTS as CPU_PRODUCTS
 
 
 def step_(base, lookahead, ys, gs, state, numbers, dtype, skip=None, scales=(), memo=None):
@@ -112,7 +112,7 @@ def _on_cuda(device, numbers, skip, memo, key):
     return _C.Target(numbers, tables[key], stream, skip)
 
 
-_PRODUCTS = {"cpu": cpu_products, "cuda": torch_products}
+_PRODUCTS = {"cpu": CPU_PRODUCTS, "cuda": PRODUCTS}
 _TARGETS = {"cpu": _on_cpu, "cuda": _on_cuda}
 
 

@@ -11,8 +11,8 @@ import types
 import torch
 
 from ..rules import BASES, LOOKAHEADS, MOMENTA, NORMS, POINTS, ROWS, evened, follow, step
-from . import products as torch_products
 from .layout import by_row
+from .products import PRODUCTS
 from .program import evaluate
 
 
@@ -153,7 +153,7 @@ def plan_(program, inputs, constants, out, skip=None):
 
 def products(device_type):
     """The namespace of matrix products that Newton-Schulz is written against."""
-    return torch_products
+    return PRODUCTS
 
 
 # where torch's roots are MKL's, about one of 150 is a neighbour of the nearest number. A root in

@@ -53,7 +53,8 @@ def gram(x, rows, products):
         x, rows, products: as in ``standard``; not in bfloat16.
     """
     for some in _segments(rows, x.dtype):
-        x = products.mm(_polynomial(products.sym_mm(x), some, products), x)
+        q = _polynomial(products.sym_mm(x), some, products)
+        x = products.mm_add(x, q, 0.0, 1.0)
     return x
 
 
