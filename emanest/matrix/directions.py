@@ -121,12 +121,9 @@ class Directions:
                 rows, *others = p.shape[first:]
                 alike = rows // split, math.prod(others), tuple(p.shape[:first])
                 together.setdefault(alike, []).append(i)
-            shapes, first, scales = [], 0, [1.0] * len(self.indices)
+            shapes, scales = [], [1.0] * len(self.indices)
             for (rows, columns, stacked), params in together.items():
-                shape = Shape(rows, columns, stacked, split, params, slice(0))
-                last = first + len(params) * shape.per_param
-                shapes.append(shape._replace(matrices=slice(first, last)))
-                first = last
+                shapes.append(Shape(rows, columns, stacked, split, params))
                 for i in params:
                     # an empty matrix has no scale, but must not be an error
                     scales[i] = scale(max(rows, 1), max(columns, 1))
@@ -193,11 +190,11 @@ class Directions:
     def found(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update; the momentum moves on."""
         updates, norms = self.momentum(gs, numbers, skip)
-        factors = self.inverses(norms)
+        factors = self.inverses(norms).split([len(u) for u in updates])
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
-        for shape in self.shapes:
+        for shape, its in zip(self.shapes, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
-            o = self.orthogonal(updates.pop(0), factors[shape.matrices])
+            o = self.orthogonal(updates.pop(0), its)
             # most are of one shape, and a view of each costs as much as a launch
             o = o.view(len(shape.params), *gs[shape.params[0]].shape)
             for i, each in zip(shape.params, o.unbind(), strict=True):
