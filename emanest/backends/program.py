@@ -17,15 +17,13 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-ARITHMETIC = {
+# comparisons are 1 or 0
+OPERATIONS = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
     "**": operator.pow,
-}
-# 1 or 0
-COMPARISONS = {
     "<": operator.lt,
     "<=": operator.le,
     "==": operator.eq,
@@ -164,7 +162,7 @@ def evaluate(program, inputs, constants, number: Callable[[Any], Any] = float):
     Args:
         program, constants: of ``record``.
         inputs: values of ``program.inputs``.
-        number: makes a number of the result of a comparison.
+        number: makes a number of what an operation gives, which may be a truth value.
 
     Returns:
         The values of ``program.numbers``, and those of ``program.after``.
@@ -174,8 +172,6 @@ def evaluate(program, inputs, constants, number: Callable[[Any], Any] = float):
     for name, a, b in program.operations:
         if name in sources:
             values.append(sources[name](a))
-        elif name in ARITHMETIC:
-            values.append(ARITHMETIC[name](values[a], values[b]))
         else:
-            values.append(number(COMPARISONS[name](values[a], values[b])))
+            values.append(number(OPERATIONS[name](values[a], values[b])))
     return [values[k] for k in program.numbers], [values[k] for _, k in program.after]
