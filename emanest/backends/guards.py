@@ -32,8 +32,9 @@ class _Guard:
     def __init__(self, lists, mappings, entries):
         self._params = [p for params in lists for p in params]
         self._facts = [_facts(p) for p in self._params]
-        self._mappings = [(mapping, list(mapping.items())) for mapping in mappings]
-        self._entries = [(row, [(key, fixed.get(key)) for key in row]) for row, fixed in entries]
+        self._mappings = list(mappings)
+        dicts = (*zip(mappings, mappings, strict=True), *entries)
+        self._dicts = [(each, [(key, fixed.get(key)) for key in each]) for each, fixed in dicts]
 
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
@@ -48,8 +49,8 @@ class _Guard:
             and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
             and all(dispatches(p) or _both_in_storage(p) for p in params)
             and len(mappings) == len(self._mappings)
-            and all(a is b for a, (b, _) in zip(mappings, self._mappings, strict=True))
-            and all(_same(*each) for each in (*self._mappings, *self._entries))
+            and all(a is b for a, b in zip(mappings, self._mappings, strict=True))
+            and all(_same(*each) for each in self._dicts)
         )
 
 
