@@ -67,7 +67,7 @@ class Symbol:
 
     __slots__ = ("made_of",)
 
-    def __init__(self, name, a, b=0):
+    def __init__(self, name, a, b: Any = 0):
         self.made_of = name, a, b
 
     __add__, __radd__ = _recorded("+")

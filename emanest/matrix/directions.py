@@ -74,7 +74,7 @@ class Directions:
         self.polynomials = polynomials(coefficients, steps)
         self.memo = self.bucket.memo(self.indices)
         self.shapes, self.scales = self._layout()
-        self.row_rule = row_rule
+        self.row_rule: Any = row_rule
         stack, before = bool(self.group["stack"]), self.bucket.stack
         if row_rule and stack != before and any(p.dim() > 2 for p in self.tensors()):
             raise ValueError(
