@@ -93,7 +93,6 @@ def products():
     return {
         "sym_mm": lambda: newton_schulz.sym_mm(x),
         "sym_baddbmm": lambda: newton_schulz.sym_baddbmm(r, r, r, 1.0, 2.0),
-        "mm": lambda: newton_schulz.mm(r, x),
         "mm_add": lambda: newton_schulz.mm_add(x, r, 1.0, 2.0),
     }
 

@@ -92,7 +92,7 @@ def _iteration(how, batch, shape, machine):
     """Seconds of symmetric products, of wide ones and of the rest of an iteration on a batch."""
     n, m = sorted(shape)
     form = how.form or _cheapest(n, m)
-    grams, small, wide = newton_schulz.COSTS[form](ROWS, torch.float16)
+    wide, small = newton_schulz.costs(form, ROWS, torch.float16)
 
     def product(tiles, columns, depth, half, added):
         busy = _tiled(tiles, batch, n, columns, depth, half, machine)
@@ -100,7 +100,7 @@ def _iteration(how, batch, shape, machine):
         copied = 4 * batch * n * columns / machine.copy + GAP if how.copies and added else 0.0
         return max(busy, moved / machine.copy) + GAP + copied
 
-    symmetric = grams * product(how.symmetric, n, m, how.half, False)
+    symmetric = wide * product(how.symmetric, n, m, how.half, False)
     symmetric += small * product(how.symmetric, n, n, how.half, True)
     wide *= product(how.wide, m, n, False, form == "standard")
     return symmetric, wide, how.bytes * batch * n * m / machine.copy / 0.9 + GAP * how.launches

@@ -72,22 +72,12 @@ class Guard {
       }
     }
     for (py::handle each : mappings) {
-      auto mapping = py::reinterpret_borrow<py::dict>(each);
-      Items items;
-      for (auto [key, value] : mapping) {
-        items.emplace_back(py::reinterpret_borrow<py::object>(key),
-                           py::reinterpret_borrow<py::object>(value));
-      }
-      items_.emplace_back(std::move(mapping), std::move(items));
+      mappings_.push_back(py::reinterpret_borrow<py::dict>(each));
+      remember(mappings_.back(), mappings_.back());
     }
     for (py::handle each : entries) {
       const auto [row, fixed] = each.cast<std::pair<py::dict, py::dict>>();
-      Items items;
-      for (auto [key, value] : row) {
-        items.emplace_back(py::reinterpret_borrow<py::object>(key),
-                           fixed.contains(key) ? py::object(fixed[key]) : py::object());
-      }
-      rows_.emplace_back(row, std::move(items));
+      remember(row, fixed);
     }
   }
 
@@ -101,19 +91,27 @@ class Guard {
       }
     }
     if (i != params_.size()) return false;
-    if (mappings.size() != items_.size()) return false;
-    for (size_t k = 0; k < items_.size(); k++) {
-      const auto& [mapping, items] = items_[k];
-      if (PyList_GET_ITEM(mappings.ptr(), k) != mapping.ptr() || !same(mapping, items)) return false;
+    if (mappings.size() != mappings_.size()) return false;
+    for (size_t k = 0; k < mappings_.size(); k++) {
+      if (PyList_GET_ITEM(mappings.ptr(), k) != mappings_[k].ptr()) return false;
     }
-    return std::all_of(rows_.begin(), rows_.end(),
+    return std::all_of(dicts_.begin(), dicts_.end(),
                        [](const auto& each) { return same(each.first, each.second); });
   }
 
  private:
   using Items = std::vector<std::pair<py::object, py::object>>;
 
-  // a null value stands for any
+  // The keys of a dict, and those of its values that must stay; a null value stands for any.
+  void remember(const py::dict& mapping, const py::dict& fixed) {
+    Items items;
+    for (auto [key, value] : mapping) {
+      items.emplace_back(py::reinterpret_borrow<py::object>(key),
+                         fixed.contains(key) ? py::object(fixed[key]) : py::object());
+    }
+    dicts_.emplace_back(mapping, std::move(items));
+  }
+
   static bool same(const py::dict& mapping, const Items& items) {
     if (mapping.size() != items.size()) return false;
     PyObject *key, *value;
@@ -127,8 +125,8 @@ class Guard {
 
   std::vector<py::object> params_;
   std::vector<Facts> facts_;
-  std::vector<std::pair<py::dict, Items>> items_;
-  std::vector<std::pair<py::dict, Items>> rows_;
+  std::vector<py::dict> mappings_;
+  std::vector<std::pair<py::dict, Items>> dicts_;
 };
 
 using Position = std::vector<int64_t>;

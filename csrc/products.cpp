@@ -35,31 +35,21 @@ constexpr int64_t kBlock = 32;
 struct Tile { int64_t matrix, row, rows, column, columns; };
 using Tiles = std::vector<Tile>;
 
-Tiles triangle(int64_t batch, int64_t n) {
-  const int64_t height = std::clamp((n / kStrips + 15) / 16 * 16, kLeast, kMost);
+// Of (n, m) results; of symmetric ones as far as the diagonal.
+Tiles tiles_of(bool symmetric, int64_t batch, int64_t n, int64_t m) {
+  const int64_t height =
+      symmetric ? std::clamp((n / kStrips + 15) / 16 * 16, kLeast, kMost) : kHeight;
   Tiles tiles;
   for (int64_t matrix = 0; matrix < batch; matrix++) {
-    // the longest first: short ones fill the gaps at the end
-    for (int64_t row = (n - 1) / height * height; row >= 0; row -= height) {
-      const int64_t rows = std::min(height, n - row);
-      for (int64_t column = 0; column < row + rows; column += kWidth) {
-        tiles.push_back({matrix, row, rows, column, std::min(kWidth, row + rows - column)});
+    for (int64_t row = 0; row < n; row += height) {
+      const int64_t rows = std::min(height, n - row), width = symmetric ? row + rows : m;
+      for (int64_t column = 0; column < width; column += kWidth) {
+        tiles.push_back({matrix, row, rows, column, std::min(kWidth, width - column)});
       }
     }
   }
-  return tiles;
-}
-
-Tiles rectangle(int64_t batch, int64_t n, int64_t m) {
-  Tiles tiles;
-  for (int64_t matrix = 0; matrix < batch; matrix++) {
-    for (int64_t row = 0; row < n; row += kHeight) {
-      for (int64_t column = 0; column < m; column += kWidth) {
-        tiles.push_back({matrix, row, std::min(kHeight, n - row), column,
-                         std::min(kWidth, m - column)});
-      }
-    }
-  }
+  // the longest strip first: short ones fill the gaps at the end
+  if (symmetric) std::reverse(tiles.begin(), tiles.end());
   return tiles;
 }
 
@@ -145,7 +135,7 @@ at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor&
   // threads of a pool must not meet a tensor that calls Python
   for (const at::Tensor* each : {&out, &c, &a, &b}) address(*each);
   const int64_t batch = a.size(0), n = a.size(1), k = a.size(2);
-  for_each(symmetric ? triangle(batch, n) : rectangle(batch, n, b.size(2)), [&](const Tile& t) {
+  for_each(tiles_of(symmetric, batch, n, b.size(2)), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
     const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
     multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),

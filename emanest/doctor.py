@@ -14,7 +14,7 @@ import torch
 
 from . import backends
 from .backends import eager
-from .backends.tape import Tape
+from .backends.program import record, symbol
 
 # longest reason that is printed; --json has all of it
 _WIDTH = 160
@@ -116,9 +116,8 @@ def _run(module, device_type):
     muons = _run_muon(module, gs, tensors(6))
     gs[1][-1] = float("inf")
     flags = [module.nonfinite(gs, {}), module.nonfinite(ys, {})]
-    tape = Tape()
-    t = tape.input("t")
-    program, constants = tape.finish([0.3 * t], {"t": t + 1})
+    t = symbol("t")
+    program, constants = record([0.3 * t], {"t": t + 1})
     out, clock = (torch.ones(n, dtype=torch.float64, device=device_type) for n in (2, 1))
     module.plan_(program, [clock], constants, out, None)
     planned = [out, clock]

@@ -43,7 +43,7 @@ def recall(memo, key, columns):
 def remember(memo, key, columns, prepared):
     """Keep what was prepared for tensors, of which none is a copy, for ``recall``."""
     where = _where(memo, key, columns)
-    if where is not None:
+    if where is not None and Layout is not None:
         memo[where] = Known(Layout(columns), prepared)
 
 

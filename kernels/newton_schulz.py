@@ -1,4 +1,4 @@
-"""The products of Newton-Schulz in Triton, with the functions of ``emanest.backends.products``.
+"""The products of Newton-Schulz in Triton, with the functions of ``backends.products.Products``.
 
 A symmetric product takes half of its tiles and mirrors them. No operand is copied or transposed,
 whatever its strides: where a matrix has a unit stride, along rows or columns, and 16 divides the
@@ -6,8 +6,8 @@ other one, it is read 128 bits at a time.
 
 Sums are in float32, or float64 for float64, and in an order that depends only on the shape of one
 matrix, its dtype and the device's kind: not on the batch (which has a say in the size of tiles, see
-``tiles``), on strides (except where a layout makes it another product, see ``mm``) or on the run. A
-result is rounded once.
+``tiles``), on strides (except where a layout makes it another product, see ``mm_add``) or on the
+run. A result is rounded once.
 """
 
 import functools
@@ -68,12 +68,13 @@ def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
     return _computed(_symmetric, (a, b, c), (beta, alpha), precision)
 
 
-def mm(a, x, precision="ieee"):
-    """A X for a symmetric A.
+def mm_add(x, a, beta, alpha, precision="ieee"):
+    """Beta X + alpha A X for a symmetric A, in one pass.
 
     Args:
+        x: (batch, n, m) of a's dtype. If beta is 0, it is read for the product only.
         a: (batch, n, n), symmetric.
-        x: (batch, n, m) of a's dtype.
+        beta, alpha: floats.
         precision: as for ``sym_mm``.
 
     Returns:
@@ -84,19 +85,6 @@ def mm(a, x, precision="ieee"):
     Raises:
         ValueError: shapes or dtypes do not fit.
         RuntimeError: as ``sym_mm``.
-    """
-    return _computed(_times, (a, x, x), (0.0, 1.0), precision)
-
-
-def mm_add(x, a, beta, alpha, precision="ieee"):
-    """Beta X + alpha A X for a symmetric A, in one pass.
-
-    Args:
-        x, a, precision: as for ``mm``. If beta is 0, x is read for the product only.
-        beta, alpha: floats.
-
-    Returns, Raises:
-        as ``mm``.
     """
     return _computed(_times, (a, x, x), (beta, alpha), precision)
 

@@ -1,4 +1,4 @@
-"""One launch that evaluates a program of ``emanest.backends.tape`` on the device, in float64.
+"""One launch that evaluates a program of ``emanest.backends.program`` on the device, in float64.
 
 The program is known when the kernel is compiled, and unrolled. The numbers that only the host knows
 come as arguments, which a CUDA graph keeps, and never lead to another compilation: see ``packed``.

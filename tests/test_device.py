@@ -8,7 +8,7 @@ import torch
 import emanest
 from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, rate
 from emanest.backends.eager import plan_
-from emanest.backends.tape import Tape
+from emanest.backends.program import record, symbol
 from emanest.optimizers.adamw import ADAMW
 from emanest.step import nonfinite, plan
 from emanest.step.on_device import DevicePlan, options, trace_clock
@@ -75,9 +75,8 @@ def test_nothing_is_read_on_the_host(method, monkeypatch):
 
 def test_what_moves_on_moves_together():
     """The next value of one may be the present value of another."""
-    tape = Tape()
-    a, b = tape.input("a"), tape.input("b")
-    program, constants = tape.finish([a, b], {"a": b, "b": a})
+    a, b = symbol("a"), symbol("b")
+    program, constants = record([a, b], {"a": b, "b": a})
     first, second = torch.tensor(1.0).double(), torch.tensor([2.0])
     out = torch.empty(4, dtype=torch.float64)
     plan_(program, [first, second], constants, out)

@@ -7,7 +7,8 @@ import types
 import torch
 
 from emanest import backends
-from emanest.backends import eager, products
+from emanest.backends import eager
+from emanest.backends.products import PRODUCTS
 from emanest.kernels import backend, launch, tiles
 from emanest.kernels import newton_schulz as kernels
 from emanest.matrix import newton_schulz
@@ -31,18 +32,13 @@ def both(launching, computing):
 
 
 def _of_products():
-    """The namespace of products: what ``emanest.backends.products`` has in public, and numbers."""
-    names = {
-        name: value
-        for name, value in vars(kernels).items()
-        if name in vars(products) and not isinstance(value, types.ModuleType | types.FunctionType)
-    }
-    functions = {
-        name: both(getattr(kernels, name), value)
-        for name, value in vars(products).items()
-        if isinstance(value, types.FunctionType) and hasattr(kernels, name) and name[0] != "_"
-    }
-    return types.SimpleNamespace(**names, **functions)
+    """The namespace of products: what ``backends.products.Products`` has in public."""
+    found = {}
+    for name in dir(PRODUCTS):
+        if hasattr(kernels, name) and name[0] != "_":
+            own = getattr(kernels, name)
+            found[name] = both(own, getattr(PRODUCTS, name)) if callable(own) else own
+    return types.SimpleNamespace(**found)
 
 
 def _computing():

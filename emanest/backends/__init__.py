@@ -105,7 +105,10 @@ def run(work, device_type, choice) -> Any:
 
 def _taken_over(work, device_type, backend, error):
     """Work with the back end that follows one that failed, which raises if there is none."""
-    following = _after(backend, device_type, error)
+    names = automatic(device_type)
+    here = [BACKENDS[name].module for name in names].index(backend.__name__)
+    news = [f"back end {names[here]!r} failed: {explain(error)}"]
+    following = _first(names[here + 1 :], device_type, news)
     if following is None:
         raise error
     _picked[device_type, None] = following
@@ -182,14 +185,6 @@ def _automatic(device_type):
     if found is None:
         raise RuntimeError(f"no back end serves {device_type!r} tensors")
     return found
-
-
-def _after(backend, device_type, error):
-    """The back end that takes over from one that failed, or None."""
-    names = automatic(device_type)
-    here = [BACKENDS[name].module for name in names].index(backend.__name__)
-    news = [f"back end {names[here]!r} failed: {explain(error)}"]
-    return _first(names[here + 1 :], device_type, news)
 
 
 def _first(names, device_type, news):

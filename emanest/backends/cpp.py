@@ -10,9 +10,9 @@ import torch
 
 from ..rules import PASSES
 from . import eager
-from . import products as torch_products
 from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
+from .products import PRODUCTS
 
 try:
     from .. import _C
@@ -22,7 +22,7 @@ except ImportError as error:
         "needs pybind11 and ninja (the `build` extra)"
     ) from error
 
-from . import cpu_products
+from .cpu_products import PRODUCTS as CPU_PRODUCTS
 
 
 def apply_(
@@ -94,7 +94,7 @@ def _on_cuda(device, numbers, skip, memo, key):
     return _C.Target(numbers, tables[key], stream, skip)
 
 
-_PRODUCTS = {"cpu": cpu_products, "cuda": torch_products}
+_PRODUCTS = {"cpu": CPU_PRODUCTS, "cuda": PRODUCTS}
 _TARGETS = {"cpu": _on_cpu, "cuda": _on_cuda}
 
 

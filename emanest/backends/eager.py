@@ -12,9 +12,9 @@ import types
 import torch
 
 from ..rules import NORMS, PASSES, ROWS, evened
-from . import products as torch_products
 from .layout import by_row
-from .tape import evaluate
+from .products import PRODUCTS
+from .program import evaluate
 
 
 def apply_(
@@ -107,7 +107,7 @@ def plan_(program, inputs, constants, out, skip=None):
     """Evaluate a program; unless it is skipped, move those inputs on that have a next value.
 
     Args:
-        program, constants: from ``tape.Tape.finish``.
+        program, constants: from ``program.record``.
         inputs: values of ``program.inputs``: numbers, or 1-element tensors on one device.
         out: a vector of float64 there; receives the numbers, then what was moved on as it was.
         skip: as in ``apply_``.
@@ -128,7 +128,7 @@ def plan_(program, inputs, constants, out, skip=None):
 
 def products(device_type):
     """The namespace of matrix products that Newton-Schulz is written against."""
-    return torch_products
+    return PRODUCTS
 
 
 # where torch's roots are MKL's, about one of 150 is a neighbour of the nearest number. A root in

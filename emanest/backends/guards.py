@@ -32,8 +32,9 @@ class _Guard:
     def __init__(self, lists, mappings, entries):
         self._params = [p for params in lists for p in params]
         self._facts = [_facts(p) for p in self._params]
-        self._mappings = [(mapping, list(mapping.items())) for mapping in mappings]
-        self._entries = [(row, [(key, fixed.get(key)) for key in row]) for row, fixed in entries]
+        self._mappings = list(mappings)
+        dicts = (*zip(mappings, mappings, strict=True), *entries)
+        self._dicts = [(each, [(key, fixed.get(key)) for key in each]) for each, fixed in dicts]
 
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
@@ -48,8 +49,8 @@ class _Guard:
             and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
             and all(dispatches(p) or _both_in_storage(p) for p in params)
             and len(mappings) == len(self._mappings)
-            and all(map(_same_items, mappings, self._mappings))
-            and all(_has(row, items) for row, items in self._entries)
+            and all(a is b for a, b in zip(mappings, self._mappings, strict=True))
+            and all(_same(*each) for each in self._dicts)
         )
 
 
@@ -65,46 +66,25 @@ def _both_in_storage(p):
     )
 
 
-def _same_items(mapping, known):
-    before, items = known
-    if mapping is not before or len(mapping) != len(items):
-        return False
+def _same(mapping, items):
+    """Whether a dict has those keys, with those values; None stands for any."""
     pairs = zip(mapping.items(), items, strict=True)
-    return all(a is c and b is d for (a, b), (c, d) in pairs)
-
-
-def _has(row, items):
-    pairs = zip(row.items(), items, strict=True)
-    return len(row) == len(items) and all(
-        key == known and (fixed is None or value is fixed) for (key, value), (known, fixed) in pairs
+    return len(mapping) == len(items) and all(
+        key is known and (fixed is None or value is fixed) for (key, value), (known, fixed) in pairs
     )
-
-
-class _Layout:
-    """Where and how the tensors of a call lie, to tell quickly whether those of another lie so too.
-
-    That is all that work on their memory depends on: of each tensor its address, device, dtype and
-    number of elements, and if it is not contiguous its shape and strides. No tensor is kept.
-    Tensors that are not in their storage lie nowhere. Here it is never known: to look at every
-    tensor takes as long as what is done where something has changed.
-
-    Args:
-        columns: lists of strided tensors.
-    """
-
-    def __init__(self, columns):
-        pass
-
-    def unchanged(self, columns):
-        """Whether tensors are known to lie where those did that this was made of."""
-        return False
 
 
 try:
     from .. import _C
 except ImportError:
-    Layout, Guard, count_writes = _Layout, _Guard, increment_version
+    Guard, count_writes = _Guard, increment_version
     gradients, versions = _gradients, _versions
+    # to look at every tensor here takes as long as what is done where something has changed
+    Layout = None
 else:
-    Layout, Guard, count_writes = _C.Layout, _C.Guard, _C.count_writes
+    Guard, count_writes = _C.Guard, _C.count_writes
     gradients, versions = functools.partial(_C.gradients, waited), _C.versions
+    # Where and how the tensors of a call lie, to tell quickly whether those of another lie so too:
+    # of each its address, device, dtype and number of elements, and if it is not contiguous its
+    # shape and strides. No tensor is kept. Those that are not in their storage lie nowhere.
+    Layout = _C.Layout

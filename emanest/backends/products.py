@@ -1,6 +1,6 @@
-"""What Newton-Schulz is made of, in torch operations; a namespace of six functions.
+"""What Newton-Schulz is made of, in torch operations; a namespace of five functions.
 
-Other back ends have modules with the same names (``cpu_products``, ``kernels.newton_schulz``).
+Other back ends have namespaces of the same names (``cpu_products``, ``kernels.newton_schulz``).
 Matrices come in batches, (batch, rows, columns), with any strides. Results of products are new, of
 the operands' dtype; operands are never written. All that is found of a matrix depends on its own
 operands alone, bit for bit: a batch gives what its matrices give one by one. Symmetric results are
@@ -8,65 +8,78 @@ exactly symmetric.
 """
 
 import math
+from typing import ClassVar
 
 import torch
-
-# cost of a symmetric product relative to a full one: torch has none that takes half the work
-SYMMETRIC_SHARE = 1.0
-
-# device type -> what the sides of matrices should be multiples of: a GPU reads rows that begin at
-# odd addresses one value at a time
-MULTIPLES = {"cpu": 1, "cuda": 16}
 
 # bytes; the bits of a product of a BLAS may depend on where its operands begin
 ALIGNMENT = 64
 
 
-def norms(x):
-    """Frobenius norms of (batch, n, m), in float64: (batch,)."""
-    x, found = x.mT if transposed(x) else x, x.new_empty(len(x), dtype=torch.float64)
-    # one by one, each as a vector: a batch, gaps and threads have a say in the order of additions
-    vectors = (_placed(matrix.contiguous().view(-1)) for matrix in x)
-    for vector, norm in zip(vectors, found, strict=True):
-        torch.linalg.vector_norm(vector, dtype=torch.float64, out=norm)
-    return found
+class Products:
+    """The namespace. What products on another device do otherwise, a subclass says.
 
-
-def scale(u, factors, out):
-    """Multiply each matrix by its factor, in the factors' dtype, and round to that of ``out``.
-
-    Args:
-        u: (batch, n, m).
-        factors: (batch,), of float32 or float64; None: all are 1.
-        out: like u, of any dtype and strides; u itself for one.
+    Attributes:
+        SYMMETRIC_SHARE: cost of a symmetric product relative to a full one.
+        MULTIPLES: device type -> what the sides of matrices should be multiples of.
     """
-    if factors is None:
-        out.copy_(u)
-    else:
-        torch.mul(u, factors[:, None, None], out=out)
 
+    # torch has no symmetric product that takes half the work
+    SYMMETRIC_SHARE = 1.0
+    # a GPU reads rows that begin at odd addresses one value at a time
+    MULTIPLES: ClassVar = {"cpu": 1, "cuda": 16}
 
-def sym_mm(x):
-    """X X^T of (batch, n, m)."""
-    return _mirrored(_each(None, x, x.mT, 0.0, 1.0))
+    def norms(self, x):
+        """Frobenius norms of (batch, n, m), in float64: (batch,)."""
+        x, found = x.mT if transposed(x) else x, x.new_empty(len(x), dtype=torch.float64)
+        # each as a vector: a batch, gaps and threads have a say in the order of additions
+        vectors = (_placed(matrix.contiguous().view(-1)) for matrix in x)
+        for vector, norm in zip(vectors, found, strict=True):
+            torch.linalg.vector_norm(vector, dtype=torch.float64, out=norm)
+        return found
 
+    def scale(self, u, factors, out):
+        """Multiply each matrix by its factor, in the factors' dtype, and round to ``out``'s.
 
-def sym_baddbmm(c, a, b, beta, alpha):
-    """Beta C + alpha A B, of symmetric (batch, n, n) that commute."""
-    return _mirrored(_each(c, a, b, beta, alpha))
+        Args:
+            u: (batch, n, m).
+            factors: (batch,), of float32 or float64; None: all are 1.
+            out: like u, of any dtype and strides; u itself for one.
+        """
+        if factors is None:
+            out.copy_(u)
+        else:
+            torch.mul(u, factors[:, None, None], out=out)
 
+    def sym_mm(self, x):
+        """X X^T of (batch, n, m)."""
+        return self.sym_baddbmm(x, x, x.mT, 0.0, 1.0)
 
-def mm(a, x):
-    """A X, of symmetric (batch, n, n) and (batch, n, m); columns are contiguous if X's are."""
-    return mm_add(x, a, 0.0, 1.0)
+    def sym_baddbmm(self, c, a, b, beta, alpha):
+        """Beta C + alpha A B, where that is symmetric; C is not read if beta is 0."""
+        r = self.product(c, a, b, beta, alpha)
+        # the lower triangle, and above the diagonal its mirror image
+        return r.tril_().add_(r.tril(-1).mT)
 
+    def mm_add(self, x, a, beta, alpha):
+        """Beta X + alpha A X, of symmetric (batch, n, n) and (batch, n, m).
 
-def mm_add(x, a, beta, alpha):
-    """Beta X + alpha A X, as ``mm``."""
-    if transposed(x):
-        # (X^T A)^T: the result is laid out as X is
-        return _each(x.mT, x.mT, a, beta, alpha).mT
-    return _each(x, a, x, beta, alpha)
+        Columns are contiguous if X's are.
+        """
+        if transposed(x):
+            # (X^T A)^T: the result is laid out as X is
+            x = x.mT
+            return self.product(x, x, a, beta, alpha).mT
+        return self.product(x, a, x, beta, alpha)
+
+    def product(self, c, a, b, beta, alpha):
+        """Beta C + alpha A B, by rows; C is not read if beta is 0."""
+        if a.numel() == 0 or b.numel() == 0:
+            zero = a.new_zeros(len(a), a.shape[1], b.shape[2])
+            return zero if beta == 0 else zero.add(c, alpha=beta)
+        addends = a[:, :1, :1] if beta == 0 else c
+        triples = (map(_placed, triple) for triple in zip(addends, a, b, strict=True))
+        return torch.stack([torch.addmm(*triple, beta=beta, alpha=alpha) for triple in triples])
 
 
 def empty(shape, dtype, device):
@@ -110,20 +123,9 @@ def transposed(x):
     return x.stride(-2) == 1 != x.stride(-1)
 
 
-def _each(c, a, b, beta, alpha):
-    if a.numel() == 0 or b.numel() == 0:
-        zero = a.new_zeros(len(a), a.shape[1], b.shape[2])
-        return zero if beta == 0 else zero.add(c, alpha=beta)
-    addends = a[:, :1, :1] if beta == 0 else c
-    triples = (map(_placed, triple) for triple in zip(addends, a, b, strict=True))
-    return torch.stack([torch.addmm(*triple, beta=beta, alpha=alpha) for triple in triples])
-
-
 def _placed(matrix):
     """A matrix that begins where memory is aligned."""
     return matrix if matrix.data_ptr() % ALIGNMENT == 0 else matrix.clone()
 
 
-def _mirrored(r):
-    """The lower triangle, and above the diagonal its mirror image."""
-    return r.tril_().add_(r.tril(-1).mT)
+PRODUCTS = Products()

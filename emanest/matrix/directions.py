@@ -6,7 +6,7 @@ A step has three parts, each for all matrices of a bucket:
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch
     tail pass        the rule ``direction`` on them, with scale, weight decay and any lookahead
 
-NorMuon finds a factor for each row before the tail. The first parts are
+NorMuon finds a factor for each row before the tail (the row rule). The first parts are
 ``Base.directions``. If they fail (out of memory, say), momenta may have moved on, but no
 parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
@@ -59,14 +59,13 @@ class Directions:
 
     Args:
         part: the parameters.
+        row_rule: a row of ``rules.ROWS``, which finds a factor for each row; None: there is none.
 
     Raises:
-        TypeError, ValueError: an option does not fit a parameter.
+        TypeError, ValueError: an option does not fit a parameter, or its state.
     """
 
-    row_rule: Any = None
-
-    def __init__(self, part):
+    def __init__(self, part, row_rule=None):
         self.group, self.bucket, self.indices = part.group, part.bucket, part.indices
         self.backend = self.group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
@@ -75,9 +74,16 @@ class Directions:
         self.polynomials = polynomials(coefficients, steps)
         self.memo = self.bucket.memo(self.indices)
         self.shapes, self.scales = self._layout()
+        self.row_rule: Any = row_rule
+        stack, before = bool(self.group["stack"]), self.bucket.stack
+        if row_rule and stack != before and any(p.dim() > 2 for p in self.tensors()):
+            raise ValueError(
+                f"stack={stack} came after state with a value for each row of each matrix: set it "
+                f"to {before} again, or make a new optimizer"
+            )
 
     def __call__(self, gs, numbers, skip):
-        """Directions, a scale for each, and the numbers of the pass.
+        """Directions, a scale for each or for each of its rows, and the numbers of the pass.
 
         Args:
             gs: gradients.
@@ -85,7 +91,17 @@ class Directions:
             skip: a flag on the device, or None.
         """
         numbers = Numbers.of(numbers, self.row_rule)
-        return self.found(gs, numbers.momentum, skip), self.scales, numbers.step
+        directions = self.found(gs, numbers.momentum, skip)
+        if not self.row_rule:
+            return directions, self.scales, numbers.step
+        owners = [(shape, i) for shape in self.shapes for i in shape.params]
+        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
+        columns = [self.matrices(column) for column in columns]
+        factors = self.even(owners, self.matrices(directions), columns, numbers.rows, skip)
+        scales = list(self.scales)
+        for (_, i), factor in zip(owners, factors, strict=True):
+            scales[i] = factor
+        return directions, scales, numbers.step
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
@@ -105,12 +121,9 @@ class Directions:
                 rows, *others = p.shape[first:]
                 alike = rows // split, math.prod(others), tuple(p.shape[:first])
                 together.setdefault(alike, []).append(i)
-            shapes, first, scales = [], 0, [1.0] * len(self.indices)
+            shapes, scales = [], [1.0] * len(self.indices)
             for (rows, columns, stacked), params in together.items():
-                shape = Shape(rows, columns, stacked, split, params, slice(0))
-                last = first + len(params) * shape.per_param
-                shapes.append(shape._replace(matrices=slice(first, last)))
-                first = last
+                shapes.append(Shape(rows, columns, stacked, split, params))
                 for i in params:
                     # an empty matrix has no scale, but must not be an error
                     scales[i] = scale(max(rows, 1), max(columns, 1))
@@ -132,8 +145,8 @@ class Directions:
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
         # a process may hold none of the matrices of a stack
         if us:
-            rules, more = ("momentum", ("ema",)), ((), squares)
-            self._call("apply_", *rules, us, gs, state, numbers, skip=skip, more=more)
+            pass_ = "momentum", ("ema",)
+            self._call("apply_", *pass_, us, gs, state, numbers, skip=skip, more=((), squares))
         return squares
 
     def _call(self, function, *args, skip, more=()):
@@ -168,8 +181,9 @@ class Directions:
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
             return orthogonal(u, factors, *how, u)
-        # one parameter of many matrices
-        found = u if u.dtype == self.dtype else empty(u.shape, self.dtype, u.device)
+        found = u
+        if u.dtype != self.dtype:
+            found = torch.empty(u.shape, dtype=self.dtype, device=u.device)
         for its, some, to in zip(*(t.split(count) for t in (u, factors, found)), strict=True):
             to.copy_(orthogonal(its, some, *how, its))
         return found.contiguous()
@@ -177,22 +191,37 @@ class Directions:
     def found(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update; the momentum moves on."""
         updates, norms = self.momentum(gs, numbers, skip)
-        factors = self.inverses(norms)
+        factors = self.inverses(norms).split([len(u) for u in updates])
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
-        for shape in self.shapes:
+        for shape, its in zip(self.shapes, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
-            whole, its_factors = updates.pop(0), factors[shape.matrices]
-            size = shape.per_param * shape.rows * shape.columns
-            step = at_once(size)
-            for k in range(0, len(shape.params), step):
-                some = shape.params[k : k + step]
-                its = slice(k * shape.per_param, (k + len(some)) * shape.per_param)
-                o = self.orthogonal(whole[its], its_factors[its])
-                # most are of one shape, and a view of each costs as much as a launch
-                o = o.view(len(some), *gs[some[0]].shape)
-                for i, each in zip(some, o.unbind(), strict=True):
-                    found[i] = _shaped(each, gs[i])
+            o = self.orthogonal(updates.pop(0), its)
+            # most are of one shape, and a view of each costs as much as a launch
+            o = o.view(len(shape.params), *gs[shape.params[0]].shape)
+            for i, each in zip(shape.params, o.unbind(), strict=True):
+                found[i] = _shaped(each, gs[i])
         return found
+
+    def even(self, owners, os, columns, numbers, skip):
+        """Find a factor for each row, which evens rows out and includes the scale.
+
+        Args:
+            owners: whose rows: shapes, and indices of parameters.
+            os: the orthogonal matrices of all of them.
+            columns: of the row rule's state, cut like these.
+
+        Returns:
+            A vector for each owner.
+        """
+        wholes = [self.scales[i].new_empty(s.per_param * s.rows) for s, i in owners]
+        parts = [w.view(s.per_param, s.rows) for w, (s, _) in zip(wholes, owners, strict=True)]
+        factors = [each for part in parts for each in part.unbind()]
+        scales = [self.scales[i] for s, i in owners for _ in range(s.per_param)]
+        # a process may own none
+        if os:
+            os = [o.flatten(1) for o in os]
+            self._call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)
+        return wholes
 
 
 def _shaped(t, like):
@@ -202,51 +231,3 @@ def _shaped(t, like):
 def at_once(size):
     """How many things of so many elements are iterated together."""
     return max(1, BATCH // max(1, size))
-
-
-class EvenRows(Directions):
-    """Directions with a factor for each row."""
-
-    row_rule = "normuon"
-
-    def _layout(self):
-        """As ``Directions``; the state must be that of the matrices."""
-        found, stack, before = super()._layout(), bool(self.group["stack"]), self.bucket.stack
-        if stack != before and any(p.dim() > 2 for p in self.tensors()):
-            raise ValueError(
-                f"stack={stack} came after state with a value for each row of each matrix: set it "
-                f"to {before} again, or make a new optimizer"
-            )
-        return found
-
-    def __call__(self, gs, numbers, skip):
-        """As ``Directions``, with scales for rows."""
-        numbers = Numbers.of(numbers, self.row_rule)
-        directions = self.found(gs, numbers.momentum, skip)
-        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
-        columns = [self.matrices(column) for column in columns]
-        scales, factors, parts = [], list(self.scales), []
-        for shape in self.shapes:
-            for i in shape.params:
-                factors[i], its = self.factors(shape)
-                parts += its
-                scales += [self.scales[i]] * shape.per_param
-        os = [o.flatten(1) for o in self.matrices(directions)]
-        self.even(columns, os, scales, parts, numbers.rows, skip)
-        return directions, factors, numbers.step
-
-    def factors(self, shape):
-        """Memory for a factor for each row of a parameter, and the parts of its matrices."""
-        whole = torch.empty(shape.per_param * shape.rows, **self.like)
-        return whole, whole.view(shape.per_param, shape.rows).unbind()
-
-    @property
-    def like(self):
-        """Where state is, and its dtype."""
-        return {"dtype": self.bucket.dtype, "device": self.bucket.device}
-
-    def even(self, columns, os, scales, factors, numbers, skip):
-        """Find for each row of some matrices a factor, which includes its scale."""
-        if not os:
-            return
-        self._call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)

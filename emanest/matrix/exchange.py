@@ -39,10 +39,10 @@ class Exchange:
     """
 
     def __init__(self, group, owners):
-        self.group, self.owners = group, owners
-        self.rank = torch.distributed.get_rank(group)
+        self.group, self.rank = group, torch.distributed.get_rank(group)
         self.count = torch.distributed.get_world_size(group)
-        self.mine = [i for i, owner in enumerate(owners) if owner == self.rank]
+        self.owned = [[i for i, o in enumerate(owners) if o == rank] for rank in range(self.count)]
+        self.mine = self.owned[self.rank]
 
     def gather(self, shardings, parts):
         """The whole tensors that this process owns, in the order of ``mine``.
@@ -51,10 +51,7 @@ class Exchange:
             shardings: a ``Sharding`` for each tensor.
             parts: the part of each that lies here, all of one dtype.
         """
-        sent = [
-            [p for p, o in zip(parts, self.owners, strict=True) if o == rank]
-            for rank in range(self.count)
-        ]
+        sent = [[parts[i] for i in its] for its in self.owned]
         mine = [shardings[i] for i in self.mine]
         shapes = [[s.part_shape(rank, self.count) for s in mine] for rank in range(self.count)]
         received = self._all_to_all(sent, shapes, parts[0])
@@ -68,7 +65,7 @@ class Exchange:
         """The part of every tensor that belongs here.
 
         Args:
-            spreads: as in ``gather``.
+            shardings: as in ``gather``.
             wholes: those that this process owns, in the order of ``mine``.
             like: a tensor of their dtype and device; this process may own none.
         """
@@ -78,15 +75,12 @@ class Exchange:
             spans = [s.part(rank, self.count) for s in mine]
             pairs = zip(wholes, mine, spans, strict=True)
             sent.append([w.narrow(s.dim or 0, a, b - a) for w, s, (a, b) in pairs])
-        theirs = [[i for i, o in enumerate(self.owners) if o == r] for r in range(self.count)]
-        shapes = [[shardings[i].part_shape(self.rank, self.count) for i in each] for each in theirs]
-        received = self._all_to_all(sent, shapes, like)
-        found = dict(
-            pair
-            for each, parts in zip(theirs, received, strict=True)
-            for pair in zip(each, parts, strict=True)
-        )
-        return [found[i] for i in range(len(self.owners))]
+        here = [s.part_shape(self.rank, self.count) for s in shardings]
+        shapes = [[here[i] for i in its] for its in self.owned]
+        found = {}
+        for its, parts in zip(self.owned, self._all_to_all(sent, shapes, like), strict=True):
+            found.update(zip(its, parts, strict=True))
+        return [found[i] for i in range(len(shardings))]
 
     def _all_to_all(self, sent, shapes, like):
         """Send lists of tensors, one list to each process; receive tensors of some shapes."""

@@ -52,8 +52,9 @@ def gram(x, rows, products):
     Args:
         x, rows, products: as in ``standard``; not in bfloat16.
     """
-    for some in _segments(rows, x.dtype):
-        x = products.mm(_polynomial(products.sym_mm(x), some, products), x)
+    for some in _segments("gram", rows, x.dtype):
+        q = _polynomial(products.sym_mm(x), some, products)
+        x = products.mm_add(x, q, 0.0, 1.0)
     return x
 
 
@@ -64,8 +65,9 @@ def gram(x, rows, products):
 RESTART = {torch.float16: 3, torch.float32: 5, torch.float64: 5}
 
 
-def _segments(rows, dtype):
-    length = RESTART[dtype]
+def _segments(form, rows, dtype):
+    """The steps that multiply X together: in the standard form each by itself."""
+    length = RESTART[dtype] if form == "gram" else 1
     return [rows[begin : begin + length] for begin in range(0, len(rows), length)]
 
 
@@ -92,20 +94,13 @@ FORMS = {"standard": standard, "gram": gram}
 # ---- which form is cheaper ----------------------------------------------------------------------
 
 
-def _standard_cost(rows, dtype):
-    powers = sum(c != 0 for _, _, c in rows)
-    return len(rows), powers, len(rows)
-
-
-def _gram_cost(rows, dtype):
-    segments = _segments(rows, dtype)
-    # z and q at every step but the first, which has no q; r twice at every step but the last
+def costs(form, rows, dtype):
+    """How many products X X^T, and as many A X, a form takes; and how many of n x n matrices."""
+    segments = _segments(form, rows, dtype)
+    # z and q at every step but a segment's first, which has no q; r twice at every step but its
+    # last
     small = sum(4 * len(some) - 3 - sum(c == 0 for _, _, c in some) for some in segments)
-    return len(segments), small, len(segments)
-
-
-# form -> (polynomials, dtype) -> how many products X X^T, of symmetric n x n matrices, and A X
-COSTS = {"standard": _standard_cost, "gram": _gram_cost}
+    return len(segments), small
 
 
 def flops(form, n, m, rows, dtype, share=0.5):
@@ -118,8 +113,8 @@ def flops(form, n, m, rows, dtype, share=0.5):
         dtype: of the iteration; the Gram form restarts by it.
         share: cost of a symmetric product relative to a full one.
     """
-    gram_products, small, wide = COSTS[form](rows, dtype)
-    return 2 * n * n * (gram_products * m * share + small * n * share + wide * m)
+    wide, small = costs(form, rows, dtype)
+    return 2 * n * n * (wide * m * share + small * n * share + wide * m)
 
 
 def cheapest(n, m, rows, dtype, share):

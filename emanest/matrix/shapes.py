@@ -47,7 +47,6 @@ class Shape(NamedTuple):
     stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
     split: int
     params: list[int]  # parameters
-    matrices: slice  # theirs, among all matrices of the bucket
 
     @property
     def per_param(self):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..rules import MOMENTA, ROWS
-from .directions import Directions, EvenRows, Numbers, at_once
+from .directions import Directions, Numbers, at_once
 from .exchange import Exchange, Sharding
 from .newton_schulz import norms_of
 from .shapes import is_stack
@@ -80,7 +80,8 @@ class ShardedDirections(Directions):
         shardings = [unit.sharding(params) for unit in units]
         wholes = exchange.gather(shardings, [unit.of(us) for unit in units])
         os = self._iterated(shape, wholes)
-        self.finish(exchange, shape, units, os, factors, numbers, skip)
+        if self.row_rule:
+            self._even_rows(exchange, shape, units, os, factors, numbers, skip)
         like = torch.empty(0, dtype=self.dtype, device=us[0].device)
         new = exchange.scatter(shardings, os, like)
         for unit, part in zip(units, new, strict=True):
@@ -93,33 +94,21 @@ class ShardedDirections(Directions):
         o = self.orthogonal(u, self.inverses(norms_of(u, self.backend)))
         return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
-    def finish(self, exchange, shape, units, os, factors, numbers, skip):
-        """What remains to be done with whole directions."""
-
-
-class ShardedEvenRows(ShardedDirections, EvenRows):
-    """Directions with a factor for each row; an average over rows lies beside the rows."""
-
-    def finish(self, exchange, shape, units, os, factors, numbers, skip):
-        """Find a factor for each row, in place of one for each parameter."""
+    def _even_rows(self, exchange, shape, units, os, factors, numbers, skip):
+        """Find a factor for each row; an average over rows lies beside the rows."""
         params = self.tensors()
         shardings = [unit.sharding(params, dims=1) for unit in units]
         columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
         held = [[unit.of(column) for unit in units] for column in columns]
         wholes = [exchange.gather(shardings, parts) for parts in held]
-        news, pieces, scales = [], [], []
-        for k in exchange.mine:
-            new, its = self.factors(shape)
-            news.append(new.view(-1, 1))
-            pieces += its
-            scales += [self.scales[units[k].member]] * shape.per_param
-        wide = [o.flatten(1) for o in shape.cut(os)]
-        whole_columns = [shape.cut(column) for column in wholes]
-        self.even(whole_columns, wide, scales, pieces, numbers, skip)
-        like = torch.empty(0, **self.like)
+        owners = [(shape, units[k].member) for k in exchange.mine]
+        cut = [shape.cut(column) for column in wholes]
+        news = self.even(owners, shape.cut(os), cut, numbers, skip)
+        like = self.scales[0].new_empty(0)
         for parts, column in zip(held, wholes, strict=True):
             for part, new in zip(parts, exchange.scatter(shardings, column, like), strict=True):
                 part.copy_(new)
+        news = [new.view(-1, 1) for new in news]
         for unit, new in zip(units, exchange.scatter(shardings, news, like), strict=True):
             factors.setdefault(unit.member, []).append(new.view(-1))
 
@@ -144,21 +133,21 @@ class Divided:
         return found, scales, step
 
 
-def divided(whole, sharded, part):
-    """The directions of some parameters of a bucket: local where matrices lie here as wholes.
+def divided(part, row_rule):
+    """The ``Directions`` of some parameters of a bucket: local where matrices lie here as wholes.
 
     Args:
-        whole, sharded: classes of ``Directions``.
-        part: as these take it.
+        part, row_rule: as these take them.
     """
     bucket, stack = part.bucket, part.group["stack"]
     if bucket.mesh is None:
-        return whole(part)
-    kinds = {whole: [], sharded: []}
+        return Directions(part, row_rule)
+    kinds = {Directions: [], ShardedDirections: []}
     for k, i in enumerate(part.indices):
-        kinds[whole if _whole_here(bucket.params[i], stack) else sharded].append(k)
+        whole = _whole_here(bucket.params[i], stack)
+        kinds[Directions if whole else ShardedDirections].append(k)
     found = [
-        (positions, kind(part._replace(indices=[part.indices[k] for k in positions])))
+        (positions, kind(part._replace(indices=[part.indices[k] for k in positions]), row_rule))
         for kind, positions in kinds.items()
         if positions
     ]

@@ -4,9 +4,9 @@ import functools
 from typing import ClassVar
 
 from ..backends import shards
-from ..matrix.directions import Directions, Numbers
+from ..matrix.directions import Numbers
 from ..matrix.shapes import check_matrices
-from ..matrix.sharded import ShardedDirections, divided
+from ..matrix.sharded import divided
 from ..options import check_group
 from ..rules import MOMENTA
 from .adamw import ADAMW
@@ -71,11 +71,11 @@ def numbers_of(group, lr, rows):
     return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
 
 
-def directions(whole, sharded, options, part):
+def directions(row_rule, options, part):
     """The directions of some parameters; options may have changed since they were checked."""
     # but for lr, which may be a tensor on a device, and was looked at already
     own = check_group({name: part.group[name] for name in options if name != "lr"})
-    return divided(whole, sharded, part._replace(group={**part.group, **own}))
+    return divided(part._replace(group={**part.group, **own}), row_rule)
 
 
 MUON = Base(
@@ -84,7 +84,7 @@ MUON = Base(
     OPTIONS,
     # torch saves no `step` for Muon, whose steps are all alike
     uncounted=1.0,
-    directions=functools.partial(directions, Directions, ShardedDirections, OPTIONS),
+    directions=functools.partial(directions, None, OPTIONS),
     state=MOMENTA["ema"].state,
     check=check_matrix,
 )

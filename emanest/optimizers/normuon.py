@@ -3,8 +3,6 @@
 import functools
 from typing import ClassVar
 
-from ..matrix.directions import EvenRows
-from ..matrix.sharded import ShardedEvenRows
 from ..rules import MOMENTA, ROWS
 from .adamw import ADAMW
 from .base import Base
@@ -24,7 +22,7 @@ NORMUON = Base(
     _normuon_numbers,
     OPTIONS,
     uncounted=1.0,
-    directions=functools.partial(directions, EvenRows, ShardedEvenRows, OPTIONS),
+    directions=functools.partial(directions, "normuon", OPTIONS),
     state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
     check=check_matrix,
 )

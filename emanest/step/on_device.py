@@ -14,7 +14,7 @@ import torch
 
 from .. import backends
 from ..backends import shards
-from ..backends.tape import Program, Tape
+from ..backends.program import Program, record, symbol
 from ..state.clock import clock_of, planned, sign
 
 # entries of a group that are no options: they come to a program as its inputs, or not at all
@@ -47,21 +47,19 @@ def trace(group, method, base, *, scaled=False, clock=True):
         scaled: divide gradients by an input ``grad_scale``.
         clock: this is the group's last bucket, or its only one.
     """
-    tape = Tape()
-    now = clock_of(method, tape.input)
-    step, ahead = tape.input("step"), tape.input("lookahead")
+    now = clock_of(method, symbol)
+    step, ahead = symbol("step"), symbol("lookahead")
     plan, rule, numbers = planned(group, method, base, now, step, ahead)
     if rule is not None:
-        factor = sign(group) / tape.input("grad_scale") if scaled else sign(group)
+        factor = sign(group) / symbol("grad_scale") if scaled else sign(group)
         numbers = factor, *numbers
     after = {"step": step + 1, "lookahead": plan.ahead, **(now.after() if clock else {})}
-    return Traced(*tape.finish((*numbers, *plan.numbers), after), rule, plan.rule)
+    return Traced(*record((*numbers, *plan.numbers), after), rule, plan.rule)
 
 
 def trace_clock(method):
     """Record what a step changes in a group none of whose parameters has a gradient."""
-    tape = Tape()
-    return Traced(*tape.finish((), clock_of(method, tape.input).after()))
+    return Traced(*record((), clock_of(method, symbol).after()))
 
 
 class DevicePlan:

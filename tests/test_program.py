@@ -8,7 +8,7 @@ import pytest
 import device_plans
 from device_plans import BASES, METHODS, PAIRS, SKIPPED, STEPS, Host, group_of, rate
 from emanest import NALA, SNOO, LongHorizon, Lookahead
-from emanest.backends.tape import Program, Symbol, Tape, evaluate
+from emanest.backends.program import Program, Symbol, evaluate, record, symbol
 from emanest.methods.method import StepInfo
 from emanest.step.on_device import trace, trace_clock
 
@@ -31,9 +31,8 @@ def traced(method, base, **more):
 
 def run(formula, *values):
     """A formula of symbols, traced and evaluated."""
-    tape = Tape()
     names = [f"input {i}" for i in range(len(values))]
-    program, constants = tape.finish([formula(*map(tape.input, names))])
+    program, constants = record([formula(*map(symbol, names))])
     found = dict(zip(names, values, strict=True))
     (number,), _ = evaluate(program, [found[name] for name in program.inputs], constants)
     return number
@@ -98,9 +97,8 @@ def test_other_options_are_the_same_program(method, base):
 
 
 def test_a_sum_that_appears_twice_is_computed_once():
-    tape = Tape()
-    t = tape.input("t")
-    program, constants = tape.finish([(t + 1) * (t + 1)], {"t": t + 1})
+    t = symbol("t")
+    program, constants = record([(t + 1) * (t + 1)], {"t": t + 1})
     operations = ("input", 0, 0), ("literal", 1, 0), ("+", 0, 1), ("*", 2, 2)
     assert program == Program(("t",), operations, (3,), ((0, 2),))
     assert constants == ()
@@ -110,16 +108,14 @@ def test_equal_constants_stay_apart():
     """They are options, and one of them may change."""
     programs = []
     for first, second in [(0.5, 0.5), (0.5, 0.25)]:
-        tape = Tape()
-        programs.append(tape.finish([tape.input("t") * first + second]))
+        programs.append(record([symbol("t") * first + second]))
     assert programs[0][0] == programs[1][0]
     assert [constants for _, constants in programs] == [(0.5, 0.5), (0.5, 0.25)]
 
 
 def test_what_is_not_needed_is_left_out():
-    tape = Tape()
-    t, _unused = tape.input("t"), tape.input("lr") * 0.5
-    program, constants = tape.finish([t * 0.25])
+    t, _unused = symbol("t"), symbol("lr") * 0.5
+    program, constants = record([t * 0.25])
     assert (program.inputs, constants, len(program.operations)) == (("t",), (0.25,), 3)
 
 
@@ -139,41 +135,35 @@ def test_what_is_not_needed_is_left_out():
 )
 def test_a_branch_on_a_symbol_is_a_clear_error(branch):
     with pytest.raises(TypeError, match=r"a branch .* that only the device knows; write it as"):
-        branch(Tape().input("t"))
+        branch(symbol("t"))
 
 
 @pytest.mark.parametrize("read", [float, int, range, "{:.2f}".format])
 def test_reading_a_symbol_is_an_error(read):
     with pytest.raises(TypeError):
-        read(Tape().input("t"))
+        read(symbol("t"))
 
 
 @pytest.mark.parametrize("method", [Lookahead(3), LongHorizon(3), SNOO(3), NALA(3)])
 def test_methods_with_syncs_cannot_be_recorded(method):
     """They are refused by name before that (``capturable``)."""
-    t = Tape().input("t")
+    t = symbol("t")
     with pytest.raises(TypeError):
         method.plan(StepInfo(t, t, t, t, t), {})
 
 
 def test_other_operands_are_pythons_error():
-    t = Tape().input("t")
+    t = symbol("t")
     with pytest.raises(TypeError, match="unsupported operand"):
         t + "1"
     with pytest.raises(TypeError, match="expected a number, got 'x'"):
-        Tape().finish(["x"])
+        record(["x"])
     with pytest.raises(TypeError, match="unhashable"):
         hash(t)
 
 
-def test_symbols_of_two_tapes_do_not_mix():
-    with pytest.raises(ValueError, match="symbols of two tapes"):
-        Tape().input("t") + Tape().input("t")
-
-
 def test_every_operation_has_its_operator():
-    tape = Tape()
-    t = tape.input("t")
+    t = symbol("t")
     for operation in OPERATORS:
         assert isinstance(operation(t, 0.5), Symbol)
     assert set(device_plans.BASES) == {"adamw", "amsgrad", "sgd", "momentum", "nesterov"}
