@@ -28,7 +28,7 @@ ROOMS = {
     "optimizers": {
         *("backends", "groups", "matrix", "methods", "options", "rules", "state", "step", "values"),
     },
-    "tools": {"backends", "methods", "optimizers", "options", "rules", "state", "values"},
+    "tools": {"methods", "optimizers", "options", "rules", "state", "values"},
     "integrations": {"tools"},  # never imported by the others
     "__init__": {"matrix", "methods", "optimizers", "schedules", "tools"},
     "doctor": {"backends"},

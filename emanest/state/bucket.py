@@ -243,17 +243,17 @@ class Bucket:
         return self._memos[key]
 
     def keep_y(self, i, y):
-        """Keep a parameter's y in its state while it holds x."""
-        self.state[self.params[i]][self.key("y")] = self._visible("y", i, y)
+        """Keep a parameter's y in its state while it holds x; None: none is kept."""
+        entries, key = self.state[self.params[i]], self.key("y")
+        if y is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = self._visible("y", i, y)
 
     def kept_y(self, i):
         """The y that was kept, or None."""
         y = self.state[self.params[i]].get(self.key("y"))
         return None if y is None else self._placed("y", i, y)
-
-    def forget_y(self, i):
-        """Forget the y that was kept."""
-        self.state[self.params[i]].pop(self.key("y"), None)
 
     def differing(self, xs):
         """Those parameters whose bits are not the ones they should be, in any process.
