@@ -174,20 +174,16 @@ class Bucket:
                     self._adopt_one(name, key, i, found)
 
     def _adopt_one(self, name, key, i, found):
-        p, visible = self.params[i], self.visible[name]
-        if name in SCALARS:
+        visible = self.visible[name]
+        if found is not None and name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
-            if found is not None:
-                visible[i].copy_(self._placed(name, i, _tensor(found)))
-            self.state[p][key] = visible[i]
-        elif found is None:
-            self.state[p][key] = visible[i]
-        else:
+            visible[i].copy_(self._placed(name, i, _tensor(found)))
+        elif found is not None:
             self._check_shape(name, i, found)
             self.views[name][i] = view = self._placed(name, i, found)
             # one that lies elsewhere was copied to where it belongs
             visible[i] = found if view is found else self._visible(name, i, view)
-            self.state[p][key] = visible[i]
+        self.state[self.params[i]][key] = visible[i]
 
     def _check_shape(self, name, i, found):
         expected = self.visible[name][i].shape
