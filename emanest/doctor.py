@@ -9,6 +9,7 @@ import importlib
 import json
 import platform
 import sys
+import textwrap
 
 import torch
 
@@ -200,8 +201,7 @@ def _label(device_type):
 
 
 def _short(value):
-    words = " ".join(str(value).split())
-    return words if len(words) <= _WIDTH else f"{words[:_WIDTH]} ..."
+    return textwrap.shorten(str(value), _WIDTH, placeholder=" ...")
 
 
 if __name__ == "__main__":

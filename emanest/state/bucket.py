@@ -174,20 +174,16 @@ class Bucket:
                     self._adopt_one(name, key, i, found)
 
     def _adopt_one(self, name, key, i, found):
-        p, visible = self.params[i], self.visible[name]
-        if name in SCALARS:
+        visible = self.visible[name]
+        if found is not None and name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
-            if found is not None:
-                visible[i].copy_(self._placed(name, i, _tensor(found)))
-            self.state[p][key] = visible[i]
-        elif found is None:
-            self.state[p][key] = visible[i]
-        else:
+            visible[i].copy_(self._placed(name, i, _tensor(found)))
+        elif found is not None:
             self._check_shape(name, i, found)
             self.views[name][i] = view = self._placed(name, i, found)
             # one that lies elsewhere was copied to where it belongs
             visible[i] = found if view is found else self._visible(name, i, view)
-            self.state[p][key] = visible[i]
+        self.state[self.params[i]][key] = visible[i]
 
     def _check_shape(self, name, i, found):
         expected = self.visible[name][i].shape
@@ -243,17 +239,17 @@ class Bucket:
         return self._memos[key]
 
     def keep_y(self, i, y):
-        """Keep a parameter's y in its state while it holds x."""
-        self.state[self.params[i]][self.key("y")] = self._visible("y", i, y)
+        """Keep a parameter's y in its state while it holds x; None: none is kept."""
+        entries, key = self.state[self.params[i]], self.key("y")
+        if y is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = self._visible("y", i, y)
 
     def kept_y(self, i):
         """The y that was kept, or None."""
         y = self.state[self.params[i]].get(self.key("y"))
         return None if y is None else self._placed("y", i, y)
-
-    def forget_y(self, i):
-        """Forget the y that was kept."""
-        self.state[self.params[i]].pop(self.key("y"), None)
 
     def differing(self, xs):
         """Those parameters whose bits are not the ones they should be, in any process.

@@ -110,9 +110,11 @@ class Buckets:
             for part in parts:
                 written = set(part.indices)
                 unedited[part.bucket] = [i for i in unedited[part.bucket] if i not in written]
-            self._record(unedited)
             raise
-        self._record(unedited)
+        finally:
+            # whatever we have written since
+            for bucket, indices in unedited.items():
+                bucket.edits.record(indices)
         for part in parts:
             # not twice those of a bucket of which all are recorded
             if len(unedited[part.bucket]) < len(part.bucket.params):
@@ -120,13 +122,8 @@ class Buckets:
 
     def record_all(self):
         """Take all parameters for unedited: they have come with their state."""
-        self._record({each: range(len(each.params)) for each in self._published})
-
-    @staticmethod
-    def _record(unedited):
-        """Take parameters for unedited, whatever we have written since."""
-        for bucket, indices in unedited.items():
-            bucket.edits.record(indices)
+        for bucket in self._published:
+            bucket.edits.record(range(len(bucket.params)))
 
     def own(self, everything):
         """Take whatever is written to unedited parameters for ours, or no longer."""

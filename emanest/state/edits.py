@@ -110,7 +110,8 @@ class Edits:
             return
         self._versions[i] = other._versions[j]
         # its dtype or its device may have changed in place
-        if snapshot is not None and _alike(snapshot, tensor):
+        kind = tensor.dtype, tensor.device
+        if snapshot is not None and (snapshot.dtype, snapshot.device) == kind:
             self.snapshots[i], self._snapshot_versions[i] = snapshot, other._snapshot_versions[j]
 
     def take_snapshots(self, indices):
@@ -128,10 +129,6 @@ class Edits:
     def snapshots_taken(self, indices):
         """Record that the snapshots equal the parameters."""
         self._snapshot_versions = self._noted(self._snapshot_versions, indices)
-
-
-def _alike(a, b):
-    return a.dtype == b.dtype and a.device == b.device
 
 
 def restart_edited(optimizer, parts):

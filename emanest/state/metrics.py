@@ -3,7 +3,7 @@
 import torch
 
 from ..backends import shards
-from .modes import x_of
+from .modes import by_ahead, x_of
 
 
 @torch.no_grad()
@@ -14,11 +14,7 @@ def metrics(optimizer, skips):
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for part in optimizer.with_state():
         found = torch.stack(
-            [
-                _squares(part, i, ahead)
-                for ahead, same in part.bucket.scalars.ahead(part.indices).items()
-                for i in same
-            ]
+            [_squares(its, i, ahead) for its, ahead in by_ahead([part]) for i in its.indices]
         )
         sums += shards.total(found, part.bucket.params_of(part.indices)).to(device)
     x, m, displacement = sums.sqrt().unbind()

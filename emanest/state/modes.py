@@ -5,7 +5,6 @@ x can be found again, which tells whether a parameter that was written holds oth
 """
 
 import contextlib
-from typing import Any, NamedTuple
 
 import torch
 
@@ -16,25 +15,15 @@ from .edits import restart_at, restart_edited, warn_once
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 
 
-class _Move(NamedTuple):
-    """Parameters that go to another point.
-
-    ``ahead`` is where they are, or come from, as the lookahead's plan said.
-    """
-
-    part: Any  # a ``step.select.Part``
-    ahead: float
-
-
 @_eager
 def to_x(optimizer):
     """Write x into every parameter that is ahead, keep its y, and enter eval mode."""
     parts = _under_lookahead(optimizer)
     restart_edited(optimizer, parts)
     moves = [
-        move
-        for move in _moves(parts)
-        if move.ahead != 0 or _keeps_y_at_x(move.part.method) or optimizer.buckets.owned
+        (part, ahead)
+        for part, ahead in by_ahead(parts)
+        if ahead != 0 or _keeps_y_at_x(part.method) or optimizer.buckets.owned
     ]
     with _undone_by_errors(optimizer, parts, moves) as copies:
         for (part, _), ys in zip(moves, copies, strict=True):
@@ -42,7 +31,7 @@ def to_x(optimizer):
                 part.bucket.keep_y(i, y)
         for part, ahead in moves:
             if ahead != 0:
-                _move(part.method.points[0], part, ahead)
+                move(part.method.points[0], part, ahead)
         _enter(optimizer, parts, train_mode=False)
 
 
@@ -54,7 +43,7 @@ def to_y(optimizer):
     # all edits are looked up before the first write, which may touch shared version counters
     for part in parts:
         bucket, method, edited = part.bucket, part.method, set(_edited_at_x(part))
-        for its, ahead in _moves([part]):
+        for its, ahead in by_ahead([part]):
             unedited = [i for i in its.indices if i not in edited]
             lost = [i for i in unedited if ahead != 0 and bucket.kept_y(i) is None]
             kept += [(bucket, i) for i in unedited if bucket.kept_y(i) is not None]
@@ -65,10 +54,10 @@ def to_y(optimizer):
                 if anchors:
                     anchored.append(its)
                 elif written and ahead != 0:
-                    moves.append(_Move(its, ahead))
+                    moves.append((its, ahead))
     with _undone_by_errors(optimizer, parts, moves):
         for part, ahead in moves:
-            _move(part.method.points[1], part, ahead)
+            move(part.method.points[1], part, ahead)
         for part in anchored:
             restart_at(part)
         for bucket, i in kept:
@@ -79,18 +68,18 @@ def to_y(optimizer):
         _enter(optimizer, parts, train_mode=True)
 
 
-def _moves(parts):
-    """The parameters of some parts, by where they are."""
+def by_ahead(parts):
+    """Pairs of a part and how far its parameters are ahead, as the lookahead's plan said."""
     for part in parts:
         for ahead, same in part.bucket.scalars.ahead(part.indices).items():
-            yield _Move(part._replace(indices=same), ahead)
+            yield part._replace(indices=same), ahead
 
 
 def _edited_at_x(part):
     """Those parameters that were written since ``eval`` and do not hold the x of then."""
     written = part._replace(indices=part.bucket.edits.written(part.indices))
     return part.bucket.differing(
-        (i, _x_of_then(part, i, ahead)) for its, ahead in _moves([written]) for i in its.indices
+        (i, _x_of_then(part, i, ahead)) for its, ahead in by_ahead([written]) for i in its.indices
     )
 
 
@@ -106,9 +95,35 @@ def _x_of_then(part, i, ahead):
 
 def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
-    x, its = _clone(y), part._replace(indices=[i])
-    _move(part.method.points[0], its, ahead, part.bucket.reals([x]))
+    x = _clone(y)
+    move(part.method.points[0], part._replace(indices=[i]), ahead, [x])
     return x
+
+
+@torch.no_grad()
+def move(point, part, distance, copies=None):
+    """Take parameters to another point.
+
+    Args:
+        point: a row of ``rules.POINTS``.
+        part: the parameters.
+        distance: the number of that row.
+        copies: tensors that go in place of the parameters, which stay.
+    """
+    ys = None if copies is None else part.bucket.reals(copies)
+    part.apply_("move", (point,), (distance,), state=part.method.state[:1], ys=ys)
+
+
+def copies_of(parts):
+    """Copies of the parameters, for ``put_back``."""
+    return [[_clone(part.bucket.tensors[i]) for i in part.indices] for part in parts]
+
+
+def put_back(parts, copies):
+    """Write copies of parameters into them."""
+    for part, tensors in zip(parts, copies, strict=True):
+        for i, tensor in zip(part.indices, tensors, strict=True):
+            _write(part.bucket, i, tensor)
 
 
 @contextlib.contextmanager
@@ -118,21 +133,17 @@ def _undone_by_errors(optimizer, parts, moves):
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
     """
     # all copies before the first move: running out of memory then changes nothing
-    kept = [[_clone(part.bucket.tensors[i]) for i in part.indices] for part, _ in moves]
+    moving = [part for part, _ in moves]
+    kept = copies_of(moving)
     aside = [(part.bucket, i, part.bucket.kept_y(i)) for part in parts for i in part.indices]
     was_training = optimizer.training
     with optimizer.buckets.ours():
         try:
             yield kept
         except BaseException:
-            for (part, _), tensors in zip(moves, kept, strict=True):
-                for i, tensor in zip(part.indices, tensors, strict=True):
-                    _write(part.bucket, i, tensor)
+            put_back(moving, kept)
             for bucket, i, y in aside:
-                if y is None:
-                    bucket.forget_y(i)
-                else:
-                    bucket.keep_y(i, y)
+                bucket.keep_y(i, y)
             for group in optimizer.param_groups:
                 group["train_mode"] = was_training
             raise
@@ -232,8 +243,3 @@ def _warn_of_lost(optimizer, method, lost):
 def _keeps_y_at_x(method):
     """Whether y is kept even where it is x: state alone cannot tell later that it was written."""
     return bool(method.positions) and not method.x_is_state
-
-
-@torch.no_grad()
-def _move(point, part, ahead, ys=None):
-    part.apply_("move", (point,), (ahead,), state=part.method.state[:1], ys=ys)

@@ -77,12 +77,11 @@ class DevicePlan:
         self._vectors = {}
         self._moved: tuple = ()
 
-    def trace(self, group, method, base, *, scaled=False, clock=True):
+    def trace(self, group, method, base, **kind):
         """As ``trace``, done again only if an option of the group has changed."""
-        key = options(group), method, base, scaled, clock
+        key = options(group), method, base, kind
         if key != self._key:
-            traced = trace(group, method, base, scaled=scaled, clock=clock)
-            self._key, self._traced = key, traced
+            self._key, self._traced = key, trace(group, method, base, **kind)
         return self._traced
 
     def run(self, traced, inputs, skip=None, backend=None):

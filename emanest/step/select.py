@@ -72,6 +72,7 @@ class Selection:
         self.steady = False  # whether a step found everything as the last one left it
         self.fake = False  # whether what was found has no values
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
+        # the place of a group, a bucket of its, and the indices of what is stepped there
         self._found: Any = None
         self._guard = self._known = None
 
@@ -103,9 +104,8 @@ class Selection:
         for device_type in self._capturable:
             capture.check(optimizer, device_type)
         return [
-            Part(setup.group, setup.method, setup.base, bucket, indices)
-            for setup, buckets in zip(setups, self._found, strict=True)
-            for bucket, indices in buckets
+            Part(setups[k].group, setups[k].method, setups[k].base, bucket, indices)
+            for k, bucket, indices in self._found
         ]
 
     def with_state(self, optimizer, wanted=None):
@@ -132,7 +132,7 @@ class Selection:
     def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
         lists, mappings, self._known = _looked_at(optimizer, setups)
-        rows = [r for buckets in self._found for bucket, _ in buckets for r in bucket.entries()]
+        rows = [row for _, bucket, _ in self._found for row in bucket.entries()]
         self._guard = Guard(lists, mappings, rows)
 
     def _find(self, optimizer, setup, params, candidates):
@@ -149,11 +149,7 @@ class Selection:
             return False
         if not self._guard.unchanged(lists, mappings):
             return False
-        for buckets in self._found:
-            for bucket, _ in buckets:
-                if bucket.moved():
-                    return False
-        return True
+        return not any(bucket.moved() for _, bucket, _ in self._found)
 
     def _look(self, optimizer, setups):
         found = _with_gradients(optimizer, setups)
@@ -162,11 +158,11 @@ class Selection:
         if not any(found):
             return None
         chosen = []
-        for setup, params in zip(setups, found, strict=True):
+        for k, (setup, params) in enumerate(zip(setups, found, strict=True)):
             displaced = self.buckets.displaced(setup.group["params"])
             candidates = [*setup.base.allocated(setup.group), *displaced]
-            chosen.append(self._find(optimizer, setup, params, candidates))
-        new = [bucket for buckets in chosen for bucket, _ in buckets]
+            chosen += [(k, *each) for each in self._find(optimizer, setup, params, candidates)]
+        new = [bucket for _, bucket, _ in chosen]
         if not all(bucket.published for bucket in new):
             check_overlap(shards.locals_of(everything))
         self.fake = all_fake(new)

@@ -202,10 +202,10 @@ def _method(method):
 
 
 def _group(method, lr, **base):
-    options = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0}
+    options = {**SGD.options, "lr": real("lr", lr, 0)}
     for name in base.keys() - options.keys():
         raise TypeError(f"{name} is no option of SGD, the base here: {list(options)}")
-    group = check_group({"lr": real("lr", lr, 0), **options, **base})
+    group = check_group({**options, **base})
     method.check_base(group)
     return group
 

@@ -4,6 +4,7 @@ import torch
 
 from ..methods.method import method_of
 from ..optimizers import Optimizer
+from ..state.modes import by_ahead, copies_of, move, put_back
 from ..values import real
 
 
@@ -41,43 +42,20 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
         raise ValueError(
             "no group of the optimizer has a lookahead direction m; EMANesterov and NAG have one"
         )
-    moving = [
-        _Moving(part._replace(indices=same), ahead if part.group["train_mode"] else 0.0)
-        for part in parts
-        for ahead, same in part.bucket.scalars.ahead(part.indices).items()
-    ]
     stepsizes = [real("stepsizes", b) for b in stepsizes]
-    losses = []
+    losses, copies = [], copies_of(parts)
     with optimizer.buckets.ours():
         try:
             for b in stepsizes:
-                for each in moving:
-                    each.go(b)
+                put_back(parts, copies)
+                for part, ahead in by_ahead(parts):
+                    here = ahead if part.group["train_mode"] else 0.0
+                    move(part.method.points[1], part, b - here)
                 losses.append(float(loss_fn()))
         finally:
-            for each in moving:
-                each.restore()
+            put_back(parts, copies)
     return losses
 
 
 def _has_direction(group, method):
     return method is not None and method.along
-
-
-class _Moving:
-    """Parameters at ``x + here * m`` that go elsewhere along m and come back."""
-
-    def __init__(self, part, here):
-        self.part, self.here = part, here
-        self.params = part.bucket.tensors_of(part.indices)
-        self.kept = [p.clone() for p in self.params]
-
-    def go(self, b):
-        method = self.part.method
-        self.restore()
-        numbers = (b - self.here,)
-        self.part.apply_("move", (method.points[1],), numbers, state=method.state, ys=self.params)
-
-    def restore(self):
-        for p, kept in zip(self.params, self.kept, strict=True):
-            p.copy_(kept)

@@ -160,10 +160,8 @@ class _Facts:
         self.module = model.modules[self.owner]
 
     def thin(self):
-        return self.p.dim() < 2 or self.p.numel() in (0, *self.p.shape[:1], self._columns())
-
-    def _columns(self):
-        return self.p.numel() // max(1, self.p.shape[0])
+        # a single row is as large as the whole, a single column as long
+        return self.p.dim() < 2 or self.p.numel() in (0, self.p.shape[0], self.p.shape[1:].numel())
 
     def embedding(self):
         if isinstance(self.module, (nn.Embedding, nn.EmbeddingBag)):
