@@ -54,6 +54,11 @@ METHODS: dict[str, type["Method"]] = {}  # name in a group -> method
 MEMORY: dict[str, None] = {}  # the names of all that methods remember from step to step
 
 
+def checked(check, *arguments):
+    """Metadata of a setting: it is what ``check(name, value, *arguments)`` returns, or raises."""
+    return {"check": check, "arguments": arguments}
+
+
 @dataclass(frozen=True)
 class Method:
     """A lookahead method.
@@ -88,6 +93,13 @@ class Method:
         # a base of several methods may leave out what they differ in
         cls.positions = tuple(name for name in getattr(cls, "state", ()) if name in POSITIONS)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
+
+    def __post_init__(self):
+        """Check the settings, each by its ``checked``."""
+        for f in fields(self):
+            if "check" in f.metadata:
+                check, arguments = f.metadata["check"], f.metadata["arguments"]
+                self._set(**{f.name: check(f.name, getattr(self, f.name), *arguments)})
 
     @property
     def capturable(self):
