@@ -97,6 +97,12 @@ CONFLICTS = (
 )
 
 
+def options_of(arguments):
+    """The options among the arguments of an optimizer's constructor, its ``locals()``."""
+    others = {"self", "params", "lookahead", "__class__"}
+    return {k: v for k, v in arguments.items() if k not in others}
+
+
 def check_group(group):
     """Return the checked options of a group; unknown keys are kept.
 

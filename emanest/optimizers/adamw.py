@@ -3,8 +3,10 @@
 from types import MappingProxyType
 from typing import ClassVar
 
+from ..options import options_of
+from ..values import suggesting
 from .base import Base
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 
 def _adamw_rule(group):
@@ -75,7 +77,7 @@ class AdamW(Optimizer):
 
     bases: ClassVar = {"adamw": ADAMW}
 
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -95,3 +97,4 @@ class AdamW(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)

@@ -7,11 +7,12 @@ from ..backends import shards
 from ..matrix.directions import Directions, Numbers
 from ..matrix.shapes import check_matrices
 from ..matrix.sharded import ShardedDirections, divided
-from ..options import check_group
+from ..options import check_group, options_of
 from ..rules import MOMENTA
+from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 OPTIONS = {
     "lr": 1e-3,
@@ -157,7 +158,7 @@ class Muon(Optimizer):
 
     bases: ClassVar = {"muon": MUON, "adamw": ADAMW}
 
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -184,3 +185,4 @@ class Muon(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)

@@ -5,12 +5,14 @@ from typing import ClassVar
 
 from ..matrix.directions import EvenRows
 from ..matrix.sharded import ShardedEvenRows
+from ..options import options_of
 from ..rules import MOMENTA, ROWS
+from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
 from .muon import OPTIONS as MUON_OPTIONS
 from .muon import check_matrix, directions, numbers_of, rule
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 
 def _normuon_numbers(group, lr, step):
@@ -60,7 +62,7 @@ class NorMuon(Optimizer):
 
     bases: ClassVar = {"normuon": NORMUON, "adamw": ADAMW}
 
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -88,3 +90,4 @@ class NorMuon(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)

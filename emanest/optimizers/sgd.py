@@ -3,8 +3,10 @@
 from types import MappingProxyType
 from typing import ClassVar
 
+from ..options import options_of
+from ..values import suggesting
 from .base import Base
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 # (has momentum, nesterov) -> rule
 _SGD_RULES = {
@@ -68,7 +70,7 @@ class SGD(Optimizer):
 
     bases: ClassVar = {"sgd": BASE}
 
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -88,3 +90,4 @@ class SGD(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)
