@@ -1,5 +1,7 @@
 """The options of a parameter group: a row says how each is checked."""
 
+import inspect
+
 from .matrix.coefficients import check_coefficients
 from .matrix.newton_schulz import check_dtype, check_form
 from .matrix.shapes import SCALES
@@ -101,6 +103,14 @@ def options_of(arguments):
     """The options among the arguments of an optimizer's constructor, its ``locals()``."""
     others = {"self", "params", "lookahead", "__class__"}
     return {k: v for k, v in arguments.items() if k not in others}
+
+
+def own_options(optimizer):
+    """What a class of optimizers takes between ``params`` and ``lookahead``, with defaults."""
+    parameters = dict(inspect.signature(optimizer).parameters)
+    names = [*parameters]
+    own = names[names.index("params") + 1 : names.index("lookahead")]
+    return {name: parameters[name].default for name in own}
 
 
 def check_group(group):

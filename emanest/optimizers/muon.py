@@ -1,33 +1,17 @@
 """Muon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
 import functools
-from typing import ClassVar
 
 from ..backends import shards
 from ..matrix.directions import Directions, Numbers
 from ..matrix.shapes import check_matrices
 from ..matrix.sharded import ShardedDirections, divided
-from ..options import check_group, options_of
+from ..options import check_group, options_of, own_options
 from ..rules import MOMENTA
 from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
 from .optimizer import Optimizer
-
-OPTIONS = {
-    "lr": 1e-3,
-    "weight_decay": 0.1,
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_coefficients": (3.4445, -4.7750, 2.0315),
-    "eps": 1e-7,
-    "ns_steps": 5,
-    "adjust_lr_fn": None,
-    "split": 1,
-    "stack": None,
-    "ns_form": None,
-    "ns_dtype": None,
-}
 
 
 def check_matrix(name, p, group):
@@ -72,23 +56,11 @@ def numbers_of(group, lr, rows):
     return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
 
 
-def directions(whole, sharded, options, part):
+def directions(whole, sharded, part):
     """The directions of some parameters; options may have changed since they were checked."""
     # but for lr, which may be a tensor on a device, and was looked at already
-    own = check_group({name: part.group[name] for name in options if name != "lr"})
+    own = check_group({name: part.group[name] for name in part.base.options if name != "lr"})
     return divided(whole, sharded, part._replace(group={**part.group, **own}))
-
-
-MUON = Base(
-    rule,
-    _muon_numbers,
-    OPTIONS,
-    # torch saves no `step` for Muon, whose steps are all alike
-    uncounted=1.0,
-    directions=functools.partial(directions, Directions, ShardedDirections, OPTIONS),
-    state=MOMENTA["ema"].state,
-    check=check_matrix,
-)
 
 
 class Muon(Optimizer):
@@ -156,8 +128,6 @@ class Muon(Optimizer):
     Liu et al., arXiv:2502.16982 (``match_rms_adamw``), and Bernstein 2025 (``spectral_norm``).
     """
 
-    bases: ClassVar = {"muon": MUON, "adamw": ADAMW}
-
     @suggesting
     def __init__(
         self,
@@ -186,3 +156,16 @@ class Muon(Optimizer):
     ):
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
+
+
+MUON = Base(
+    rule,
+    _muon_numbers,
+    own_options(Muon),
+    # torch saves no `step` for Muon, whose steps are all alike
+    uncounted=1.0,
+    directions=functools.partial(directions, Directions, ShardedDirections),
+    state=MOMENTA["ema"].state,
+    check=check_matrix,
+)
+Muon.bases = {"muon": MUON, "adamw": ADAMW}

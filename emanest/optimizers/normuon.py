@@ -1,35 +1,20 @@
 """NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
 import functools
-from typing import ClassVar
 
 from ..matrix.directions import EvenRows
 from ..matrix.sharded import ShardedEvenRows
-from ..options import options_of
+from ..options import options_of, own_options
 from ..rules import MOMENTA, ROWS
 from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
-from .muon import OPTIONS as MUON_OPTIONS
 from .muon import check_matrix, directions, numbers_of, rule
 from .optimizer import Optimizer
 
 
 def _normuon_numbers(group, lr, step):
     return numbers_of(group, lr, (1 - group["beta2"], group["eps"]))
-
-
-OPTIONS = {**MUON_OPTIONS, "eps": 1e-10, "beta2": 0.95}
-
-NORMUON = Base(
-    rule,
-    _normuon_numbers,
-    OPTIONS,
-    uncounted=1.0,
-    directions=functools.partial(directions, EvenRows, ShardedEvenRows, OPTIONS),
-    state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
-    check=check_matrix,
-)
 
 
 class NorMuon(Optimizer):
@@ -60,8 +45,6 @@ class NorMuon(Optimizer):
     which scales by 0.2 sqrt(rows columns) / norm(p): nearly ``adjust_lr_fn="match_rms_adamw"``.
     """
 
-    bases: ClassVar = {"normuon": NORMUON, "adamw": ADAMW}
-
     @suggesting
     def __init__(
         self,
@@ -91,3 +74,15 @@ class NorMuon(Optimizer):
     ):
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
+
+
+NORMUON = Base(
+    rule,
+    _normuon_numbers,
+    own_options(NorMuon),
+    uncounted=1.0,
+    directions=functools.partial(directions, EvenRows, ShardedEvenRows),
+    state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
+    check=check_matrix,
+)
+NorMuon.bases = {"normuon": NORMUON, "adamw": ADAMW}
