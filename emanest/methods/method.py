@@ -120,7 +120,7 @@ class Method:
             object.__setattr__(self, name, value)
 
     def note_base(self, group):
-        """What ``check_base`` has to know of the base as it was made: entries of the group."""
+        """Entries of the group that say what its base was like as it was made."""
         return {}
 
     def check_base(self, group):
@@ -150,9 +150,9 @@ def group_entries(method, base=None):
     if not isinstance(method, Method):
         names = ", ".join(m.__name__ for m in METHODS.values())
         raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
-    kept = {**method.memory, **({} if base is None else method.note_base(base))}
-    kept = {f"lookahead_{name}": value for name, value in kept.items()}
-    return {"lookahead": method.name, **method.settings(), **kept}
+    memory = zip(method.memory_entries, method.memory.values(), strict=True)
+    notes = {} if base is None else method.note_base(base)
+    return {"lookahead": method.name, **method.settings(), **dict(memory), **notes}
 
 
 def method_of(group):

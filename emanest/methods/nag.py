@@ -36,8 +36,9 @@ class NAG(Method):
     momentum: float = field(metadata=checked(real, -1, 1, "()"))
 
     def note_base(self, group):
-        """Whether the base has a momentum of its own."""
-        return {"on_momentum": bool(momentum_of(group))}
+        """Whether the base has a momentum of its own; if that was noted, what was."""
+        name = "lookahead_on_momentum"
+        return {name: group.get(name, bool(momentum_of(group)))}
 
     def check_base(self, group):
         """A base that was made without momentum must stay without: two would multiply."""
