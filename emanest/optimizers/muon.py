@@ -1,10 +1,11 @@
 """Muon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
 import functools
+import math
 
 from ..backends import shards
 from ..matrix.directions import Directions, Numbers
-from ..matrix.shapes import check_matrices
+from ..matrix.shapes import is_stack
 from ..matrix.sharded import ShardedDirections, divided
 from ..options import check_group, options_of, own_options
 from ..rules import MOMENTA
@@ -15,7 +16,7 @@ from .optimizer import Optimizer
 
 
 def check_matrix(name, p, group):
-    """Raise ValueError for a parameter that cannot be orthogonalised."""
+    """Raise ValueError unless it is clear, and possible, which matrices a parameter is."""
     shape = tuple(p.shape)
     elsewhere = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
     if p.dim() < 2:
@@ -25,8 +26,8 @@ def check_matrix(name, p, group):
                 "fully_shard (FSDP2), which keeps them"
             )
         raise ValueError(
-            f"{name} has shape {shape}: only matrices, and kernels flattened to matrices, can be "
-            f'orthogonalised; {elsewhere} (groups with "base": "adamw")'
+            f"{name} has shape {shape}: only real matrices, and kernels flattened to matrices, can "
+            f'be orthogonalised; {elsewhere} (groups with "base": "adamw")'
         )
     if p.is_complex():
         raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
@@ -36,7 +37,17 @@ def check_matrix(name, p, group):
             f"{name} is a DTensor on a mesh of {mesh.ndim} dimensions: a matrix is put together "
             "over 1-D meshes only (fully_shard(model) of FSDP2)"
         )
-    check_matrices(name, p, group["stack"], group["split"])
+    stack, split = group["stack"], group["split"]
+    if p.dim() == 3 and stack is None:
+        flat = shape[0], math.prod(shape[1:])
+        raise ValueError(
+            f"{name} has shape {shape}, which does not tell what it is: set stack=True in its "
+            f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
+            f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
+        )
+    rows = shape[1 if is_stack(p, stack) else 0]
+    if rows % split:
+        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
 
 
 def rule(group):
