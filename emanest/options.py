@@ -5,7 +5,7 @@ import inspect
 from .matrix.coefficients import check_coefficients
 from .matrix.newton_schulz import check_dtype, check_form
 from .matrix.shapes import SCALES
-from .values import betas, choice, count, flag, learning_rate, optional_flag, real
+from .values import betas, by, choice, count, flag, learning_rate, optional_flag, real
 
 
 def _at_least_zero(torch_words):
@@ -16,14 +16,6 @@ def _at_least_zero(torch_words):
             raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
 
     return check
-
-
-def _decay(name, value):
-    return real(name, value, 0, 1, "[)")
-
-
-def _one_of(*choices):
-    return lambda name, value: choice(name, value, choices)
 
 
 # option -> check(name, value) -> value; options without a row are kept as they are, as in torch
@@ -41,15 +33,15 @@ CHECKS = {
     "differentiable": flag,
     "foreach": optional_flag,
     "fused": optional_flag,
-    "nonfinite": _one_of("propagate", "skip", "raise"),
-    "adjust_lr_fn": _one_of(None, *SCALES),
+    "nonfinite": by(choice, ("propagate", "skip", "raise")),
+    "adjust_lr_fn": by(choice, (None, *SCALES)),
     "ns_coefficients": check_coefficients,
     "ns_steps": count,
     "ns_form": check_form,
     "ns_dtype": check_dtype,
     "split": count,
     "stack": optional_flag,
-    "beta2": _decay,
+    "beta2": by(real, 0, 1, "[)"),
 }
 
 # options that are sequences of numbers, and kept as tuples

@@ -97,6 +97,11 @@ def optional_flag(name, value):
     return value if value is None else flag(name, value)
 
 
+def by(check, *arguments):
+    """A check with arguments of its own, as a function of a name and a value."""
+    return lambda name, value: check(name, value, *arguments)
+
+
 def choice(name, value, choices):
     """Return ``value`` if it is one of ``choices``; ValueError that lists them otherwise."""
     # no look-up: what cannot be hashed is none of them

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from ..rules import POSITIONS
-from ..values import choice
+from ..values import by, choice
 
 
 class StepInfo(NamedTuple):
@@ -55,8 +55,8 @@ MEMORY: dict[str, None] = {}  # the names of all that methods remember from step
 
 
 def checked(check, *arguments):
-    """Metadata of a setting: it is what ``check(name, value, *arguments)`` returns, or raises."""
-    return {"check": check, "arguments": arguments}
+    """Metadata of a setting: it is what ``check(name, value, *arguments)`` returns."""
+    return {"check": by(check, *arguments)}
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ class Method:
         """Check the settings, each by its ``checked``."""
         for f in fields(self):
             if "check" in f.metadata:
-                check, arguments = f.metadata["check"], f.metadata["arguments"]
-                self._set(**{f.name: check(f.name, getattr(self, f.name), *arguments)})
+                self._set(**{f.name: f.metadata["check"](f.name, getattr(self, f.name))})
 
     @property
     def capturable(self):
