@@ -50,28 +50,38 @@ def check_matrix(name, p, group):
         raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
 
 
-def rule(group):
-    """The base rule of a step along directions."""
-    return "direction"
-
-
-def _muon_numbers(group, lr, step):
-    return numbers_of(group, lr, ())
-
-
-def numbers_of(group, lr, rows):
-    """The numbers of a step, with those of a row rule."""
-    # weights are subtracted here, in double
-    weight = 1 - group["momentum"]
-    momentum = weight, weight if group["nesterov"] else 0.0
-    return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
-
-
 def directions(whole, sharded, part):
     """The directions of some parameters; options may have changed since they were checked."""
     # but for lr, which may be a tensor on a device, and was looked at already
     own = check_group({name: part.group[name] for name in part.base.options if name != "lr"})
     return divided(whole, sharded, part._replace(group={**part.group, **own}))
+
+
+def base_of(optimizer, whole, sharded, row_state=(), row_numbers=lambda group: ()):
+    """The base of an optimizer that steps along orthogonal directions.
+
+    Args:
+        optimizer: its class.
+        whole, sharded: classes of ``Directions``.
+        row_state, row_numbers: of its row rule: names, and group -> numbers.
+    """
+
+    def numbers(group, lr, step):
+        # weights are subtracted here, in double
+        weight = 1 - group["momentum"]
+        momentum = weight, weight if group["nesterov"] else 0.0
+        return Numbers(momentum, row_numbers(group), (lr, lr * group["weight_decay"])).joined()
+
+    return Base(
+        lambda group: "direction",
+        numbers,
+        own_options(optimizer),
+        # torch saves no `step` for Muon, whose steps are all alike
+        uncounted=1.0,
+        directions=functools.partial(directions, whole, sharded),
+        state=(*MOMENTA["ema"].state, *row_state),
+        check=check_matrix,
+    )
 
 
 class Muon(Optimizer):
@@ -169,14 +179,4 @@ class Muon(Optimizer):
         super().__init__(params, options_of(locals()), lookahead)
 
 
-MUON = Base(
-    rule,
-    _muon_numbers,
-    own_options(Muon),
-    # torch saves no `step` for Muon, whose steps are all alike
-    uncounted=1.0,
-    directions=functools.partial(directions, Directions, ShardedDirections),
-    state=MOMENTA["ema"].state,
-    check=check_matrix,
-)
-Muon.bases = {"muon": MUON, "adamw": ADAMW}
+Muon.bases = {"muon": base_of(Muon, Directions, ShardedDirections), "adamw": ADAMW}

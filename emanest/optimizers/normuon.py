@@ -1,20 +1,13 @@
 """NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
-import functools
-
 from ..matrix.directions import EvenRows
 from ..matrix.sharded import ShardedEvenRows
-from ..options import options_of, own_options
-from ..rules import MOMENTA, ROWS
+from ..options import options_of
+from ..rules import ROWS
 from ..values import suggesting
 from .adamw import ADAMW
-from .base import Base
-from .muon import check_matrix, directions, numbers_of, rule
+from .muon import base_of
 from .optimizer import Optimizer
-
-
-def _normuon_numbers(group, lr, step):
-    return numbers_of(group, lr, (1 - group["beta2"], group["eps"]))
 
 
 class NorMuon(Optimizer):
@@ -76,13 +69,9 @@ class NorMuon(Optimizer):
         super().__init__(params, options_of(locals()), lookahead)
 
 
-NORMUON = Base(
-    rule,
-    _normuon_numbers,
-    own_options(NorMuon),
-    uncounted=1.0,
-    directions=functools.partial(directions, EvenRows, ShardedEvenRows),
-    state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
-    check=check_matrix,
-)
+def _row_numbers(group):
+    return 1 - group["beta2"], group["eps"]
+
+
+NORMUON = base_of(NorMuon, EvenRows, ShardedEvenRows, ROWS["normuon"].state, _row_numbers)
 NorMuon.bases = {"normuon": NORMUON, "adamw": ADAMW}
