@@ -81,12 +81,16 @@ def check_kind(state_dict):
 @contextlib.contextmanager
 def all_or_nothing(optimizers):
     """Where a ``with`` block that gives optimizers other groups and state raises, it has not."""
-    before = [dict(vars(optimizer)) for optimizer in optimizers]
+    held = [vars(optimizer) for optimizer in optimizers]
+    # a Wrap writes to groups that are there
+    held += [group for each in held for group in each.get("param_groups", ())]
+    before = [dict(each) for each in held]
     try:
         yield
     except BaseException:
-        for optimizer, attributes in zip(optimizers, before, strict=True):
-            vars(optimizer).update(attributes)
+        for each, old in zip(held, before, strict=True):
+            each.clear()
+            each.update(old)
         raise
 
 
