@@ -328,11 +328,8 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self):
         """The state in torch's format, of plain types only; a callable step size becomes None."""
         # before hooks of the user, which may make something else of it
-        handle = self.register_state_dict_post_hook(checkpoint.plain, prepend=True)
-        try:
+        with self.register_state_dict_post_hook(checkpoint.plain, prepend=True):
             return super().state_dict()
-        finally:
-            handle.remove()
 
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
@@ -356,10 +353,10 @@ class Optimizer(torch.optim.Optimizer):
                 wrote. Nothing has changed then, nor if memory runs out.
         """
         checkpoint.check_dict(state_dict)
-        handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
-        try:
+        with (
+            self.register_load_state_dict_pre_hook(checkpoint.prepare),
+            checkpoint.all_or_nothing([self, *self._holders()]),
             # what is loaded will be written outside inference mode
-            with checkpoint.all_or_nothing([self, *self._holders()]), torch.inference_mode(False):
-                super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+            torch.inference_mode(False),
+        ):
+            super().load_state_dict(state_dict)
