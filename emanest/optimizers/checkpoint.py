@@ -7,9 +7,8 @@ import numbers
 import torch
 
 from ..groups import is_lookahead_entry, parameter_name
-from ..methods.method import METHODS, method_of
+from ..methods.method import METHODS
 from ..options import CHECKS, SEQUENCES
-from ..state.bucket import forget_others
 from ..values import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
@@ -194,11 +193,6 @@ def adopt(optimizer):
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     key = optimizer.buckets.key
-    for group in optimizer.param_groups:
-        method = method_of(group)
-        for p in group["params"]:
-            if p in optimizer.state:
-                forget_others(optimizer.state[p], key, method.state if method else ())
 
     def has_all(group, method):
         keys = {key(name) for name in (method.state if method else ())}
