@@ -155,14 +155,12 @@ def checked_entries(optimizer, where, group, p, entries, starts):
         forget_others(entries, key, ())
     method, base = method_of(group), optimizer._base(group)
     own = {key(name) for name in (method.state if method else ())}
-    needed = state_names(group, method, base)
-    names = {key(name) for name in needed}
-    likes = {name: shape_like(name, p, group.get("stack")) for name in (*needed, "y")}
-    shapes = {key(name): like.shape for name, like in likes.items()}
+    needed, stack = state_names(group, method, base), group.get("stack")
+    shapes = {key(name): shape_like(name, p, stack).shape for name in (*needed, "y")}
     entries.setdefault(key("lookahead"), 0.0)
     if base.uncounted is not None:
         entries.setdefault(key("step"), base.uncounted)
-    missing = (names | {key("step")}) - own - entries.keys()
+    missing = {key(name) for name in (*needed, "step")} - own - entries.keys()
     if missing:
         raise ValueError(
             f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "
