@@ -5,7 +5,7 @@ import inspect
 from .matrix.coefficients import check_coefficients
 from .matrix.newton_schulz import check_dtype, check_form
 from .matrix.shapes import SCALES
-from .values import betas, by, choice, count, flag, learning_rate, optional_flag, real
+from .values import betas, by, choice, count, flag, learning_rate, optional, real
 
 
 def _at_least_zero(torch_words):
@@ -31,8 +31,8 @@ CHECKS = {
     "maximize": flag,
     "capturable": flag,
     "differentiable": flag,
-    "foreach": optional_flag,
-    "fused": optional_flag,
+    "foreach": by(optional, flag),
+    "fused": by(optional, flag),
     "nonfinite": by(choice, ("propagate", "skip", "raise")),
     "adjust_lr_fn": by(choice, (None, *SCALES)),
     "ns_coefficients": check_coefficients,
@@ -40,7 +40,7 @@ CHECKS = {
     "ns_form": check_form,
     "ns_dtype": check_dtype,
     "split": count,
-    "stack": optional_flag,
+    "stack": by(optional, flag),
     "beta2": by(real, 0, 1, "[)"),
 }
 

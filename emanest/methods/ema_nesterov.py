@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .. import schedules
-from ..values import choice, count, flag, real
+from ..values import choice, count, flag, optional, real
 from .method import Method, Plan, checked
 
 
@@ -48,7 +48,7 @@ class EMANesterov(Method):
     stepsize: float | Callable[[int], float] = 0.5
     decay: float = field(default=0.99, metadata=checked(real, 0, 1, "[)"))
     warmup: int = field(default=0, metadata=checked(count, 0))
-    rest: int | None = None
+    rest: int | None = field(default=None, metadata=checked(optional, count, 0))
     follow_lr: bool = field(default=True, metadata=checked(flag))
     init: str = field(default="zero", metadata=checked(choice, schedules.INITS))
 
@@ -57,13 +57,11 @@ class EMANesterov(Method):
         super().__post_init__()
         if not callable(self.stepsize):
             self._set(stepsize=self._check_stepsize("stepsize", self.stepsize))
-        if self.rest is not None:
-            self._set(rest=count("rest", self.rest, 0))
-            if self.rest <= self.warmup:
-                raise ValueError(
-                    f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
-                    "(rest is an absolute step index, None means never)"
-                )
+        if self.rest is not None and self.rest <= self.warmup:
+            raise ValueError(
+                f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
+                "(rest is an absolute step index, None means never)"
+            )
 
     def _check_stepsize(self, name, value):
         return real(name, value, -(1 + self.decay) / (1 - self.decay), 1, "()")
