@@ -1,9 +1,11 @@
 """The options of a parameter group: a row says how each is checked."""
 
+import inspect
+
 from .matrix.coefficients import check_coefficients
 from .matrix.newton_schulz import check_dtype, check_form
 from .matrix.shapes import SCALES
-from .values import betas, choice, count, flag, learning_rate, optional_flag, real
+from .values import betas, by, choice, count, flag, learning_rate, optional, real
 
 
 def _at_least_zero(torch_words):
@@ -14,14 +16,6 @@ def _at_least_zero(torch_words):
             raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
 
     return check
-
-
-def _decay(name, value):
-    return real(name, value, 0, 1, "[)")
-
-
-def _one_of(*choices):
-    return lambda name, value: choice(name, value, choices)
 
 
 # option -> check(name, value) -> value; options without a row are kept as they are, as in torch
@@ -37,17 +31,17 @@ CHECKS = {
     "maximize": flag,
     "capturable": flag,
     "differentiable": flag,
-    "foreach": optional_flag,
-    "fused": optional_flag,
-    "nonfinite": _one_of("propagate", "skip", "raise"),
-    "adjust_lr_fn": _one_of(None, *SCALES),
+    "foreach": by(optional, flag),
+    "fused": by(optional, flag),
+    "nonfinite": by(choice, ("propagate", "skip", "raise")),
+    "adjust_lr_fn": by(choice, (None, *SCALES)),
     "ns_coefficients": check_coefficients,
     "ns_steps": count,
     "ns_form": check_form,
     "ns_dtype": check_dtype,
     "split": count,
-    "stack": optional_flag,
-    "beta2": _decay,
+    "stack": by(optional, flag),
+    "beta2": by(real, 0, 1, "[)"),
 }
 
 # options that are sequences of numbers, and kept as tuples
@@ -95,6 +89,20 @@ CONFLICTS = (
         "differentiable=True is not supported: the step is not recorded by autograd",
     ),
 )
+
+
+def options_of(arguments):
+    """The options among the arguments of an optimizer's constructor, its ``locals()``."""
+    others = {"self", "params", "lookahead", "__class__"}
+    return {k: v for k, v in arguments.items() if k not in others}
+
+
+def own_options(optimizer):
+    """What a class of optimizers takes between ``params`` and ``lookahead``, with defaults."""
+    parameters = dict(inspect.signature(optimizer).parameters)
+    names = [*parameters]
+    own = names[names.index("params") + 1 : names.index("lookahead")]
+    return {name: parameters[name].default for name in own}
 
 
 def check_group(group):

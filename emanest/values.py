@@ -92,9 +92,14 @@ def flag(name, value):
     return bool(value)
 
 
-def optional_flag(name, value):
-    """Return a bool or None; TypeError for anything else."""
-    return value if value is None else flag(name, value)
+def optional(name, value, check, *arguments):
+    """Return None, or what a check returns for any other value."""
+    return value if value is None else check(name, value, *arguments)
+
+
+def by(check, *arguments):
+    """A check with arguments of its own, as a function of a name and a value."""
+    return lambda name, value: check(name, value, *arguments)
 
 
 def choice(name, value, choices):

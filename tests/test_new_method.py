@@ -31,11 +31,11 @@ ROW = """    "pull": Rule(pull, ("x", "first", "second"), ("weight", "keep", "ga
 """
 METHOD = '''"""Pull: a method of the tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import real
-from .method import Method, Plan
+from .method import Method, Plan, checked
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ class Pull(Method):
     state: ClassVar[tuple[str, ...]] = ("x", "first", "second")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
 
-    weight: float = 0.25
-
-    def __post_init__(self):
-        """Check the range."""
-        self._set(weight=real("weight", self.weight, 0, 1))
+    weight: float = field(default=0.25, metadata=checked(real, 0, 1))
 
     def plan(self, info, memory):
         """Pull at every step."""

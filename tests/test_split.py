@@ -321,7 +321,7 @@ def test_bad_arguments_are_named(model, rules, error, message):
 
 def test_a_rule_cannot_send_a_vector_to_muon():
     groups = split_params(Model(), {"norm": "muon"}, verbose=False)
-    with pytest.raises(ValueError, match=r"norm.weight.* has shape \(8,\): only matrices"):
+    with pytest.raises(ValueError, match=r"norm.weight.* has shape \(8,\): only real matrices"):
         Muon(groups)
 
 

@@ -64,7 +64,7 @@ def apply_(
         value, *new = function(*values, *states, *numbers)
         # state before parameters: what a rule hands on as state may be the parameter itself
         pairs = [*zip(old, itertools.chain(*new), strict=True), *((t, value) for t in to)]
-        if pass_.squares:
+        if squares is not None:
             pairs.append((squares[i], value.double().square().sum()))
         _write(pairs, skip)
 

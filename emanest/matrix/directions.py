@@ -22,7 +22,7 @@ from ..backends.products import empty
 from ..rules import MOMENTA, ROWS
 from .coefficients import polynomials
 from .newton_schulz import inverses, orthogonal, working_dtype
-from .shapes import SCALES, Shape, check_matrices, is_stack
+from .shapes import SCALES, Shape, is_stack
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
@@ -67,6 +67,7 @@ class Directions:
 
     def __init__(self, part, row_rule=None):
         self.group, self.bucket, self.indices = part.group, part.bucket, part.indices
+        self.check = part.base.check
         self.backend = self.group.get("backend")
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
@@ -116,7 +117,7 @@ class Directions:
             capture.need_warm_up(self.bucket.device.type, what)
             scale, together = SCALES[scale or "original"], {}
             for i, p in enumerate(self.tensors()):
-                check_matrices("a parameter", p, stack, split)
+                self.check("a parameter", p, self.group)
                 first = 1 if is_stack(p, stack) else 0
                 rows, *others = p.shape[first:]
                 alike = rows // split, math.prod(others), tuple(p.shape[:first])

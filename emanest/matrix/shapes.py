@@ -9,32 +9,6 @@ def is_stack(p, stack):
     return bool(stack) and p.dim() > 2
 
 
-def check_matrices(name, p, stack, split):
-    """Raise ValueError unless it is clear, and possible, which matrices a parameter is.
-
-    Args:
-        name: what the message calls it.
-        p: the parameter.
-        stack, split: options of its group.
-    """
-    shape = tuple(p.shape)
-    if p.dim() < 2 or p.is_complex():
-        raise ValueError(
-            f"{name} has shape {shape} and dtype {p.dtype}: only real matrices, and kernels "
-            'flattened to matrices, can be orthogonalised; give it a group with "base": "adamw"'
-        )
-    if p.dim() == 3 and stack is None:
-        flat = shape[0], math.prod(shape[1:])
-        raise ValueError(
-            f"{name} has shape {shape}, which does not tell what it is: set stack=True in its "
-            f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
-            f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
-        )
-    rows = shape[1 if is_stack(p, stack) else 0]
-    if rows % split:
-        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
-
-
 class Shape(NamedTuple):
     """Matrices of one shape, to be orthogonalised together.
 

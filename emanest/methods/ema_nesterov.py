@@ -1,12 +1,12 @@
 """EMA-Nesterov: look ahead along an average of past updates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .. import schedules
-from ..values import choice, count, flag, real
-from .method import Method, Plan
+from ..values import choice, count, flag, optional, real
+from .method import Method, Plan, checked
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,22 @@ class EMANesterov(Method):
     memory: ClassVar[dict[str, float]] = {"peak": 0.0}
 
     stepsize: float | Callable[[int], float] = 0.5
-    decay: float = 0.99
-    warmup: int = 0
-    rest: int | None = None
-    follow_lr: bool = True
-    init: str = "zero"
+    decay: float = field(default=0.99, metadata=checked(real, 0, 1, "[)"))
+    warmup: int = field(default=0, metadata=checked(count, 0))
+    rest: int | None = field(default=None, metadata=checked(optional, count, 0))
+    follow_lr: bool = field(default=True, metadata=checked(flag))
+    init: str = field(default="zero", metadata=checked(choice, schedules.INITS))
 
     def __post_init__(self):
-        """Check the ranges."""
-        self._set(decay=real("decay", self.decay, 0, 1, "[)"))
+        """Check what depends on other settings."""
+        super().__post_init__()
         if not callable(self.stepsize):
             self._set(stepsize=self._check_stepsize("stepsize", self.stepsize))
-        self._set(warmup=count("warmup", self.warmup, 0))
-        if self.rest is not None:
-            self._set(rest=count("rest", self.rest, 0))
-            if self.rest <= self.warmup:
-                raise ValueError(
-                    f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
-                    "(rest is an absolute step index, None means never)"
-                )
-        self._set(follow_lr=flag("follow_lr", self.follow_lr))
-        choice("init", self.init, schedules.INITS)
+        if self.rest is not None and self.rest <= self.warmup:
+            raise ValueError(
+                f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "
+                "(rest is an absolute step index, None means never)"
+            )
 
     def _check_stepsize(self, name, value):
         return real(name, value, -(1 + self.decay) / (1 - self.decay), 1, "()")

@@ -1,10 +1,10 @@
 """GPA: take gradients between an average x and the base optimizer's own iterate z."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import real
-from .method import Method, Plan
+from .method import Method, Plan, checked
 
 
 def between(c, mu, decay=0.0, options=None):
@@ -39,13 +39,8 @@ class GPA(Method):
     state: ClassVar[tuple[str, ...]] = ("z",)
     points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
 
-    mu_x: float = 0.9967
-    mu_y: float = 0.7
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(mu_x=real("mu_x", self.mu_x, 0, 1, "[)"))
-        self._set(mu_y=real("mu_y", self.mu_y, 0, 1, "(]"))
+    mu_x: float = field(default=0.9967, metadata=checked(real, 0, 1, "[)"))
+    mu_y: float = field(default=0.7, metadata=checked(real, 0, 1, "(]"))
 
     def plan(self, info, memory):
         """Average, with the decay moved from y to z."""

@@ -1,10 +1,10 @@
 """Long-horizon lookahead: look ahead along the displacement of the last k steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, is_sync
+from .method import Method, Plan, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,8 @@ class LongHorizon(Method):
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
 
-    every: int
-    stepsize: float = 0.5
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(every=count("every", self.every))
-        self._set(stepsize=real("stepsize", self.stepsize, -1, 1, "()"))
+    every: int = field(metadata=checked(count))
+    stepsize: float = field(default=0.5, metadata=checked(real, -1, 1, "()"))
 
     def plan(self, info, memory):
         """Extrapolate at a sync."""

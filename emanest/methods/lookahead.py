@@ -1,10 +1,10 @@
 """Lookahead: k steps forward, one step back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, is_sync
+from .method import Method, Plan, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,8 @@ class Lookahead(Method):
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True
 
-    every: int = 5
-    alpha: float = 0.5
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(every=count("every", self.every))
-        self._set(alpha=real("alpha", self.alpha, 0, 2, "[)"))
+    every: int = field(default=5, metadata=checked(count))
+    alpha: float = field(default=0.5, metadata=checked(real, 0, 2, "[)"))
 
     def plan(self, info, memory):
         """Pull at a sync, else leave the fast weights alone."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from ..rules import POSITIONS
-from ..values import choice
+from ..values import by, choice
 
 
 class StepInfo(NamedTuple):
@@ -54,6 +54,11 @@ METHODS: dict[str, type["Method"]] = {}  # name in a group -> method
 MEMORY: dict[str, None] = {}  # the names of all that methods remember from step to step
 
 
+def checked(check, *arguments):
+    """Metadata of a setting: it is what ``check(name, value, *arguments)`` returns."""
+    return {"check": by(check, *arguments)}
+
+
 @dataclass(frozen=True)
 class Method:
     """A lookahead method.
@@ -89,6 +94,12 @@ class Method:
         cls.positions = tuple(name for name in getattr(cls, "state", ()) if name in POSITIONS)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
+    def __post_init__(self):
+        """Check the settings, each by its ``checked``."""
+        for f in fields(self):
+            if "check" in f.metadata:
+                self._set(**{f.name: f.metadata["check"](f.name, getattr(self, f.name))})
+
     @property
     def capturable(self):
         """Whether ``plan`` can be evaluated on a device."""
@@ -108,7 +119,7 @@ class Method:
             object.__setattr__(self, name, value)
 
     def note_base(self, group):
-        """What ``check_base`` has to know of the base as it was made: entries of the group."""
+        """Entries of the group that say what its base was like as it was made."""
         return {}
 
     def check_base(self, group):
@@ -138,9 +149,9 @@ def group_entries(method, base=None):
     if not isinstance(method, Method):
         names = ", ".join(m.__name__ for m in METHODS.values())
         raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
-    kept = {**method.memory, **({} if base is None else method.note_base(base))}
-    kept = {f"lookahead_{name}": value for name, value in kept.items()}
-    return {"lookahead": method.name, **method.settings(), **kept}
+    memory = zip(method.memory_entries, method.memory.values(), strict=True)
+    notes = {} if base is None else method.note_base(base)
+    return {"lookahead": method.name, **method.settings(), **dict(memory), **notes}
 
 
 def method_of(group):

@@ -1,10 +1,10 @@
 """NAG: look ahead along the last displacement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import real
-from .method import Method, Plan, momentum_of
+from .method import Method, Plan, checked, momentum_of
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,12 @@ class NAG(Method):
     state: ClassVar[tuple[str, ...]] = ("velocity",)
     points: ClassVar[tuple[str, str | None]] = ("x_along", "y_along")
 
-    momentum: float
-
-    def __post_init__(self):
-        """Check the range."""
-        self._set(momentum=real("momentum", self.momentum, -1, 1, "()"))
+    momentum: float = field(metadata=checked(real, -1, 1, "()"))
 
     def note_base(self, group):
-        """Whether the base has a momentum of its own."""
-        return {"on_momentum": bool(momentum_of(group))}
+        """Whether the base has a momentum of its own; if that was noted, what was."""
+        name = "lookahead_on_momentum"
+        return {name: group.get(name, bool(momentum_of(group)))}
 
     def check_base(self, group):
         """A base that was made without momentum must stay without: two would multiply."""

@@ -1,10 +1,10 @@
 """NALA: lookahead whose slow weights take a gradient step of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan
+from .method import Method, Plan, checked
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,9 @@ class NALA(Method):
     FAST: ClassVar[float] = 1.0
     EXTRAPOLATED: ClassVar[float] = 2.0
 
-    every: int = 5
-    lr: float = 1e-3
-    mu: float = -0.5
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(every=count("every", self.every))
-        self._set(lr=real("lr", self.lr, 0))
-        self._set(mu=real("mu", self.mu, -1, 1, "()"))
+    every: int = field(default=5, metadata=checked(count))
+    lr: float = field(default=1e-3, metadata=checked(real, 0))
+    mu: float = field(default=-0.5, metadata=checked(real, -1, 1, "()"))
 
     def plan(self, info, memory):
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""

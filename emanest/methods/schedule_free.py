@@ -1,12 +1,12 @@
 """Schedule-Free: averaging in place of a learning-rate schedule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .. import schedules
 from ..values import real
 from .gpa import between
-from .method import Method, momentum_of
+from .method import Method, checked, momentum_of
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,9 @@ class ScheduleFree(Method):
     points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
     memory: ClassVar[dict[str, float]] = {"peak": 0.0, "weight": 0.0, "weight_sum": 0.0}
 
-    momentum: float = 0.9
-    r: float = 0.0
-    weight_lr_power: float = 2.0
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(momentum=real("momentum", self.momentum, 0, 1, "(]"))
-        self._set(r=real("r", self.r, 0))
-        self._set(weight_lr_power=real("weight_lr_power", self.weight_lr_power, 0))
+    momentum: float = field(default=0.9, metadata=checked(real, 0, 1, "(]"))
+    r: float = field(default=0.0, metadata=checked(real, 0))
+    weight_lr_power: float = field(default=2.0, metadata=checked(real, 0))
 
     def check_base(self, group):
         """The base must not have a momentum of its own."""

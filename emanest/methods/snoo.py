@@ -1,10 +1,10 @@
 """SNOO: a Nesterov SGD step of the slow weights at every sync."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, is_sync
+from .method import Method, Plan, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,9 @@ class SNOO(Method):
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True
 
-    every: int
-    lr: float = 0.7
-    momentum: float = 0.5
-
-    def __post_init__(self):
-        """Check the ranges."""
-        self._set(every=count("every", self.every))
-        self._set(lr=real("lr", self.lr, 0, 2, "()"))
-        self._set(momentum=real("momentum", self.momentum, 0, 1, "[)"))
+    every: int = field(metadata=checked(count))
+    lr: float = field(default=0.7, metadata=checked(real, 0, 2, "()"))
+    momentum: float = field(default=0.5, metadata=checked(real, 0, 1, "[)"))
 
     def plan(self, info, memory):
         """Take the outer step at a sync."""

@@ -1,10 +1,9 @@
 """AdamW: its options, its numbers, its class."""
 
-from types import MappingProxyType
-from typing import ClassVar
-
+from ..options import options_of, own_options
+from ..values import suggesting
 from .base import Base
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 
 def _adamw_rule(group):
@@ -17,15 +16,6 @@ def _adamw_numbers(group, lr, step):
     bias1, bias2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
     decay = lr * group["weight_decay"]
     return lr / bias1, decay, 1 - beta1, 1 - beta2, bias2**-0.5, group["eps"]
-
-
-ADAMW = Base(
-    _adamw_rule,
-    _adamw_numbers,
-    MappingProxyType(
-        {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False}
-    ),
-)
 
 
 class AdamW(Optimizer):
@@ -73,9 +63,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter, arXiv:1711.05101.
     """
 
-    bases: ClassVar = {"adamw": ADAMW}
-
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -95,3 +83,8 @@ class AdamW(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)
+
+
+ADAMW = Base(_adamw_rule, _adamw_numbers, own_options(AdamW))
+AdamW.bases = {"adamw": ADAMW}

@@ -7,9 +7,8 @@ import numbers
 import torch
 
 from ..groups import is_lookahead_entry, parameter_name
-from ..methods.method import METHODS, method_of
+from ..methods.method import METHODS
 from ..options import CHECKS, SEQUENCES
-from ..state.bucket import forget_others
 from ..values import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
@@ -81,12 +80,16 @@ def check_kind(state_dict):
 @contextlib.contextmanager
 def all_or_nothing(optimizers):
     """Where a ``with`` block that gives optimizers other groups and state raises, it has not."""
-    before = [dict(vars(optimizer)) for optimizer in optimizers]
+    held = [vars(optimizer) for optimizer in optimizers]
+    # a Wrap writes to groups that are there
+    held += [group for each in held for group in each.get("param_groups", ())]
+    before = [dict(each) for each in held]
     try:
         yield
     except BaseException:
-        for optimizer, attributes in zip(optimizers, before, strict=True):
-            vars(optimizer).update(attributes)
+        for each, old in zip(held, before, strict=True):
+            each.clear()
+            each.update(old)
         raise
 
 
@@ -190,11 +193,6 @@ def adopt(optimizer):
     for p, entries in optimizer.state.items():
         optimizer.state[p] = unpacked(entries)
     key = optimizer.buckets.key
-    for group in optimizer.param_groups:
-        method = method_of(group)
-        for p in group["params"]:
-            if p in optimizer.state:
-                forget_others(optimizer.state[p], key, method.state if method else ())
 
     def has_all(group, method):
         keys = {key(name) for name in (method.state if method else ())}

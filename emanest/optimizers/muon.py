@@ -1,36 +1,22 @@
 """Muon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
 import functools
-from typing import ClassVar
+import math
 
 from ..backends import shards
 from ..matrix.directions import Numbers
-from ..matrix.shapes import check_matrices
+from ..matrix.shapes import is_stack
 from ..matrix.sharded import divided
-from ..options import check_group
-from ..rules import MOMENTA
+from ..options import check_group, options_of, own_options
+from ..rules import MOMENTA, ROWS
+from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
-from .optimizer import Optimizer, constructor
-
-OPTIONS = {
-    "lr": 1e-3,
-    "weight_decay": 0.1,
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_coefficients": (3.4445, -4.7750, 2.0315),
-    "eps": 1e-7,
-    "ns_steps": 5,
-    "adjust_lr_fn": None,
-    "split": 1,
-    "stack": None,
-    "ns_form": None,
-    "ns_dtype": None,
-}
+from .optimizer import Optimizer
 
 
 def check_matrix(name, p, group):
-    """Raise ValueError for a parameter that cannot be orthogonalised."""
+    """Raise ValueError unless it is clear, and possible, which matrices a parameter is."""
     shape = tuple(p.shape)
     elsewhere = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
     if p.dim() < 2:
@@ -40,8 +26,8 @@ def check_matrix(name, p, group):
                 "fully_shard (FSDP2), which keeps them"
             )
         raise ValueError(
-            f"{name} has shape {shape}: only matrices, and kernels flattened to matrices, can be "
-            f'orthogonalised; {elsewhere} (groups with "base": "adamw")'
+            f"{name} has shape {shape}: only real matrices, and kernels flattened to matrices, can "
+            f'be orthogonalised; {elsewhere} (groups with "base": "adamw")'
         )
     if p.is_complex():
         raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
@@ -51,43 +37,51 @@ def check_matrix(name, p, group):
             f"{name} is a DTensor on a mesh of {mesh.ndim} dimensions: a matrix is put together "
             "over 1-D meshes only (fully_shard(model) of FSDP2)"
         )
-    check_matrices(name, p, group["stack"], group["split"])
+    stack, split = group["stack"], group["split"]
+    if p.dim() == 3 and stack is None:
+        flat = shape[0], math.prod(shape[1:])
+        raise ValueError(
+            f"{name} has shape {shape}, which does not tell what it is: set stack=True in its "
+            f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
+            f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
+        )
+    rows = shape[1 if is_stack(p, stack) else 0]
+    if rows % split:
+        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
 
 
-def rule(group):
-    """The base rule of a step along directions."""
-    return "direction"
-
-
-def _muon_numbers(group, lr, step):
-    return numbers_of(group, lr, ())
-
-
-def numbers_of(group, lr, rows):
-    """The numbers of a step, with those of a row rule."""
-    # weights are subtracted here, in double
-    weight = 1 - group["momentum"]
-    momentum = weight, weight if group["nesterov"] else 0.0
-    return Numbers(momentum, rows, (lr, lr * group["weight_decay"])).joined()
-
-
-def directions(row_rule, options, part):
+def directions(row_rule, part):
     """The directions of some parameters; options may have changed since they were checked."""
     # but for lr, which may be a tensor on a device, and was looked at already
-    own = check_group({name: part.group[name] for name in options if name != "lr"})
+    own = check_group({name: part.group[name] for name in part.base.options if name != "lr"})
     return divided(part._replace(group={**part.group, **own}), row_rule)
 
 
-MUON = Base(
-    rule,
-    _muon_numbers,
-    OPTIONS,
-    # torch saves no `step` for Muon, whose steps are all alike
-    uncounted=1.0,
-    directions=functools.partial(directions, None, OPTIONS),
-    state=MOMENTA["ema"].state,
-    check=check_matrix,
-)
+def base_of(optimizer, row_rule=None, row_numbers=lambda group: ()):
+    """The base of an optimizer that steps along orthogonal directions.
+
+    Args:
+        optimizer: its class.
+        row_rule: a row of ``rules.ROWS``, for a factor for each row; or None.
+        row_numbers: group -> its numbers.
+    """
+
+    def numbers(group, lr, step):
+        # weights are subtracted here, in double
+        weight = 1 - group["momentum"]
+        momentum = weight, weight if group["nesterov"] else 0.0
+        return Numbers(momentum, row_numbers(group), (lr, lr * group["weight_decay"])).joined()
+
+    return Base(
+        lambda group: "direction",
+        numbers,
+        own_options(optimizer),
+        # torch saves no `step` for Muon, whose steps are all alike
+        uncounted=1.0,
+        directions=functools.partial(directions, row_rule),
+        state=(*MOMENTA["ema"].state, *(ROWS[row_rule].state if row_rule else ())),
+        check=check_matrix,
+    )
 
 
 class Muon(Optimizer):
@@ -155,9 +149,7 @@ class Muon(Optimizer):
     Liu et al., arXiv:2502.16982 (``match_rms_adamw``), and Bernstein 2025 (``spectral_norm``).
     """
 
-    bases: ClassVar = {"muon": MUON, "adamw": ADAMW}
-
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -184,3 +176,7 @@ class Muon(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)
+
+
+Muon.bases = {"muon": base_of(Muon), "adamw": ADAMW}

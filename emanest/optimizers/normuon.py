@@ -1,31 +1,10 @@
 """NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
-import functools
-from typing import ClassVar
-
-from ..rules import MOMENTA, ROWS
+from ..options import options_of
+from ..values import suggesting
 from .adamw import ADAMW
-from .base import Base
-from .muon import OPTIONS as MUON_OPTIONS
-from .muon import check_matrix, directions, numbers_of, rule
-from .optimizer import Optimizer, constructor
-
-
-def _normuon_numbers(group, lr, step):
-    return numbers_of(group, lr, (1 - group["beta2"], group["eps"]))
-
-
-OPTIONS = {**MUON_OPTIONS, "eps": 1e-10, "beta2": 0.95}
-
-NORMUON = Base(
-    rule,
-    _normuon_numbers,
-    OPTIONS,
-    uncounted=1.0,
-    directions=functools.partial(directions, "normuon", OPTIONS),
-    state=(*MOMENTA["ema"].state, *ROWS["normuon"].state),
-    check=check_matrix,
-)
+from .muon import base_of
+from .optimizer import Optimizer
 
 
 class NorMuon(Optimizer):
@@ -56,9 +35,7 @@ class NorMuon(Optimizer):
     which scales by 0.2 sqrt(rows columns) / norm(p): nearly ``adjust_lr_fn="match_rms_adamw"``.
     """
 
-    bases: ClassVar = {"normuon": NORMUON, "adamw": ADAMW}
-
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -86,3 +63,11 @@ class NorMuon(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)
+
+
+def _row_numbers(group):
+    return 1 - group["beta2"], group["eps"]
+
+
+NorMuon.bases = {"normuon": base_of(NorMuon, "normuon", _row_numbers), "adamw": ADAMW}

@@ -1,10 +1,7 @@
 """The optimizer: one step from gradients to passes, the modes, and what torch asks of it."""
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 
@@ -18,40 +15,9 @@ from ..state.edits import restart_edited
 from ..state.metrics import metrics
 from ..step import nonfinite, plan
 from ..step.select import Selection
-from ..values import check_params, suggesting
+from ..values import check_params
 from . import checkpoint
 from .base import Base
-
-Init = TypeVar("Init", bound=Callable[..., None])
-
-
-class _Constructor:
-    """Puts a constructor that checks and hands on its options in the place of a signature."""
-
-    def __init__(self, init):
-        self._init = init
-
-    def __set_name__(self, owner, name):
-        init, signature = self._init, inspect.signature(self._init)
-
-        @suggesting
-        @functools.wraps(init)
-        def constructed(self, *args, **kwargs):
-            # what does not fit the signature is Python's own error
-            init(self, *args, **kwargs)
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            _, (_, params), *options = bound.arguments.items()
-            defaults = dict(options)
-            # a user's class may stand between the owner and Optimizer
-            super(owner, self).__init__(params, defaults, defaults.pop("lookahead"))
-
-        setattr(owner, name, constructed)
-
-
-def constructor(init: Init) -> Init:
-    """Make a constructor of a signature whose parameters are the options, with their defaults."""
-    return _Constructor(init)  # pyright: ignore[reportReturnType]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -361,11 +327,8 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self):
         """The state in torch's format, of plain types only; a callable step size becomes None."""
         # before hooks of the user, which may make something else of it
-        handle = self.register_state_dict_post_hook(checkpoint.plain, prepend=True)
-        try:
+        with self.register_state_dict_post_hook(checkpoint.plain, prepend=True):
             return super().state_dict()
-        finally:
-            handle.remove()
 
     def load_state_dict(self, state_dict):
         """Load what ``state_dict`` returned; everything is checked first, then copied.
@@ -389,10 +352,10 @@ class Optimizer(torch.optim.Optimizer):
                 wrote. Nothing has changed then, nor if memory runs out.
         """
         checkpoint.check_dict(state_dict)
-        handle = self.register_load_state_dict_pre_hook(checkpoint.prepare)
-        try:
+        with (
+            self.register_load_state_dict_pre_hook(checkpoint.prepare),
+            checkpoint.all_or_nothing([self, *self._holders()]),
             # what is loaded will be written outside inference mode
-            with checkpoint.all_or_nothing([self, *self._holders()]), torch.inference_mode(False):
-                super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+            torch.inference_mode(False),
+        ):
+            super().load_state_dict(state_dict)

@@ -53,9 +53,7 @@ def merged(optimizer, index, live, saved):
     if starts:
         # written without a lookahead, by us or by torch: this optimizer's starts
         saved = {k: v for k, v in saved.items() if k in CLOCK or not is_lookahead_entry(k)}
-        method = method_of(live)
-        noted = {k: live[k] for k in _notes(method, live) if k in live}
-        saved = {**group_entries(method), **noted, **saved}
+        saved = {**group_entries(method_of(live), live), **saved}
     for key, value in saved.items():
         if is_callable(value) and not callable(live.get(key)):
             raise ValueError(
@@ -69,7 +67,7 @@ def merged(optimizer, index, live, saved):
     known.update(method.settings() if method else ())
     kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
     # what an older version did not note shows in the base's options beside it
-    kept.update(_notes(method, {**live, **saved}))
+    kept.update(method.note_base({**kept, **saved}) if method else ())
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
     base = optimizer._base(live)
@@ -83,12 +81,6 @@ def merged(optimizer, index, live, saved):
         value = group[key]
         real(key, value.item() if isinstance(value, torch.Tensor) else value, 0)
     return group
-
-
-def _notes(method, group):
-    """What a method would note of a group's base: entries of the group."""
-    found = method.note_base(group) if method else {}
-    return {f"lookahead_{name}": value for name, value in found.items()}
 
 
 def bare(name):
@@ -163,14 +155,12 @@ def checked_entries(optimizer, where, group, p, entries, starts):
         forget_others(entries, key, ())
     method, base = method_of(group), optimizer._base(group)
     own = {key(name) for name in (method.state if method else ())}
-    needed = state_names(group, method, base)
-    names = {key(name) for name in needed}
-    likes = {name: shape_like(name, p, group.get("stack")) for name in (*needed, "y")}
-    shapes = {key(name): like.shape for name, like in likes.items()}
+    needed, stack = state_names(group, method, base), group.get("stack")
+    shapes = {key(name): shape_like(name, p, stack).shape for name in (*needed, "y")}
     entries.setdefault(key("lookahead"), 0.0)
     if base.uncounted is not None:
         entries.setdefault(key("step"), base.uncounted)
-    missing = (names | {key("step")}) - own - entries.keys()
+    missing = {key(name) for name in (*needed, "step")} - own - entries.keys()
     if missing:
         raise ValueError(
             f"the checkpoint has no {sorted(missing)} for {where}, only {sorted(entries)}; was it "

@@ -1,10 +1,9 @@
 """SGD with momentum: its options, its numbers, its class."""
 
-from types import MappingProxyType
-from typing import ClassVar
-
+from ..options import options_of, own_options
+from ..values import suggesting
 from .base import Base
-from .optimizer import Optimizer, constructor
+from .optimizer import Optimizer
 
 # (has momentum, nesterov) -> rule
 _SGD_RULES = {
@@ -26,17 +25,6 @@ def _sgd_numbers(group, lr, step):
     later = (step > 0) + 0 * step  # of a condition on a tensor, torch would make a float32
     weight = 1 - group["dampening"] * later
     return lr, group["weight_decay"], 1 - group["momentum"], weight
-
-
-BASE = Base(
-    _sgd_rule,
-    _sgd_numbers,
-    MappingProxyType(
-        {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
-    ),
-    # torch saves no `step` for SGD, and only the first one differs from the others
-    uncounted=1.0,
-)
 
 
 class SGD(Optimizer):
@@ -66,9 +54,7 @@ class SGD(Optimizer):
     Source: ``torch.optim.SGD``; Sutskever et al. 2013, where lr is inside the buffer.
     """
 
-    bases: ClassVar = {"sgd": BASE}
-
-    @constructor
+    @suggesting
     def __init__(
         self,
         params,
@@ -88,3 +74,9 @@ class SGD(Optimizer):
         nonfinite="propagate",
     ):
         """See the class."""
+        super().__init__(params, options_of(locals()), lookahead)
+
+
+# torch saves no `step` for SGD, and only the first one differs from the others
+BASE = Base(_sgd_rule, _sgd_numbers, own_options(SGD), uncounted=1.0)
+SGD.bases = {"sgd": BASE}

@@ -101,15 +101,7 @@ class Wrap(Optimizer):
             _check_options(i, group, complete, each)
             check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
-        before = [dict(group) for _, group in groups]
-        try:
-            self._hold({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
-        except BaseException:
-            # interrupted: they are not wrapped, and can be
-            for (_, group), old in zip(groups, before, strict=True):
-                group.clear()
-                group.update(old)
-            raise
+        self._hold({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
 
     def __getstate__(self):
         """Everything is in the inner optimizers."""
@@ -135,10 +127,10 @@ class Wrap(Optimizer):
                 self._load(**loaded)
             self._begin()
             checkpoint.adopt(self)
-        if not loaded:
-            self.buckets.record_all()
-        for each in inner:
-            guard(each, self)
+            if not loaded:
+                self.buckets.record_all()
+            for each in inner:
+                guard(each, self)
 
     def _load(self, state=None, param_groups=None):
         if state is None:
