@@ -80,19 +80,18 @@ def completed_entries(group, defaults):
 
 
 def check_method(group):
-    """The group's lookahead method, or None, checked against the group's other options.
+    """The group's lookahead method, checked against the group's other options.
 
     Raises:
         ValueError: a setting is out of range, or contradicts the base's options.
     """
     method = method_of(group)
-    if method is not None:
-        method.check_base(group)
-        if group.get("capturable") and not method.capturable:
-            raise ValueError(
-                f"capturable=True does not work with {type(method).__name__}: its syncs, or its "
-                "callable step size, are decided on the host"
-            )
+    method.check_base(group)
+    if group.get("capturable") and not method.capturable:
+        raise ValueError(
+            f"capturable=True does not work with {type(method).__name__}: its syncs, or its "
+            "callable step size, are decided on the host"
+        )
     return method
 
 
@@ -100,7 +99,7 @@ class Setup(NamedTuple):
     """How a group is stepped."""
 
     group: dict[str, Any]
-    method: Method | None  # its lookahead
+    method: Method  # its lookahead
     base: Any  # its ``optimizers.base.Base``
     state: tuple[str, ...]  # names of all state that its parameters need
 
@@ -130,8 +129,8 @@ def setups(optimizer):
 def state_names(group, method, base):
     """Names of all state that a group's parameters need."""
     rule = base.rule(group)
-    names = base.state if rule is None else (*base.state, *rules.BASES[rule].state)
-    return names if method is None else (*names, *method.state)
+    own = () if rule is None else rules.BASES[rule].state
+    return *base.state, *own, *method.state
 
 
 def check_params_of(index, group):

@@ -11,14 +11,14 @@ import torch
 
 import helpers
 from emanest import EMANesterov, ScheduleFree, rules
-from emanest.methods.method import group_entries
+from emanest.methods.method import NO_LOOKAHEAD, group_entries
 from emanest.optimizers.adamw import ADAMW
 from emanest.optimizers.sgd import BASE as SGD
 from emanest.state.clock import Clock, planned
 from emanest.step.on_device import DevicePlan, trace
 
 METHODS = {
-    "none": None,
+    "none": NO_LOOKAHEAD,
     **{name: method for name, method in helpers.METHODS.items() if method.capturable},
     "ema copy": EMANesterov(0.5, 0.99, warmup=4, init="copy"),
     "ema constant": EMANesterov(0.3, 0.95, rest=20, follow_lr=False),
@@ -57,19 +57,16 @@ class Host:
 
     def __init__(self, method, base):
         self.method, self.base, self.group = METHODS[method], base, group_of(method, base)
-        names = self.method.memory if self.method else ()
-        self.entries = {"lookahead_t": 0} | {
-            f"lookahead_{name}": self.group[f"lookahead_{name}"] for name in names
-        }
+        names = "lookahead_t", *self.method.memory_entries
+        self.entries = {name: self.group.get(name, 0) for name in names}
         self.entries |= {"step": 0.0, "lookahead": 0.0}
 
     def step(self, lr, skip):
         """The numbers of a step, with which it moves on."""
         now, group = self.entries, self.group
         clock = Clock(now["lookahead_t"], lr, {})
-        if self.method is not None:
-            memory = {name: now[f"lookahead_{name}"] for name in self.method.memory}
-            clock = clock._replace(memory=self.method.remember(clock.t, lr, 0.03, memory))
+        memory = {name: now[f"lookahead_{name}"] for name in self.method.memory}
+        clock = clock._replace(memory=self.method.remember(clock.t, lr, 0.03, memory))
         base, step, ahead = BASES[self.base][0], now["step"], now["lookahead"]
         plan, rule, numbers = planned(group, self.method, base, clock, step, ahead)
         self.rules = rule, plan.rule

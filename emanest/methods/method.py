@@ -67,9 +67,9 @@ class Method:
     argument, so that they also work on 0-d tensors (a step captured in a CUDA graph).
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Any]  # in a group
     state: ClassVar[tuple[str, ...]]
-    points: ClassVar[tuple[str, str | None]]  # rows of rules.POINTS: x from y; y from x, if known
+    points: ClassVar[tuple[Any, Any]]  # rows of rules.POINTS: x from y; y from x, if known
     memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
     syncs: ClassVar[bool] = False  # acts at some steps only
     x_is_state: ClassVar[bool] = False  # where y is x, it equals the first state
@@ -80,7 +80,7 @@ class Method:
     def __init_subclass__(cls):
         """Make the method known by its name, and name what follows from state and memory."""
         super().__init_subclass__()
-        if "name" in vars(cls):
+        if vars(cls).get("name") is not None:
             known = METHODS.get(cls.name, cls)
             # one that is written anew, in a notebook say, takes its own place
             if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -134,6 +134,21 @@ class Method:
         raise NotImplementedError
 
 
+class NoLookahead(Method):
+    """The base alone: y is x."""
+
+    name: ClassVar[None] = None
+    state: ClassVar[tuple[str, ...]] = ()
+    points: ClassVar[tuple[None, None]] = (None, None)
+
+    def plan(self, info, memory):
+        """Nothing is added."""
+        return Plan()
+
+
+NO_LOOKAHEAD = NoLookahead()
+
+
 def group_entries(method, base=None):
     """The entries that a method (or None) puts into a parameter group.
 
@@ -144,8 +159,7 @@ def group_entries(method, base=None):
     Raises:
         TypeError: neither a method nor None.
     """
-    if method is None:
-        return {"lookahead": None}
+    method = NO_LOOKAHEAD if method is None else method
     if not isinstance(method, Method):
         names = ", ".join(m.__name__ for m in METHODS.values())
         raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
@@ -155,10 +169,10 @@ def group_entries(method, base=None):
 
 
 def method_of(group):
-    """The method that a group's entries describe, validated; None without one."""
+    """The method that a group's entries describe, validated."""
     name = group.get("lookahead")
     if name is None:
-        return None
+        return NO_LOOKAHEAD
     cls = METHODS[choice("lookahead", name, METHODS)]
     settings = [group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)]
     # a function may not be hashable, and would be kept alive

@@ -195,7 +195,7 @@ def adopt(optimizer):
     key = optimizer.buckets.key
 
     def has_all(group, method):
-        keys = {key(name) for name in (method.state if method else ())}
+        keys = {key(name) for name in method.state}
         held = (optimizer.state[p].keys() for p in group["params"] if p in optimizer.state)
         return all(map(keys.issubset, held))
 

@@ -6,7 +6,7 @@ import torch
 
 from ..backends import shards, storage
 from ..groups import check_fit, check_method, is_lookahead_entry, state_names
-from ..methods.method import group_entries, method_of
+from ..methods.method import NO_LOOKAHEAD, group_entries, method_of
 from ..state.bucket import forget_others, shape_like
 from ..state.clock import CLOCK
 from ..values import flag, real
@@ -63,11 +63,11 @@ def merged(optimizer, index, live, saved):
     saved = {k: live[k] if is_callable(v) else v for k, v in saved.items()}
     known = {k for k in optimizer._defaults(live) if not is_lookahead_entry(k)}
     same = not starts and saved["lookahead"] == live.get("lookahead")
-    method = method_of({**live, **saved}) if same else None
-    known.update(method.settings() if method else ())
+    method = method_of({**live, **saved}) if same else NO_LOOKAHEAD
+    known.update(method.settings())
     kept = {**{k: v for k, v in live.items() if k in known}, **CLOCK}
     # what an older version did not note shows in the base's options beside it
-    kept.update(method.note_base({**kept, **saved}) if method else ())
+    kept.update(method.note_base({**kept, **saved}))
     # where a step runs, and what parameters are called, are matters of this program
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
     base = optimizer._base(live)
@@ -75,7 +75,7 @@ def merged(optimizer, index, live, saved):
     method = check_method(group)
     check_fit(index, {**group, "params": params}, base)
     flag("train_mode", group["train_mode"])
-    for key in ("lookahead_t", *(method.memory_entries if method else ())):
+    for key in ("lookahead_t", *method.memory_entries):
         if key not in group:
             raise ValueError(f"group {index} of the checkpoint has no {key!r}")
         value = group[key]
@@ -154,7 +154,7 @@ def checked_entries(optimizer, where, group, p, entries, starts):
     if starts:
         forget_others(entries, key, ())
     method, base = method_of(group), optimizer._base(group)
-    own = {key(name) for name in (method.state if method else ())}
+    own = {key(name) for name in method.state}
     needed, stack = state_names(group, method, base), group.get("stack")
     shapes = {key(name): shape_like(name, p, stack).shape for name in (*needed, "y")}
     entries.setdefault(key("lookahead"), 0.0)

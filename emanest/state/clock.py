@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends import shards, storage
-from ..methods.method import MEMORY, Plan, StepInfo
+from ..methods.method import MEMORY, StepInfo
 
 # entries that all groups of an optimizer share, at their start
 CLOCK = MappingProxyType({"lookahead_t": 0, "train_mode": True})
@@ -30,7 +30,7 @@ class Clock(NamedTuple):
 def clock_of(method, read):
     """A group's clock at the start of a step; ``read`` gives its entries as numbers or symbols."""
     t, lr = read("lookahead_t"), read("lr")
-    if method is None:
+    if not method.memory:
         return Clock(t, lr, {})
     memory = {name: read(f"lookahead_{name}") for name in method.memory}
     return Clock(t, lr, method.remember(t, lr, read("initial_lr"), memory))
@@ -49,7 +49,7 @@ def host_clock(group, method):
 def clock_entries(group, method):
     """The entries of a group that its clock is read from."""
     entries = {"lookahead_t": group["lookahead_t"], "lr": group["lr"]}
-    if method is not None:
+    if method.memory:
         # a scheduler's or the user's: not looked at where no method asks for it
         entries["initial_lr"] = group.get("initial_lr", 0.0)
         entries.update({name: group[name] for name in method.memory_entries})
@@ -58,14 +58,13 @@ def clock_entries(group, method):
 
 def place_clock(group, method, device):
     """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
-    memory = method.memory if method else {}
     for name in MEMORY:
         # a method that has taken another one's place has none yet, and leaves none behind
-        if name in memory:
-            group.setdefault(f"lookahead_{name}", memory[name])
+        if name in method.memory:
+            group.setdefault(f"lookahead_{name}", method.memory[name])
         elif not hasattr(method, name):  # a setting may have the name of another's memory
             group.pop(f"lookahead_{name}", None)
-    for name in ("lookahead_t", *(method.memory_entries if method else ())):
+    for name in ("lookahead_t", *method.memory_entries):
         held = group[name]
         if device is not None:
             group[name] = torch.as_tensor(held, dtype=torch.float64, device=device)
@@ -93,7 +92,7 @@ def planned(group, method, base, clock, step, ahead):
 
     Args:
         group: the parameter's.
-        method: the group's lookahead, or None.
+        method: the group's lookahead.
         base: the group's ``optimizers.base.Base``.
         clock: the group's ``Clock``.
         step, ahead: the parameter's; see ``Scalars``.
@@ -104,7 +103,7 @@ def planned(group, method, base, clock, step, ahead):
     """
     decay = 0.0 if base.decay is None else group[base.decay]
     info = StepInfo(clock.t, step, ahead, clock.lr, decay)
-    plan = Plan() if method is None else method.plan(info, clock.memory)
+    plan = method.plan(info, clock.memory)
     if plan.base is not None:
         return plan, *plan.base
     rule = base.rule(group)

@@ -139,7 +139,7 @@ def restart_edited(optimizer, parts):
     counts = {}
     for part in parts:
         method, bucket = part.method, part.bucket
-        if method is None or not method.positions:
+        if not method.positions:
             continue
         edited = bucket.edits.edited(part.indices)
         if edited:

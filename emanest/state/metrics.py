@@ -3,6 +3,7 @@
 import torch
 
 from ..backends import shards
+from ..methods.method import NO_LOOKAHEAD
 from .modes import by_ahead, x_of
 
 
@@ -32,13 +33,14 @@ def _squares(part, i, ahead):
     """Sums of squares of a parameter's x, m and y - x."""
     bucket, method = part.bucket, part.method
     x = y = bucket.tensors[i].detach()
-    if ahead != 0 and method is not None and part.group["train_mode"]:
+    lies_ahead = ahead != 0 and method is not NO_LOOKAHEAD
+    if lies_ahead and part.group["train_mode"]:
         x = x_of(y, part, i, ahead)
-    elif ahead != 0 and method is not None:
+    elif lies_ahead:
         aside = bucket.kept_y(i)
         y = x if aside is None else aside
     m = x.new_zeros(0)
-    if method is not None and method.along:
+    if method.along:
         m = bucket.views[method.state[0]][i]
     wide = torch.complex128 if x.is_complex() else torch.float64
     each = x, m, y.to(wide) - x.to(wide)

@@ -8,6 +8,7 @@ import contextlib
 
 import torch
 
+from ..methods.method import NO_LOOKAHEAD
 from ..rules import LOOKAHEAD_STATE
 from .edits import restart_at, restart_edited, warn_once
 
@@ -196,9 +197,9 @@ def _under_lookahead(optimizer):
 
     def wanted(group, method):
         kept = (entries.keys() for entries in _entries(optimizer, [group]))
-        return method is not None or not all(map(keys.isdisjoint, kept))
+        return method is not NO_LOOKAHEAD or not all(map(keys.isdisjoint, kept))
 
-    return [part for part in optimizer.with_state(wanted) if part.method is not None]
+    return [part for part in optimizer.with_state(wanted) if part.method is not NO_LOOKAHEAD]
 
 
 def _entries(optimizer, groups):

@@ -42,7 +42,7 @@ def trace(group, method, base, *, scaled=False, clock=True):
 
     Args:
         group: a parameter group; its lr and what it remembers are not looked at.
-        method: its lookahead method, or None.
+        method: its lookahead method.
         base: its ``optimizers.base.Base``.
         scaled: divide gradients by an input ``grad_scale``.
         clock: this is the group's last bucket, or its only one.

@@ -180,5 +180,4 @@ def scales_on_device(optimizer):
 
 
 def _methods_can(optimizer):
-    methods = map(check_method, optimizer.param_groups)
-    return all(method is None or method.capturable for method in methods)
+    return all(check_method(group).capturable for group in optimizer.param_groups)

@@ -19,7 +19,7 @@ class Part(NamedTuple):
     """The parameters of a group that lie in one bucket, all of them or some."""
 
     group: dict[str, Any]
-    method: Any  # a Method, or None
+    method: Any  # a Method
     base: Any  # an ``optimizers.base.Base``
     bucket: Bucket
     indices: list[int]  # of the parameters, in the bucket

@@ -13,11 +13,11 @@ float64 on the CPU.
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..methods.method import Method, Plan, StepInfo
+from ..methods.method import NO_LOOKAHEAD, Method, Plan, StepInfo
 from ..optimizers.sgd import BASE as SGD
 from ..options import check_group
 from ..rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
@@ -28,16 +28,6 @@ _TINY = 1e-12  # below this a response is rounding
 
 
 @dataclass(frozen=True)
-class NoLookahead(Method):
-    """The base alone."""
-
-    state: ClassVar[tuple[str, ...]] = ()
-
-    def plan(self, info, memory):
-        """Nothing is added."""
-        return Plan()
-
-
 class Trajectory(NamedTuple):
     """Where a run has been: row t is taken before step t."""
 
@@ -195,7 +185,7 @@ def trajectory(method, gradient, start, lr, steps, **base):
 
 def _method(method):
     if method is None:
-        return NoLookahead()
+        return NO_LOOKAHEAD
     if not isinstance(method, Method):
         raise TypeError(f"method must be None or a lookahead method, got {method!r}")
     return method

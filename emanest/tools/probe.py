@@ -58,4 +58,4 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
 
 
 def _has_direction(group, method):
-    return method is not None and method.along
+    return method.along
