@@ -14,7 +14,7 @@ TOP = '"""The lookahead methods, one file each; `make rules` writes this list.""
 def methods(folder=FOLDER):
     """File without suffix -> its method."""
     found = {}
-    for path in sorted(folder.glob("[a-z]*.py")):
+    for path in sorted({*folder.glob("[a-z]*.py")} - {folder / "method.py"}):
         for each in ast.parse(path.read_text()).body:
             if isinstance(each, ast.ClassDef) and [*map(ast.unparse, each.bases)] == ["Method"]:
                 found[path.stem] = each.name

@@ -149,7 +149,7 @@ def test_moving(place, point, dtype):
 def test_a_move_does_not_write_the_state_that_it_reads(place, dtype):
     """Else it would undo a move of the state itself."""
     y = torch.arange(CHUNK + 3, dtype=dtype, device=place.device)
-    place.backend.move_("y_along", [y], [[y]], (0.5,), dtype)
+    place.backend.apply_("move", ("y_along",), [y], (), [[y]], (0.5,), dtype)
     assert same(y, torch.arange(CHUNK + 3) * 1.5)
 
 

@@ -140,7 +140,7 @@ def test_a_pass_that_fails_moves_no_clock(monkeypatch):
         raise RuntimeError("no launch")
 
     with monkeypatch.context() as patch:
-        patch.setattr(emanest.backends.eager, "step_", fail)
+        patch.setattr(emanest.backends.eager, "apply_", fail)
         with pytest.raises(RuntimeError, match="no launch"):
             run(optimizer, [3])
     assert differing(content(optimizer), before) == []

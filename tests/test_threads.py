@@ -80,11 +80,11 @@ def failing(together):
     """A back end of which every call of a step waits for the others, and raises."""
     module = types.ModuleType("stub_broken")
 
-    def step_(*args):
+    def apply_(*args):
         together.wait(timeout=30)
         raise RuntimeError("no")
 
-    module.step_ = step_  # pyright: ignore[reportAttributeAccessIssue]
+    module.apply_ = apply_  # pyright: ignore[reportAttributeAccessIssue]
     return module
 
 

@@ -17,7 +17,7 @@ from .driver import TARGET
 
 NAME = f"{__package__}.computing"
 # what ``eager`` documents
-FUNCTIONS = ("step_", "follow_", "move_", "momentum_", "rows_", "nonfinite", "plan_")
+FUNCTIONS = ("apply_", "rows_", "nonfinite", "plan_")
 
 
 def both(launching, computing):

@@ -12,7 +12,6 @@ float64 on the CPU.
 
 import functools
 import itertools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,6 @@ SETTLED = 10_000  # the default t: late enough for every start-up effect to have
 _TINY = 1e-12  # below this a response is rounding
 
 
-@dataclass(frozen=True)
 class Trajectory(NamedTuple):
     """Where a run has been: row t is taken before step t."""
 
