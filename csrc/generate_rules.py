@@ -7,18 +7,17 @@ an error that names the line. Only Python's own modules are imported; rules.py i
 """
 
 import ast
-import io
 import re
 import runpy
 import textwrap
-import tokenize
 from pathlib import Path
 
 RULES = Path(__file__).parents[1] / "emanest" / "rules.py"
 HEADER = Path(__file__).with_name("rules.h")
 
 TOP = """\
-// Generated from emanest/rules.py by csrc/generate_rules.py: `make rules` writes it anew.
+// Generated from emanest/rules.py, whose comments say why, by csrc/generate_rules.py: `make rules`
+// writes it anew.
 //
 // A rule reads and writes its state in place and returns the update (bases), what is orthogonalised
 // (momenta), a factor (rows, norms), the next gradient point (lookaheads), or the point moved to
@@ -188,17 +187,15 @@ class Function:
         rule = "a rule unpacks, assigns names one by one, and returns"
         return self.refuse(node, made if self.passed else rule)
 
-    def template(self, head, comments=()):
-        """The function template, with the comments above its lines (by their line in Python)."""
-        lines, last = [], self.tree.body[0].end_lineno
+    def template(self, head):
+        """The function template."""
+        lines = []
         for node in self.tree.body[1:]:
             if isinstance(node, ast.Return) != (node is self.tree.body[-1]):
                 self.refuse(node, "a rule returns at its end")
-            lines += [comments[n] for n in range(last + 1, node.lineno) if n in comments]
             lines += textwrap.wrap(self.line(node), 94, subsequent_indent="    ")
-            last = node.end_lineno
-        code = " ".join(line for line in lines if not line.startswith("//"))
-        read, types = {*re.findall(r"\w+", code)}, {a: self.types[a] for a in self.arguments}
+        read = {*re.findall(r"\w+", " ".join(lines))}
+        types = {a: self.types[a] for a in self.arguments}
         rules = [f", class {name}" for name, type_ in types.items() if not type_]
         # what is not used has no name, or compilers would warn
         parameters = [f"{type_} {a * (a in read)}".strip() for a, type_ in types.items() if type_]
@@ -239,11 +236,6 @@ def generate(path=RULES):
     source = Path(path).read_text()
     trees = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
     tables, text, variants = runpy.run_path(str(path)), [TOP], []
-    comments = {
-        token.start[0]: f"// {token.string.lstrip('# ')}"
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT and token.line.strip() == token.string
-    }
     for table, (namespace, variant, writes) in TABLES.items():
         text += [f"namespace {namespace} {{", ""]
         for name, rule in tables[table].items():
@@ -251,7 +243,7 @@ def generate(path=RULES):
             counts = f'EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});'
             norm = [f"using norm = norms::{rule.norm};"] if rule.norm else []
             function = Function(tree, rule, writes)
-            inside = [counts, *norm, *function.template("static T apply", comments)]
+            inside = [counts, *norm, *function.template("static T apply")]
             text += [
                 *_about(tree),
                 f"struct {name} {{",
@@ -266,7 +258,7 @@ def generate(path=RULES):
     passes = [row.function for row in tables["PASSES"].values()]
     for function in (*passes, *tables["FORMULAS"]):
         tree = trees[function.__name__]
-        text += [*_about(tree), *Function(tree).template(f"T {tree.name}", comments), ""]
+        text += [*_about(tree), *Function(tree).template(f"T {tree.name}"), ""]
     return "\n".join([*text, "}  // namespace emanest\n"])
 
 

@@ -1,4 +1,4 @@
-// What is in the extension.
+// How the extension was built.
 #include <pybind11/stl.h>
 
 #include "bindings.h"
@@ -8,25 +8,6 @@ namespace py = pybind11;
 
 namespace emanest {
 namespace {
-
-// A table as Python's rules.py has it: name -> (state tensors, numbers).
-template <class... Rules>
-py::dict describe(const std::variant<Rules...>&) {
-  py::dict rows;
-  ((rows[Rules::name] = std::pair(Rules::states, Rules::numbers)), ...);
-  return rows;
-}
-
-py::dict rules() {
-  py::dict tables;
-  tables["BASES"] = describe(Base());
-  tables["MOMENTA"] = describe(Momentum());
-  tables["NORMS"] = describe(Norm());
-  tables["ROWS"] = describe(RowRule());
-  tables["LOOKAHEADS"] = describe(Lookahead());
-  tables["POINTS"] = describe(Point());
-  return tables;
-}
 
 #ifdef __clang__
 constexpr const char* kCompiler = "clang " __VERSION__;
@@ -60,7 +41,6 @@ py::dict build_info() {
 }  // namespace
 
 void bind_info(py::module_& m) {
-  m.def("rules", &rules);
   m.def("build_info", &build_info);
 }
 

@@ -1,4 +1,5 @@
-// Generated from emanest/rules.py by csrc/generate_rules.py: `make rules` writes it anew.
+// Generated from emanest/rules.py, whose comments say why, by csrc/generate_rules.py: `make rules`
+// writes it anew.
 //
 // A rule reads and writes its state in place and returns the update (bases), what is orthogonalised
 // (momenta), a factor (rows, norms), the next gradient point (lookaheads), or the point moved to
@@ -32,7 +33,6 @@ struct momentum {
     T momentum_buffer = state[0];
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
-    // what is lost, not what is kept: 0.9 in float32 is off by 3e-8, and the buffer by 10 times that
     momentum_buffer = momentum_buffer + (weight * g - friction * momentum_buffer);
     return leave(state, {momentum_buffer}, -lr * momentum_buffer);
   }
@@ -59,10 +59,8 @@ struct adamw {
   EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
-    // a weight of 1 forgets exactly: m + (g - m) would round, which g may be too small to bear
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
     exp_avg = exp_avg + weight1 * (g - exp_avg);
-    // in this order g * g does not overflow before its weight
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
     auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;
     return leave(state, {exp_avg, exp_avg_sq}, u);
@@ -79,7 +77,6 @@ struct amsgrad {
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
     exp_avg = exp_avg + weight1 * (g - exp_avg);
     exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
-    // a selection, not b + (a > b) * (a - b), which would round
     auto grown = exp_avg_sq > max_exp_avg_sq;
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq;
     auto u = -step_size * exp_avg / (std::sqrt(max_exp_avg_sq) * scale + eps) - decay * y;
@@ -192,7 +189,6 @@ struct lookahead {
   EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
     T x = state[0];
     const auto& [alpha] = numbers;
-    // from the nearer end, as torch.lerp does: exact at alpha = 0 and at alpha = 1
     auto near = (alpha < Number(0.5)) * Number(1.0);
     x = near * x + (Number(1.0) - near) * w + (alpha - (Number(1.0) - near)) * (w - x);
     return leave(state, {x}, x);

@@ -68,12 +68,13 @@ class Host:
         memory = {name: now[f"lookahead_{name}"] for name in self.method.memory}
         clock = clock._replace(memory=self.method.remember(clock.t, lr, 0.03, memory))
         base, step, ahead = BASES[self.base][0], now["step"], now["lookahead"]
-        plan, rule, numbers = planned(group, self.method, base, clock, step, ahead)
+        own = group, self.method, base, clock
+        plan, rule, numbers = planned(*own, step, ahead, GRAD_SCALE)
         self.rules = rule, plan.rule
         if not skip:
             step = {"step": now["step"] + 1, "lookahead": plan.ahead}
             self.entries = {**now, **step, **clock.after()}
-        return [-1.0 / GRAD_SCALE, *numbers, *plan.numbers]
+        return [*numbers]
 
 
 class Device:

@@ -138,7 +138,7 @@ def test_cpu_tensors_are_an_error_without_the_interpreter():
         import torch
         from emanest.kernels import backend
         y = torch.ones(3)
-        backend.step_("sgd", "none", [y], [y], [], (1.0, 0.1, 0.0), torch.float32)
+        backend.apply_("step", ("sgd", "none"), [y], [y], [], (1.0, 0.1, 0.0), torch.float32)
     """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", code]

@@ -90,8 +90,8 @@ def scaled(gs, ys, scales, dtype):
     contiguous and channels_last tensors; in a transposed one they are interleaved.
 
     Args:
-        gs, ys, scales, dtype: as in ``eager.step_``, before ``flat`` (which keeps the order that is
-            judged here); none is written.
+        gs, ys, scales, dtype: as in ``eager.apply_``, before ``flat`` (which keeps the order
+            that is judged here); none is written.
 
     Returns:
         gs and scales: the lists that were given where there is nothing to do. Otherwise new lists,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends import shards, storage
+from ..backends import storage
 from ..methods.method import MEMORY, StepInfo
 
 # entries that all groups of an optimizer share, at their start
@@ -74,20 +74,7 @@ def place_clock(group, method, device):
         group["lookahead_t"] = int(group["lookahead_t"])
 
 
-def sign(group):
-    """The factor of gradients: -1 to maximize, else 1."""
-    return -1.0 if group.get("maximize") else 1.0
-
-
-def factor(group, grad_scale):
-    """What gradients are multiplied by."""
-    if isinstance(grad_scale, torch.Tensor):
-        grad_scale = shards.whole("grad_scale", grad_scale)
-    scale = sign(group)
-    return scale if grad_scale is None else scale / float(grad_scale)
-
-
-def planned(group, method, base, clock, step, ahead):
+def planned(group, method, base, clock, step, ahead, grad_scale=None):
     """What a step does to a parameter.
 
     Args:
@@ -96,20 +83,25 @@ def planned(group, method, base, clock, step, ahead):
         base: the group's ``optimizers.base.Base``.
         clock: the group's ``Clock``.
         step, ahead: the parameter's; see ``Scalars``.
+        grad_scale: what gradients were multiplied by, or None.
 
     Returns:
         The lookahead's ``Plan``; the base rule, a row of ``rules.BASES``, or None where another
-        optimizer makes the update; and the base rule's numbers.
+        optimizer makes the update; and the numbers of the pass: a factor of the gradients, the
+        base's and the lookahead's, or the lookahead's alone.
     """
     decay = 0.0 if base.decay is None else group[base.decay]
     info = StepInfo(clock.t, step, ahead, clock.lr, decay)
     plan = method.plan(info, clock.memory)
-    if plan.base is not None:
-        return plan, *plan.base
-    rule = base.rule(group)
+    if plan.base is None:
+        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, clock.lr, step)
+    else:
+        rule, numbers = plan.base
     if rule is None:
-        return plan, None, ()
-    return plan, rule, base.numbers({**group, **plan.options}, clock.lr, step)
+        return plan, None, plan.numbers
+    sign = -1.0 if group.get("maximize") else 1.0
+    factor = sign if grad_scale is None else sign / grad_scale
+    return plan, rule, (factor, *numbers, *plan.numbers)
 
 
 class Scalars:

@@ -15,7 +15,7 @@ import torch
 from .. import backends
 from ..backends import shards
 from ..backends.program import Program, record, symbol
-from ..state.clock import clock_of, planned, sign
+from ..state.clock import clock_of, planned
 
 # entries of a group that are no options: they come to a program as its inputs, or not at all
 _NO_OPTIONS = frozenset({"params", "param_names", "lr", "initial_lr", "train_mode"})
@@ -35,10 +35,8 @@ class Traced(NamedTuple):
 def trace(group, method, base, *, scaled=False, clock=True):
     """Record the step of a bucket.
 
-    The numbers are those of the pass: a factor of the gradients, the base's, the lookahead's; or
-    the lookahead's alone where another optimizer makes the update. ``step`` and ``lookahead`` go
-    on; so do ``lookahead_t`` and the method's memory with ``clock``. A method without syncs is
-    assumed.
+    ``step`` and ``lookahead`` go on; so do ``lookahead_t`` and the method's memory with ``clock``.
+    A method without syncs is assumed.
 
     Args:
         group: a parameter group; its lr and what it remembers are not looked at.
@@ -49,12 +47,10 @@ def trace(group, method, base, *, scaled=False, clock=True):
     """
     now = clock_of(method, symbol)
     step, ahead = symbol("step"), symbol("lookahead")
-    plan, rule, numbers = planned(group, method, base, now, step, ahead)
-    if rule is not None:
-        factor = sign(group) / symbol("grad_scale") if scaled else sign(group)
-        numbers = factor, *numbers
+    grad_scale = symbol("grad_scale") if scaled else None
+    plan, rule, numbers = planned(group, method, base, now, step, ahead, grad_scale)
     after = {"step": step + 1, "lookahead": plan.ahead, **(now.after() if clock else {})}
-    return Traced(*record((*numbers, *plan.numbers), after), rule, plan.rule)
+    return Traced(*record(numbers, after), rule, plan.rule)
 
 
 def trace_clock(method):

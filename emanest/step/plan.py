@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import backends
+from ..backends import shards
 from ..groups import check_method
-from ..state.clock import clock_entries, factor, host_clock, place_clock, planned
+from ..state.clock import clock_entries, host_clock, place_clock, planned
 from .on_device import DevicePlan, trace_clock
 from .select import Part
 
@@ -93,6 +94,8 @@ def plan(optimizer, setups, parts, skip):
 
 def _on_host(setup, parts, skip, grad_scale):
     group, method, base, _ = setup
+    if isinstance(grad_scale, torch.Tensor):
+        grad_scale = shards.whole("grad_scale", grad_scale).item()
     place_clock(group, method, None)
     clock, launches, after = host_clock(group, method), [], []
     for part in parts:
@@ -100,13 +103,11 @@ def _on_host(setup, parts, skip, grad_scale):
         scalars = part.bucket.scalars
         for (step, ahead), same in scalars.groups(part.indices).items():
             its = part._replace(indices=same)
-            plan, rule, numbers = planned(group, method, base, clock, step, ahead)
-            if rule is not None:
-                numbers = factor(group, grad_scale), *numbers
+            plan, rule, numbers = planned(group, method, base, clock, step, ahead, grad_scale)
             # a base of the method's own takes gradients as they are
             counts = plan.base is None
             directions = base.directions(its) if counts and base.directions else None
-            known = contextlib.nullcontext((*numbers, *plan.numbers))
+            known = contextlib.nullcontext(numbers)
             launches.append(Launch(its, rule, plan.rule, known, directions))
             after.append(functools.partial(scalars.advance, same, counts, plan.ahead))
     return launches, [*after, functools.partial(group.update, clock.after())]
