@@ -336,7 +336,7 @@ class Pass:
         tables: of its rules.
         reads, writes: "y", "input" or both.
         factor: whether a number comes before those of the rules, a factor of the inputs.
-        steps: whether it writes the state, and may be skipped.
+        steps: whether it writes the state.
         squares: whether it finds the sums of the squares of what it writes.
     """
 

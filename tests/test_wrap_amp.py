@@ -6,6 +6,7 @@ from torch import optim
 
 import helpers
 from emanest import ScheduleFree, Wrap
+from emanest.backends import shards
 from helpers import METHODS, content, differing, params_of, run, set_gradients
 
 LR = 0.05
@@ -56,6 +57,20 @@ def test_scaled_gradients_change_nothing(name, method, unscale):
         run(plain, [t])
         assert differing(content(scaled), content(plain)) == []
     assert not [o for o in (scaled, *scaled.optimizers) if hasattr(o, "found_inf")]
+
+
+def test_only_the_inner_optimizers_read_the_scale(monkeypatch):
+    """A GPU would be waited for."""
+    read, whole = [], shards.whole
+    monkeypatch.setattr(shards, "whole", lambda name, t: read.append(name) or whole(name, t))
+    for optimizer in (
+        mixed_precision("fused", METHODS["ema"]),
+        helpers.adamw(helpers.parameters(), METHODS["ema"]),
+    ):
+        read.clear()
+        optimizer.grad_scale, optimizer.found_inf = torch.full((), 2.0), torch.zeros(())
+        run(optimizer, range(2))
+        assert read.count("grad_scale") == (0 if isinstance(optimizer, Wrap) else 2)
 
 
 def test_a_scaled_step_without_gradients_changes_nothing():

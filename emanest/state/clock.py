@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends import storage
+from ..backends import shards, storage
 from ..methods.method import MEMORY, StepInfo
 
 # entries that all groups of an optimizer share, at their start
@@ -83,7 +83,7 @@ def planned(group, method, base, clock, step, ahead, grad_scale=None):
         base: the group's ``optimizers.base.Base``.
         clock: the group's ``Clock``.
         step, ahead: the parameter's; see ``Scalars``.
-        grad_scale: what gradients were multiplied by, or None.
+        grad_scale: what gradients were multiplied by, or None; a tensor is read where it is used.
 
     Returns:
         The lookahead's ``Plan``; the base rule, a row of ``rules.BASES``, or None where another
@@ -100,6 +100,8 @@ def planned(group, method, base, clock, step, ahead, grad_scale=None):
     if rule is None:
         return plan, None, plan.numbers
     sign = -1.0 if group.get("maximize") else 1.0
+    if isinstance(grad_scale, torch.Tensor):
+        grad_scale = shards.whole("grad_scale", grad_scale).item()
     factor = sign if grad_scale is None else sign / grad_scale
     return plan, rule, (factor, *numbers, *plan.numbers)
 

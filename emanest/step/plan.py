@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import backends
-from ..backends import shards
 from ..groups import check_method
 from ..state.clock import clock_entries, host_clock, place_clock, planned
 from .on_device import DevicePlan, trace_clock
@@ -94,8 +93,6 @@ def plan(optimizer, setups, parts, skip):
 
 def _on_host(setup, parts, skip, grad_scale):
     group, method, base, _ = setup
-    if isinstance(grad_scale, torch.Tensor):
-        grad_scale = shards.whole("grad_scale", grad_scale).item()
     place_clock(group, method, None)
     clock, launches, after = host_clock(group, method), [], []
     for part in parts:
