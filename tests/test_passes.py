@@ -186,6 +186,16 @@ def test_momenta_are_seen_to_change(backend):
     assert all(t._version > v for t, v in zip(arguments[2], before, strict=True))
 
 
+# ---- a move between x and y ---------------------------------------------------------------------
+
+
+def test_a_move_does_not_write_the_state_that_it_reads(backend):
+    """Else it would undo a move of the state itself."""
+    y = torch.arange(33.0)
+    backend.apply_("move", ("y_along",), [y], (), [[y]], (0.5,), torch.float32)
+    assert torch.equal(y, torch.arange(33.0) * 1.5)
+
+
 # ---- factors for rows ---------------------------------------------------------------------------
 
 
