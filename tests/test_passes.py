@@ -1,4 +1,4 @@
-"""The passes around Newton-Schulz on every back end: momenta, factors for rows, scales.
+"""Passes on every back end: momenta, factors for rows, scales, and moves between x and y.
 
 ``test_triton`` runs this file in Triton's interpreter; the CUDA kernels are emulated.
 """
