@@ -18,13 +18,14 @@ namespace {
 struct Use {
   int states = 0, numbers = 0;
   bool reads_input = false, writes_y = false, writes_input = false, writes_state = false;
+  bool squared = false, flagged = false;
 };
 
 Use use_of(const Pass& pass) {
   Use use;
   visit(pass, false, [&](auto each) {
-    use = {each.states,   each.numbers,      each.reads_input,
-           each.writes_y, each.writes_input, each.writes_state};
+    use = {each.states,       each.numbers,      each.reads_input, each.writes_y,
+           each.writes_input, each.writes_state, each.squared,     each.flagged};
   });
   return use;
 }
@@ -42,14 +43,16 @@ std::optional<Bucket> gather_for(const Pass& pass, const Use& use, Column ys, Co
 // Gathers the tensors, works on them without Python's lock (the caller holds the tensors, so their
 // memory stays), and counts what it wrote. False: nothing has changed, and some tensors must be
 // copied first: the caller gives copies in place of the columns, which are parameters, their
-// inputs, and state. out: None, or on the device what the pass finds.
+// inputs, and state. out: on the device what the pass finds, of those that find something.
 bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
          const py::object& out, Column ys, Column input, Columns state) {
   const Use use = use_of(pass);
   check_count("columns of state", state.size(), size_t(use.states));
   const at::Device device = device_of(ys.empty() ? input : ys);
   target.check(device, size_t(use.numbers));
-  void* const to = out.is_none() ? nullptr : address(THPVariable_Unpack(out.ptr()));
+  void* to = nullptr;
+  if (use.squared) to = place("squares", out, device, at::kDouble, ys.size());
+  if (use.flagged) to = place("flag", out, device, at::kFloat, 1);
   if (target.skipped()) return true;
   const auto bucket = gather_for(pass, use, ys, input, state, in_double, scales);
   if (!bucket) return false;

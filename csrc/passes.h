@@ -23,8 +23,10 @@ struct Operation {
   static constexpr int states = states_, numbers = numbers_;
   static constexpr bool reads_y = true, writes_y = true, reads_input = true;
   static constexpr bool writes_input = false, writes_state = true;
-  // whether elements have a factor of their own, and whether the squares of y are summed
-  static constexpr bool scaled = false, squared = false;
+  // whether elements have a factor of their own
+  static constexpr bool scaled = false;
+  // what is found beside what is written: the sum of the squares of each y, or a flag for all
+  static constexpr bool squared = false, flagged = false;
 };
 
 // numbers: a factor of the gradients, then the base's, then the lookahead's; state likewise
@@ -104,7 +106,7 @@ struct Rows : Operation<T, R::states + 1, R::numbers> {
 // only if it could have some)
 template <class T, class... NoRules>
 struct Nonfinite : Operation<T, 0, 0> {
-  static constexpr bool writes_y = false;
+  static constexpr bool writes_y = false, flagged = true;
 };
 
 // ---- passes by the names of their rules ---------------------------------------------------------

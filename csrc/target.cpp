@@ -36,6 +36,14 @@ const T* values(const at::Tensor& t) {
 
 }  // namespace
 
+void* place(const char* what, const py::object& out, at::Device device, at::ScalarType dtype,
+            size_t size) {
+  const at::Tensor to = tensor_or_none(out);
+  if (!to.defined()) throw std::invalid_argument(std::string(what) + ": expected a tensor");
+  check_vector(what, to, device, dtype, size);
+  return address(to);
+}
+
 Target::Target(const py::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
                const py::object& skip)
     : vector_(tensor_or_none(numbers)),

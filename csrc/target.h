@@ -11,6 +11,10 @@
 
 namespace emanest {
 
+// Where a call leaves what it finds. An error unless `out` is a tensor of so many of a dtype there.
+void* place(const char* what, const pybind11::object& out, at::Device device, at::ScalarType dtype,
+            size_t size);
+
 class Target {
  public:
   // numbers: floats, or a float64 vector on the device. skip: None, or one float32 there that is 0

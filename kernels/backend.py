@@ -87,7 +87,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     if found is None:
         if not as_they_are([os], columns[1:], dtype):
             # of one value for each row, and in an odd format: not worth a kernel of its own
-            eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
+            eager.rows_(name, os, state, scales, factors, numbers, dtype, skip=skip)
             return
         found = [
             _of_rows((*key, o_dtype), some, rows_constants(name), dtype, memo)

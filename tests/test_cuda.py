@@ -494,8 +494,8 @@ def test_a_call_does_not_wait_for_the_device(gpu):
     others = [[g.clone() for g in gs] for _ in range(3)]
     vector = torch.tensor(given(BASES["adamw"]), dtype=torch.float64, device="cuda")
     for t, each in enumerate(others):
-        tail = vector, torch.float32, torch.zeros(1, device="cuda"), (), memo
-        gpu.apply_("step", ("adamw", "none"), ys, each, *state, *tail)
+        options = {"skip": torch.zeros(1, device="cuda"), "memo": memo}
+        gpu.apply_("step", ("adamw", "none"), ys, each, *state, vector, torch.float32, **options)
         found = gpu.nonfinite(each, memo)
         if t == 0:  # all is loaded now
             torch.cuda.synchronize()

@@ -80,7 +80,7 @@ def failing(together):
     """A back end of which every call of a step waits for the others, and raises."""
     module = types.ModuleType("stub_broken")
 
-    def apply_(*args):
+    def apply_(*args, **options):
         together.wait(timeout=30)
         raise RuntimeError("no")
 

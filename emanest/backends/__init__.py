@@ -64,13 +64,13 @@ def pick(device_type, choice=None):
     return _picked[key]
 
 
-def call(function, device_type, choice, *args) -> Any:
+def call(function, device_type, choice, *args, **options) -> Any:
     """Call a function of the back end that ``pick`` returns, by its name; see ``run``.
 
-    ``emanest.backends.eager`` documents the functions and their arguments, which come in its order.
+    ``emanest.backends.eager`` documents the functions and their arguments.
     None can be differentiated: call them under ``torch.no_grad()``.
     """
-    return run(operator.methodcaller(function, *args), device_type, choice)
+    return run(operator.methodcaller(function, *args, **options), device_type, choice)
 
 
 def run(work, device_type, choice) -> Any:

@@ -51,7 +51,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     double = dtype == torch.float64
     if not _C.rows_((name,), double, target, scales, None, os, [], [*state, factors]):
         # of one value for each row, and in an odd format: not worth a loop of its own
-        eager.rows_(name, os, state, scales, factors, numbers, dtype, skip, memo)
+        eager.rows_(name, os, state, scales, factors, numbers, dtype, skip=skip)
 
 
 def products(device_type):

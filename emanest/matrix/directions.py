@@ -147,12 +147,12 @@ class Directions:
         # a process may hold none of the matrices of a stack
         if us:
             pass_ = "momentum", ("ema",)
-            self._call("apply_", *pass_, us, gs, state, numbers, skip=skip, more=((), squares))
+            self._call("apply_", *pass_, us, gs, state, numbers, skip=skip, squares=squares)
         return squares
 
-    def _call(self, function, *args, skip, more=()):
-        args = *args, self.bucket.dtype, skip, *more, self.memo
-        backends.call(function, self.bucket.device.type, self.backend, *args)
+    def _call(self, function, *args, **options):
+        args = self.bucket.device.type, self.backend, *args, self.bucket.dtype
+        backends.call(function, *args, **options, memo=self.memo)
 
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each shape the updates, and the norms of all of them."""

@@ -44,10 +44,9 @@ class Part(NamedTuple):
             bucket.columns(_state(name, rules) if state is None else state, indices),
             numbers,
             bucket.dtype,
-            skip,
-            scales,
-            None,
-            bucket.memo(indices) if ys is None else None,
+            skip=skip,
+            scales=scales,
+            memo=bucket.memo(indices) if ys is None else None,
         )
 
 
