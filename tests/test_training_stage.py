@@ -12,7 +12,7 @@ from bench.stages import train
 from test_gpu_run import settings_in
 
 LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
-SIZES = train.Sizes(1, 16, 2, 8, 8, None, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
+SIZES = train.Sizes(1, 16, 2, 8, 8, None, 0.1, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
 RUNS = [
     *(("adamw", "none", 0.003, 6), ("adamw", "none", 0.02, 6)),
     *(("muon", "none", 0.01, 6), ("muon", "none", 0.04, 6)),
@@ -38,7 +38,7 @@ def settings(tmp_path):
 def whole(tmp_path_factory):
     """What a training that nothing interrupts finds and leaves; and where."""
     settings = settings_in(tmp_path_factory.mktemp("whole"))
-    found, path = train.run(settings, SIZES, "cpu"), settings.out / train.NAME
+    found, path = train.run(settings, sizes=SIZES, device="cpu"), settings.out / train.NAME
     return found, train_report.read(path), path
 
 
@@ -84,7 +84,7 @@ def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings
     monkeypatch.setattr(
         train.Trainer, "train", lambda self, planned: done.append(planned) or usual(self, planned)
     )
-    found = train.run(settings, SIZES, "cpu")
+    found = train.run(settings, sizes=SIZES, device="cpu")
     assert [each[:4] for each in done] == [RUNS[0], *RUNS[5:]]
     assert found.lines[0].startswith("4 of 8 runs were there")
     after = train_report.read(path)
@@ -92,12 +92,12 @@ def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings
     assert sorted(map(numbers, after[1:]), key=str) == sorted(map(numbers, lines), key=str)
     # nothing is left to do
     done.clear()
-    train.run(settings, SIZES, "cpu")
+    train.run(settings, sizes=SIZES, device="cpu")
     assert done == []
 
 
 def test_runs_that_would_not_end_in_time_are_named(settings):
-    found = train.run(settings._replace(seconds=0.0), SIZES, "cpu")
+    found = train.run(settings._replace(seconds=0.0), sizes=SIZES, device="cpu")
     assert found.lines[0] == (
         "not done: adamw with none at lr 0.003, 6 steps; adamw with none at lr 0.02, 6 steps; "
         "muon with none at lr 0.01, 6 steps; muon with none at lr 0.04, 6 steps; "
@@ -108,7 +108,7 @@ def test_runs_that_would_not_end_in_time_are_named(settings):
 
 def test_a_run_that_diverges_is_never_the_best(settings):
     sizes = SIZES._replace(lrs={"adamw": (1e38, 0.003)}, short=(3, 1), long=(4, 1))
-    found = train.run(settings, sizes, "cpu")
+    found = train.run(settings, sizes=sizes, device="cpu")
     assert found.data["lr"] == {"adamw": 0.003}
     gone = train_report.read(settings.out / train.NAME)[0]
     assert gone["diverged"] <= 3
@@ -119,7 +119,7 @@ def test_a_run_that_diverges_is_never_the_best(settings):
 def test_a_compiler_that_fails_leaves_the_runs(settings, capfd):
     lrs = {"adamw": (0.003,)}
     sizes = SIZES._replace(compiler="no such one", lrs=lrs, short=(2, 1), long=(3, 1))
-    found = train.run(settings, sizes, "cpu")
+    found = train.run(settings, sizes=sizes, device="cpu")
     assert "not compiled: " in found.lines[0]
     assert len(train_report.read(settings.out / train.NAME)) == 3
     assert "no such one" in capfd.readouterr().err
