@@ -41,8 +41,8 @@ class ByteTransformer(nn.Module):
         context: longest input, in bytes.
         heads: of the attention.
         dtype: of products, by autocast; None: that of the weights.
-        std: weights start from N(0, std²), those that are added to the residual stream divided by
-            sqrt(2 * layers); GPT-2's is 0.02. None: as PyTorch starts them, embeddings from N(0, 1).
+        std: of the weights at the start; of those whose products are added to the residual stream
+            it is divided by sqrt(2 * layers). GPT-2's is 0.02. None: as PyTorch starts them.
     """
 
     def __init__(self, layers, width, context, heads=HEADS, dtype=None, std=None):
@@ -54,10 +54,10 @@ class ByteTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)
         if std is not None:
-            added = {m.weight for block in self.blocks for m in (block.proj, block.down)}
-            for weight in (p for p in self.parameters() if p.ndim == 2):
-                share = (2 * layers) ** -0.5 if weight in added else 1.0
-                nn.init.normal_(weight, std=std * share)
+            for name, weight in self.named_parameters():
+                share = (2 * layers) ** -0.5 if name.endswith(("proj.weight", "down.weight")) else 1
+                if weight.ndim == 2:
+                    nn.init.normal_(weight, std=share * std)
 
     def forward(self, inputs):
         """Logits of the next byte, (batch, context, 256), for inputs (batch, context)."""

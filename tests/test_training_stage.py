@@ -73,11 +73,13 @@ def test_the_best_lr_of_short_runs_is_that_of_the_long_ones(whole):
 def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings, monkeypatch):
     _, lines, _ = whole
     path = settings.out / train.NAME
-    # two were brought along, two are here, and one was cut off while it was written; an early one
-    # is of another commit, and would change the best lr
-    kept, other = [json.dumps(line) for line in lines], dict(lines[0], commit="def")
-    other["final"] = {**other["final"], "loss_x": 0.0}
-    (settings.carry / train.NAME).write_text("\n".join([json.dumps(other), *kept[1:3]]) + "\n")
+    # two were brought along, two are here, and one was cut off while it was written. Early ones
+    # would change the best lr: of another commit, and of when the start was no choice
+    lower = {**lines[0], "final": {**lines[0]["final"], "loss_x": 0.0}}
+    before = {name: value for name, value in lower["key"].items() if name != "std"}
+    others = [{**lower, "commit": "def"}, {**lower, "key": before}]
+    kept, strange = ([json.dumps(line) for line in each] for each in (lines, others))
+    (settings.carry / train.NAME).write_text("\n".join([*strange, *kept[1:3]]) + "\n")
     path.write_text("\n".join([*kept[3:5], kept[5][:40]]))
     done = []
     usual = train.Trainer.train
@@ -88,12 +90,21 @@ def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings
     assert [each[:4] for each in done] == [RUNS[0], *RUNS[5:]]
     assert found.lines[0].startswith("4 of 8 runs were there")
     after = train_report.read(path)
-    assert after[0] == other
-    assert sorted(map(numbers, after[1:]), key=str) == sorted(map(numbers, lines), key=str)
+    assert after[:2] == others
+    assert sorted(map(numbers, after[2:]), key=str) == sorted(map(numbers, lines), key=str)
     # nothing is left to do
     done.clear()
     train.run(settings, sizes=SIZES, device="cpu")
     assert done == []
+
+
+def test_bases_that_are_named_are_the_only_ones(whole, settings):
+    """With their lines there, so that nothing is trained."""
+    *_, path = whole
+    (settings.carry / train.NAME).write_text(path.read_text())
+    found = train.run(settings, "adamw", sizes=SIZES, device="cpu")
+    assert found.data == {"left": [], "lr": {"adamw": 0.02}}
+    assert found.lines[0].startswith("4 of 4 runs were there")
 
 
 def test_runs_that_would_not_end_in_time_are_named(settings):
