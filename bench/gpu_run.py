@@ -62,6 +62,7 @@ STAGES = {
     "tools": Stage(90, "tools"),
     # longer than any other
     "train": Stage(300 + SPARE, "train", asked=True),
+    "train adamw": Stage(180 + SPARE, "train", ("adamw",), asked=True),
 }
 
 
@@ -134,7 +135,9 @@ def main(arguments=None):
     """Run the stages; the exit status is 1 if one is not ok."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="default: all but train")
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(STAGES), help="default: all but training"
+    )
     parser.add_argument("--commit", default=None, help="where there is no git to ask")
     parser.add_argument("--carry", type=Path, default=ROOT / "build" / "carry")
     parser.add_argument("--work", type=Path, default=Path("/tmp/emanest-gpu"))

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class ByteTransformer(nn.Module):
-    """Predicts each next byte from the bytes before it. Weights start as PyTorch starts them.
+    """Predicts each next byte from the bytes before it.
 
     Args:
         layers: number of blocks, at least 1.
@@ -41,9 +41,11 @@ class ByteTransformer(nn.Module):
         context: longest input, in bytes.
         heads: of the attention.
         dtype: of products, by autocast; None: that of the weights.
+        std: of the weights at the start; of those whose products are added to the residual stream
+            it is divided by sqrt(2 * layers). GPT-2's is 0.02. None: as PyTorch starts them.
     """
 
-    def __init__(self, layers, width, context, heads=HEADS, dtype=None):
+    def __init__(self, layers, width, context, heads=HEADS, dtype=None, std=None):
         super().__init__()
         self.dtype = dtype
         self.embed = nn.Embedding(BYTES, width)
@@ -51,6 +53,11 @@ class ByteTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)
+        if std is not None:
+            for name, weight in self.named_parameters():
+                share = (2 * layers) ** -0.5 if name.endswith(("proj.weight", "down.weight")) else 1
+                if weight.ndim == 2:
+                    nn.init.normal_(weight, std=share * std)
 
     def forward(self, inputs):
         """Logits of the next byte, (batch, context, 256), for inputs (batch, context)."""

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import check, core, gpu, peers, predict, report
+from bench import check, core, gpu, peers, predict, report, train_report
 from bench.cases import CPU, CUDA
 
 ROOT = Path(__file__).parents[1]
@@ -292,9 +292,13 @@ def test_the_source_tree_needs_no_installation(tmp_path):
 
 
 def test_the_page_of_speed_is_what_was_measured():
-    results = map(str, sorted((ROOT / "bench" / "results").glob("*.json")))
+    results = ROOT / "bench" / "results"
     text = (ROOT / "docs" / "speed.md").read_text()
-    assert subprocess_run([f"{ROOT}/bench/report.py", "--page", *results]) in text
+    command = [f"{ROOT}/bench/report.py", "--page"]
+    pages = [subprocess_run([*command, str(path)]) for path in results.glob("*.json")]
+    pages += ["\n".join(train_report.table(train_report.read(p))) for p in results.glob("*.jsonl")]
+    assert len(pages) >= 3
+    assert all(page in text for page in pages)
     # and README has no number that the page has not
     table = (ROOT / "README.md").read_text().partition("One NVIDIA H200")[2].partition("`make")[0]
     ratios = [line.split("|")[3] for line in table.splitlines() if line.startswith("|")]

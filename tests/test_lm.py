@@ -138,6 +138,18 @@ def test_model_reads_earlier_bytes():
     assert (model(changed)[:, -1] - model(inputs)[:, -1]).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize(
+    ("std", "embedded", "added"), [(None, 1.0, 64**-0.5 / 3**0.5), (0.1, 0.1, 0.05)]
+)
+def test_weights_start_from_what_was_asked_for(std, embedded, added):
+    """By default as PyTorch's do; what is added to the residual stream by the number of blocks."""
+    model = make_model(layers=2, width=64, context=16, seed=0, device="cpu", std=std)
+    block = model.blocks[1]
+    assert model.embed.weight.std().item() == pytest.approx(embedded, rel=0.05)
+    assert block.proj.weight.std().item() == pytest.approx(added, rel=0.05)
+    assert torch.equal(block.norm1.weight, torch.ones(64))
+
+
 # dynamo hides it, which does not help where warnings are errors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_blocks_are_compiled_once_and_compute_the_same():

@@ -12,7 +12,7 @@ from bench.stages import train
 from test_gpu_run import settings_in
 
 LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
-SIZES = train.Sizes(1, 16, 2, 8, 8, None, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
+SIZES = train.Sizes(1, 16, 2, 8, 8, None, 0.1, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
 RUNS = [
     *(("adamw", "none", 0.003, 6), ("adamw", "none", 0.02, 6)),
     *(("muon", "none", 0.01, 6), ("muon", "none", 0.04, 6)),
@@ -38,7 +38,7 @@ def settings(tmp_path):
 def whole(tmp_path_factory):
     """What a training that nothing interrupts finds and leaves; and where."""
     settings = settings_in(tmp_path_factory.mktemp("whole"))
-    found, path = train.run(settings, SIZES, "cpu"), settings.out / train.NAME
+    found, path = train.run(settings, sizes=SIZES, device="cpu"), settings.out / train.NAME
     return found, train_report.read(path), path
 
 
@@ -73,31 +73,42 @@ def test_the_best_lr_of_short_runs_is_that_of_the_long_ones(whole):
 def test_a_training_that_was_cut_off_goes_on_with_the_other_runs(whole, settings, monkeypatch):
     _, lines, _ = whole
     path = settings.out / train.NAME
-    # two were brought along, two are here, and one was cut off while it was written; an early one
-    # is of another commit, and would change the best lr
-    kept, other = [json.dumps(line) for line in lines], dict(lines[0], commit="def")
-    other["final"] = {**other["final"], "loss_x": 0.0}
-    (settings.carry / train.NAME).write_text("\n".join([json.dumps(other), *kept[1:3]]) + "\n")
+    # two were brought along, two are here, and one was cut off while it was written. Early ones
+    # would change the best lr: of another commit, and of when the start was no choice
+    lower = {**lines[0], "final": {**lines[0]["final"], "loss_x": 0.0}}
+    before = {name: value for name, value in lower["key"].items() if name != "std"}
+    others = [{**lower, "commit": "def"}, {**lower, "key": before}]
+    kept, strange = ([json.dumps(line) for line in each] for each in (lines, others))
+    (settings.carry / train.NAME).write_text("\n".join([*strange, *kept[1:3]]) + "\n")
     path.write_text("\n".join([*kept[3:5], kept[5][:40]]))
     done = []
     usual = train.Trainer.train
     monkeypatch.setattr(
         train.Trainer, "train", lambda self, planned: done.append(planned) or usual(self, planned)
     )
-    found = train.run(settings, SIZES, "cpu")
+    found = train.run(settings, sizes=SIZES, device="cpu")
     assert [each[:4] for each in done] == [RUNS[0], *RUNS[5:]]
     assert found.lines[0].startswith("4 of 8 runs were there")
     after = train_report.read(path)
-    assert after[0] == other
-    assert sorted(map(numbers, after[1:]), key=str) == sorted(map(numbers, lines), key=str)
+    assert after[:2] == others
+    assert sorted(map(numbers, after[2:]), key=str) == sorted(map(numbers, lines), key=str)
     # nothing is left to do
     done.clear()
-    train.run(settings, SIZES, "cpu")
+    train.run(settings, sizes=SIZES, device="cpu")
     assert done == []
 
 
+def test_bases_that_are_named_are_the_only_ones(whole, settings):
+    """With their lines there, so that nothing is trained."""
+    *_, path = whole
+    (settings.carry / train.NAME).write_text(path.read_text())
+    found = train.run(settings, "adamw", sizes=SIZES, device="cpu")
+    assert found.data == {"left": [], "lr": {"adamw": 0.02}}
+    assert found.lines[0].startswith("4 of 4 runs were there")
+
+
 def test_runs_that_would_not_end_in_time_are_named(settings):
-    found = train.run(settings._replace(seconds=0.0), SIZES, "cpu")
+    found = train.run(settings._replace(seconds=0.0), sizes=SIZES, device="cpu")
     assert found.lines[0] == (
         "not done: adamw with none at lr 0.003, 6 steps; adamw with none at lr 0.02, 6 steps; "
         "muon with none at lr 0.01, 6 steps; muon with none at lr 0.04, 6 steps; "
@@ -108,7 +119,7 @@ def test_runs_that_would_not_end_in_time_are_named(settings):
 
 def test_a_run_that_diverges_is_never_the_best(settings):
     sizes = SIZES._replace(lrs={"adamw": (1e38, 0.003)}, short=(3, 1), long=(4, 1))
-    found = train.run(settings, sizes, "cpu")
+    found = train.run(settings, sizes=sizes, device="cpu")
     assert found.data["lr"] == {"adamw": 0.003}
     gone = train_report.read(settings.out / train.NAME)[0]
     assert gone["diverged"] <= 3
@@ -119,7 +130,7 @@ def test_a_run_that_diverges_is_never_the_best(settings):
 def test_a_compiler_that_fails_leaves_the_runs(settings, capfd):
     lrs = {"adamw": (0.003,)}
     sizes = SIZES._replace(compiler="no such one", lrs=lrs, short=(2, 1), long=(3, 1))
-    found = train.run(settings, sizes, "cpu")
+    found = train.run(settings, sizes=sizes, device="cpu")
     assert "not compiled: " in found.lines[0]
     assert len(train_report.read(settings.out / train.NAME)) == 3
     assert "no such one" in capfd.readouterr().err

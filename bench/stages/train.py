@@ -60,6 +60,7 @@ class Sizes(NamedTuple):
     batch: int = 32
     context: int = 1024
     dtype: str | None = "bfloat16"  # of products
+    std: float | None = 0.02  # of the weights at the start
     short: tuple[int, int] = (250, 2)  # steps, evaluations
     long: tuple[int, int] = (1000, 12)
     validation: tuple[int, int] = (8, 32)  # batches, windows
@@ -121,7 +122,7 @@ class Trainer:
 
     def _made(self):
         s = self.sizes
-        options = {"heads": s.heads, "dtype": s.dtype and getattr(torch, s.dtype)}
+        options = {"heads": s.heads, "dtype": s.dtype and getattr(torch, s.dtype), "std": s.std}
         return make_model(s.layers, s.width, s.context, SEED, self.device, **options)
 
     def _batch(self):
@@ -186,7 +187,8 @@ def best(lines):
     return key.get("lr")
 
 
-def run(settings, sizes=None, device="cuda"):
+def run(settings, *bases, sizes=None, device="cuda"):
+    """Of the bases that are named, or of all."""
     end = time.monotonic() + settings.seconds
     if settings.small:
         # of a model this small more of them wait for each other
@@ -211,7 +213,8 @@ def run(settings, sizes=None, device="cuda"):
         return found
 
     chosen = {}
-    for base, lrs in sizes.lrs.items():
+    for base in bases or sizes.lrs:
+        lrs = sizes.lrs[base]
         swept = [result(Planned(base, "none", lr, *sizes.short)) for lr in lrs]
         # of all or of none: half a sweep would choose another
         chosen[base] = best(swept) if all(swept) else None
