@@ -269,8 +269,8 @@ def test_row_state_in_an_odd_layout_is_written(backend):
 
 # ---- numbers of their own -----------------------------------------------------------------------
 
-SIZES = [(9, 11), (7, 1), (1, 1), (3, 2731), (0, 4), (5, 3), (2, 4)]
-OF = [2, 0, 1, 0, 1, 1, 2]
+SIZES = [(9, 11), (7, 1), (3, 2731), (0, 4), (5, 3)]
+OF = [2, 0, 1, 0, 2]
 EMA_NESTEROV = (0.1, 0.4, 0.6)
 # rules -> what their pass is called with: which of input and scales, columns of state, numbers
 SHARED = {
@@ -325,30 +325,30 @@ def some(value, indices):
     return [some(each, indices) for each in value]
 
 
-FORMS = {"floats": tuple, "vectors": lambda n: torch.tensor(n, dtype=torch.float64)}
+# name -> what makes a set of numbers, and dtypes of parameters
+FORMS = {
+    "floats": (tuple, DTYPES[:3]),
+    "vectors": (lambda numbers: torch.tensor(numbers, dtype=torch.float64), DTYPES[1:2]),
+}
 
 
 @pytest.mark.parametrize("backend", [*MODULES, "eager"], indirect=True)
 @pytest.mark.parametrize("rules", SHARED, ids="-".join)
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_per_tensor_have_the_bits_of_a_call_for_each_set(backend, rules, form):
-    """Also where tensors then change their sets, or have other ones, all in the same memory."""
-    tail = EMA_NESTEROV if rules[-1] == "ema_nesterov" else ()
-    numbers = *SHARED[rules][-1], *tail
-    for dtype in DTYPES[:3]:
-        (wide, together), (_, apart) = shared(rules, dtype), shared(rules, dtype)
-        memo = {}
-        for of, skip in ((OF, None), (OF[::-1], torch.zeros(1)), (OF[::-1], torch.ones(1))):
-            sets = [FORMS[form]([n * (1 + k / 7) for n in numbers]) for k in range(3)]
-            for k, own in enumerate(sets):
+    """Also where the same tensors then have other sets, or nothing may be written."""
+    make, dtypes = FORMS[form]
+    numbers = *SHARED[rules][-1], *(EMA_NESTEROV if rules[-1] == "ema_nesterov" else ())
+    sets = [make([n * (1 + k / 7) for n in numbers]) for k in range(3)]
+    for dtype in dtypes:
+        (wide, together), (_, apart), memo = shared(rules, dtype), shared(rules, dtype), {}
+        for of, skip in ((OF, None), (OF[::-1], torch.zeros(1)), (OF, torch.ones(1))):
+            for k, own in enumerate(sets if skip != 1 else []):
                 indices = [i for i, its in enumerate(of) if its == k]
                 passed(backend, rules, wide, some(apart, indices), own, skip)
-            before = [t.clone() for t in tensors(together)]
             passed(backend, rules, wide, together, PerTensor(sets, of), skip, memo)
             for a, b in zip(tensors(together), tensors(apart), strict=True):
                 assert torch.equal(a, b)
-            unchanged = all(map(torch.equal, tensors(together), before))
-            assert unchanged == (skip is not None and skip.item() == 1)
 
 
 VECTOR = torch.ones(3, dtype=torch.float64)

@@ -26,6 +26,7 @@ from bench.no_gpu.graph import Graph
 from bench.stages.tiles import forced
 from emanest import doctor
 from emanest.backends import eager, guards
+from emanest.backends.per_tensor import PerTensor
 from emanest.kernels import backend, known, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
@@ -346,6 +347,16 @@ def test_rows_are_copied_only_when_an_address_changes(uploads):
     gs[1], gs[2] = gs[1].clone(), kept
     run(arguments, memo=memo)
     assert uploads[3:] == [(2, 6)]
+
+
+def test_other_numbers_of_the_same_tensors_change_no_row(uploads):
+    """Only which of them a tensor has is written there."""
+    arguments, memo = [*problem([3, 4, 5, 6])], {}
+    for of, lr in (([1, 0, 0, 1], 2.0), ([1, 0, 0, 1], 3.0), ([1, 0, 1, 1], 3.0)):
+        sets = [arguments[5], tuple(lr * n for n in problem([1])[5])]
+        run([*arguments[:5], PerTensor(sets, of), FLOAT32], memo=memo)
+    # y, g, three states, the size, and where the numbers begin
+    assert uploads == [(5,), (4, 7), (1, 7)]
 
 
 def test_a_changed_address_is_used():
