@@ -1,15 +1,12 @@
 """Numbers of a pass that differ between tensors: one call for many groups of parameters."""
 
-from array import array
-from itertools import chain
+from itertools import starmap
+from struct import Struct
 from typing import NamedTuple
 
 import torch
 
 from .upload import upload
-
-# of an array's items
-_CODES = {torch.float32: "f", torch.float64: "d"}
 
 
 class PerTensor(NamedTuple):
@@ -80,12 +77,13 @@ def joined(numbers, tensors, dtype):
     values, of = each(numbers, tensors)
     if len(values) < 2 or not of or not len(values[0]):
         return values[0] if values else (), None
-    if isinstance(values[0], torch.Tensor):
-        first, size = values[0], values[0].element_size()
-        begins = [(v.data_ptr() - first.data_ptr()) // size for v in values]
-    else:
-        count, flat = len(values[0]), array(_CODES[dtype], chain.from_iterable(values))
-        vector = torch.empty(len(flat), dtype=dtype, device=tensors[0].device)
-        upload(flat, vector)
-        first, begins = vector[:count], range(0, len(flat), count)
-    return first, [begins[i] for i in of]
+    first, count = values[0], len(values[0])
+    if isinstance(first, torch.Tensor):
+        begin, size = first.data_ptr(), first.element_size()
+        begins = [(v.data_ptr() - begin) // size for v in values]
+        return first, [begins[i] for i in of]
+    # several times faster than a list of all numbers
+    packed = bytearray().join(starmap(Struct(f"{count}d").pack, values))
+    vector = torch.empty(count * len(values), dtype=dtype, device=tensors[0].device)
+    upload(torch.frombuffer(packed, dtype=torch.float64).to(dtype), vector)
+    return vector[:count], [i * count for i in of]
