@@ -55,7 +55,7 @@ class Table:
         # what lies between two of them is written again: a second copy costs more than its bytes
         rows = range(changed[0], changed[-1] + 1)
         values = array("q", chain.from_iterable(entries[rows.start : rows.stop]))
-        upload(torch.frombuffer(values, dtype=torch.int64), self.rows[rows.start : rows.stop])
+        upload(values, self.rows[rows.start : rows.stop])
         self.addresses, self.entries = addresses, entries
 
 
@@ -126,7 +126,7 @@ def firsts(sizes, block):
 def _chunks(sizes, block, device):
     first = firsts(sizes, block)
     begins = torch.empty(len(first), dtype=torch.int64, device=device)
-    upload(torch.tensor(first, device="cpu"), begins)
+    upload(array("q", first), begins)
     chunk = torch.arange(first[-1], device=device)
     # after how many parameters' ends it comes, those without elements among them
     row = torch.searchsorted(begins[1:], chunk, right=True)

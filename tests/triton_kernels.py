@@ -8,6 +8,7 @@ tables.
 import gc
 import math
 import weakref
+from array import array
 
 import pytest
 import torch
@@ -607,23 +608,29 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
 @pytest.mark.parametrize(
     "values",
     [
-        torch.tensor([-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf], dtype=torch.float64),
-        torch.tensor([-0.0, 1 / 3, 1e-45, torch.inf]),
-        torch.tensor([0, 1, 2**53 + 1, 2**63 - 1]),
+        array("d", [-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf]),
+        array("f", [-0.0, 1 / 3, 1e-45, torch.inf]),
+        array("q", [0, 1, 2**53 + 1, 2**63 - 1]),
     ],
 )
 def test_numbers_that_come_as_arguments_are_exact(values):
-    found = torch.empty_like(values)
+    dtypes = {"d": torch.float64, "f": torch.float32, "q": torch.int64}
+    expected = torch.frombuffer(values, dtype=dtypes[values.typecode])
+    found = torch.empty_like(expected)
     with Graph() as graph:
         table.upload(values, found)
     graph.replay()
-    assert helpers.bits(found) == helpers.bits(values)
+    assert helpers.bits(found) == helpers.bits(expected)
 
 
+@pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.float64], ids=str)
-def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
+def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype, per_tensor):
     """Chunks, addresses and numbers come as arguments of kernels."""
-    (found, expected), memo = (problem(SIZES, dtype) for _ in range(2)), {}
+    (found, expected), memo = ([*problem(SIZES, dtype)] for _ in range(2)), {}
+    if per_tensor:
+        sets = [found[5], tuple(n / 3 for n in found[5])]
+        found[5] = expected[5] = PerTensor(sets, [0, 1, 0])
     before = [t.clone() for t in written(found)]
     with Graph() as graph:
         run(found, memo=memo)

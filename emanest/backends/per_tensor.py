@@ -1,12 +1,15 @@
 """Numbers of a pass that differ between tensors: one call for many groups of parameters."""
 
-from itertools import starmap
-from struct import Struct
+from array import array
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
 from .upload import upload
+
+# of an array's items
+_CODES = {torch.float32: "f", torch.float64: "d"}
 
 
 class PerTensor(NamedTuple):
@@ -82,8 +85,7 @@ def joined(numbers, tensors, dtype):
         begin, size = first.data_ptr(), first.element_size()
         begins = [(v.data_ptr() - begin) // size for v in values]
         return first, [begins[i] for i in of]
-    # several times faster than a list of all numbers
-    packed = bytearray().join(starmap(Struct(f"{count}d").pack, values))
     vector = torch.empty(count * len(values), dtype=dtype, device=tensors[0].device)
-    upload(torch.frombuffer(packed, dtype=torch.float64).to(dtype), vector)
+    # of a list: an iterator takes it three times as long
+    upload(array(_CODES[dtype], [*chain.from_iterable(values)]), vector)
     return vector[:count], [i * count for i in of]

@@ -14,12 +14,12 @@ def upload(values, to):
     forbids it to copy from memory that is not pinned: numbers come to it as arguments of kernels.
 
     Args:
-        values: a vector of the numbers, on the host.
+        values: an array of the numbers.
         to: a dense tensor of as many, of the same dtype.
     """
     if capture.capturing(to.device.type):
         # of all numbers -0.0 is the one that leaves a float what it is
         torch._foreach_add_(to.fill_(-0.0).view(-1).unbind(), values.tolist())
         return
-    block = values.view(to.shape)
+    block = torch.frombuffer(values, dtype=to.dtype).view(to.shape)
     to.copy_(block.pin_memory() if to.is_cuda else block, non_blocking=True)
