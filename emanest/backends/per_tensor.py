@@ -77,6 +77,8 @@ def joined(numbers, tensors, dtype):
     Raises:
         ValueError: as ``each``.
     """
+    if not isinstance(numbers, PerTensor):
+        return numbers, None
     values, of = each(numbers, tensors)
     if len(values) < 2 or not of or not len(values[0]):
         return values[0] if values else (), None

@@ -19,7 +19,8 @@ def upload(values, to):
     """
     if capture.capturing(to.device.type):
         # of all numbers -0.0 is the one that leaves a float what it is
-        torch._foreach_add_(to.fill_(-0.0).view(-1).unbind(), values.tolist())
+        items = to.fill_(-0.0).view(-1).unbind()
+        torch._foreach_add_(items, values.tolist())  # pyright: ignore[reportPrivateImportUsage]
         return
     block = torch.frombuffer(values, dtype=to.dtype).view(to.shape)
     to.copy_(block.pin_memory() if to.is_cuda else block, non_blocking=True)
