@@ -54,8 +54,9 @@ bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
   if (use.squared) to = place("squares", out, device, at::kDouble, ys.size());
   if (use.flagged) to = place("flag", out, device, at::kFloat, 1);
   if (target.skipped()) return true;
-  const auto bucket = gather_for(pass, use, ys, input, state, in_double, scales);
+  auto bucket = gather_for(pass, use, ys, input, state, in_double, scales);
   if (!bucket) return false;
+  target.distribute(*bucket);
   {
     py::gil_scoped_release release;
     const c10::DeviceGuard guard(device);

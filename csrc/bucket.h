@@ -19,6 +19,7 @@ struct Tensors {
   Dtype input_dtype;
   const void* scales = nullptr;  // further factors of the gradient, of the arithmetic's type; or null
   int64_t run = 0;               // elements, in memory order, that share a scale; those of a row
+  int64_t numbers = 0;           // how far from those of the call its numbers begin
 };
 
 // The parameters of one call: they share a dtype, and the state has that of the arithmetic.

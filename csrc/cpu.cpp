@@ -70,7 +70,7 @@ void run_loop(Loop<T> loop, const Bucket& bucket, const double* numbers, bool wr
       const int64_t tile = y.wide() && input.wide() ? end - begin : kTile;
       for (int64_t size; begin < end; begin += size) {
         size = std::min(tile, end - begin);
-        loop(numbers, factor, y.load(size), input.load(size), state, size);
+        loop(numbers + t.numbers, factor, y.load(size), input.load(size), state, size);
         y.store(size);
         if (writes_input) input.store(size);
         y.advance(size);
@@ -91,6 +91,11 @@ void perform(Operation, const Bucket& bucket, const double* numbers, void*) {
 
 constexpr int kLanes = 16;
 constexpr int64_t kBlock = 16384;
+
+// How many of some items, that have so many elements in all, are worth a thread.
+int64_t grain(size_t items, int64_t elements) {
+  return std::max<int64_t>(1, int64_t(items) * kBlock / std::max<int64_t>(elements, 1));
+}
 
 // Adds squares to lanes, of which element i has lane i % kLanes: sums in one order, in vectors.
 template <class T>
@@ -126,13 +131,15 @@ template <class T, class M>
 void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* out) {
   struct Block { size_t tensor; int64_t begin; };
   std::vector<Block> blocks;
+  int64_t total = 0;
   for (size_t i = 0; i < bucket.tensors.size(); i++) {
     for (int64_t begin = 0; begin < bucket.tensors[i].size; begin += kBlock) {
       blocks.push_back({i, begin});
     }
+    total += bucket.tensors[i].size;
   }
   std::vector<double> sums(blocks.size());
-  at::parallel_for(0, int64_t(blocks.size()), 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, int64_t(blocks.size()), grain(blocks.size(), total), [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; k++) {
       const Block block = blocks[size_t(k)];
       const Tensors& t = bucket.tensors[block.tensor];
@@ -140,7 +147,7 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
       Values<T> g(t.input, t.input_dtype, block.begin);
       // a loop that summed its squares would not be in vectors
       const auto update = [&](Values<T>& u, int64_t begin, int64_t size) {
-        loop<Average<T, M>>(numbers, T(1), u.here(), g.load(size), state_from<T>(t, begin), size);
+        loop<Average<T, M>>(numbers + t.numbers, T(1), u.here(), g.load(size), state_from<T>(t, begin), size);
         g.advance(size);
         return u.here();
       };
@@ -155,17 +162,16 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
 
 template <class T, class R>
 void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
-  typename R::Numbers numbers;
-  copy<R::numbers>(given, numbers);
   std::vector<int64_t> firsts;
-  int64_t total = 0;
+  int64_t total = 0, elements = 0;
   for (const Tensors& t : bucket.tensors) {
     firsts.push_back(total);
     total += t.size;
+    elements += t.size * t.run;
   }
   std::vector<double> squares(size_t(total), 0.0);
   const auto read = [](Values<double>& values, int64_t, int64_t size) { return values.load(size); };
-  at::parallel_for(0, total, 16, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, total, grain(size_t(total), elements), [&](int64_t begin, int64_t end) {
     size_t i = size_t(std::upper_bound(firsts.begin(), firsts.end(), begin) - firsts.begin()) - 1;
     for (; begin < end; i++) {
       const Tensors& t = bucket.tensors[i];
@@ -179,6 +185,8 @@ void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
   for (size_t i = 0; i < bucket.tensors.size(); i++) {
     const Tensors& t = bucket.tensors[i];
     const double* const sums = squares.data() + firsts[i];
+    typename R::Numbers numbers;
+    copy<R::numbers>(given + t.numbers, numbers);
     const Addresses<T> columns = state_from<T>(t, 0);
     T* const factors = columns[R::states];
     double before = 0, after = 0;

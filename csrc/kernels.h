@@ -5,12 +5,15 @@
 
 namespace emanest::device {
 
-// Numbers by value, or a vector in the memory of the device.
+// Numbers by value, or in the memory of the device, where tensors may have their own.
 struct Given {
   double values[kNumbers];
   const double* vector;
 
-  EMANEST_INLINE double operator[](int k) const { return vector ? vector[k] : values[k]; }
+  template <int count>
+  EMANEST_INLINE void load(const Tensors& tensors, Number* to) const {
+    for (int k = 0; k < count; k++) to[k] = vector ? vector[tensors.numbers + k] : values[k];
+  }
 };
 
 // threads of a block
@@ -102,11 +105,11 @@ struct Elements {
 
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     if (table.skipped()) return;
-    Numbers numbers;
-    copy<Operation::numbers>(given, numbers);
     double squares = 0;
     const Chunk chunk = table.chunks[block];
     const Streams streams(table.entries[chunk.entry].tensors, y_dtype);
+    Numbers numbers;
+    given.load<Operation::numbers>(streams.tensors, numbers);
     const Range range(chunk, streams.tensors);
     int64_t rest = range.begin;
     // float64 is rare on GPUs: half of the code is not worth it

@@ -70,7 +70,7 @@ class Tables {
 
   static bool same(const Tensors& a, const Tensors& b) {
     return a.y == b.y && a.input == b.input && a.input_dtype == b.input_dtype &&
-           a.scales == b.scales && a.run == b.run &&
+           a.scales == b.scales && a.run == b.run && a.numbers == b.numbers &&
            std::equal(std::begin(a.state), std::end(a.state), std::begin(b.state));
   }
 

@@ -77,7 +77,7 @@ struct RowFactors {
     const Entry& entry = table.entries[block];
     const Tensors& tensors = entry.tensors;
     typename R::Numbers numbers;
-    copy<R::numbers>(given, numbers);
+    given.load<R::numbers>(tensors, numbers);
     T* const factors = static_cast<T*>(tensors.state[R::states]);
     Norms part{0, 0};
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
@@ -115,7 +115,7 @@ struct KeepNorms {
       sum.after += norms[block * kThreads + k].after;
     }
     typename R::Numbers numbers;
-    copy<R::numbers>(given, numbers);
+    given.load<R::numbers>(tensors, numbers);
     const double kept = Rows<T, R>::kept(sum.before, sum.after, numbers);
     const T scale = *static_cast<const T*>(tensors.scales);
     for (int64_t row = thread; row < tensors.size; row += kThreads) {

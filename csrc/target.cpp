@@ -44,9 +44,10 @@ void* place(const char* what, const py::object& out, at::Device device, at::Scal
   return address(to);
 }
 
-Target::Target(const py::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
-               const py::object& skip)
-    : vector_(tensor_or_none(numbers)),
+Target::Target(const py::object& numbers, std::vector<int64_t> begins, const py::object& skip,
+               std::shared_ptr<device::Tables> tables, intptr_t stream)
+    : begins_(std::move(begins)),
+      vector_(tensor_or_none(numbers)),
       skip_(tensor_or_none(skip)),
       tables_(std::move(tables)),
       stream_(stream) {
@@ -70,6 +71,12 @@ const double* Target::numbers() const {
   return vector_.defined() ? values<double>(vector_) : numbers_.data();
 }
 
+void Target::distribute(Bucket& bucket) const {
+  if (begins_.empty()) return;
+  check_count("beginnings of numbers", begins_.size(), bucket.tensors.size());
+  for (size_t i = 0; i < begins_.size(); i++) bucket.tensors[i].numbers = begins_[i];
+}
+
 device::Call Target::call(at::Device device) const {
   // freed in the order of the stream, which is the one that torch is using
   const auto allocate = [device](size_t bytes) {
@@ -86,9 +93,10 @@ void bind_target(py::module_& m) {
   py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables", py::module_local())
       .def(py::init<>());
   py::class_<Target>(m, "Target", py::module_local())
-      .def(py::init<py::object, std::shared_ptr<device::Tables>, intptr_t, py::object>(),
-           py::arg("numbers"), py::arg("tables") = nullptr, py::arg("stream") = 0,
-           py::arg("skip") = py::none());
+      .def(py::init<py::object, std::vector<int64_t>, py::object, std::shared_ptr<device::Tables>,
+                    intptr_t>(),
+           py::arg("numbers"), py::arg("begins") = std::vector<int64_t>(),
+           py::arg("skip") = py::none(), py::arg("tables") = nullptr, py::arg("stream") = 0);
 }
 
 }  // namespace emanest

@@ -17,11 +17,11 @@ void* place(const char* what, const pybind11::object& out, at::Device device, at
 
 class Target {
  public:
-  // numbers: floats, or a float64 vector on the device. skip: None, or one float32 there that is 0
-  // unless nothing shall happen. On a GPU also what the caller keeps from call to call, and the
-  // stream.
-  Target(const pybind11::object& numbers, std::shared_ptr<device::Tables> tables, intptr_t stream,
-         const pybind11::object& skip);
+  // numbers: floats, or a float64 vector on the device. begins: none, or for each tensor how far
+  // from that vector's its own numbers begin. skip: None, or one float32 there that is 0 unless
+  // nothing shall happen. On a GPU also what the caller keeps from call to call, and the stream.
+  Target(const pybind11::object& numbers, std::vector<int64_t> begins, const pybind11::object& skip,
+         std::shared_ptr<device::Tables> tables, intptr_t stream);
 
   // An error unless it has so many numbers and all is on that device.
   void check(at::Device device, size_t numbers) const;
@@ -30,10 +30,13 @@ class Target {
   // On the CPU, where `skip` can be read.
   bool skipped() const;
   const double* numbers() const;
+  // Tells each tensor of a bucket where its numbers begin.
+  void distribute(Bucket& bucket) const;
   device::Call call(at::Device device) const;
 
  private:
   std::vector<double> numbers_;
+  std::vector<int64_t> begins_;
   at::Tensor vector_, skip_;
   std::shared_ptr<device::Tables> tables_;
   intptr_t stream_;

@@ -12,9 +12,10 @@ class Target:
     def __init__(
         self,
         numbers: Any,
+        begins: list[int] = [],
+        skip: Tensor | None = None,
         tables: Tables | None = None,
         stream: int = 0,
-        skip: Tensor | None = None,
     ) -> None: ...
 
 class Pass(Protocol):

@@ -12,6 +12,7 @@ import torch
 from ..backends import eager
 from ..backends.guards import count_writes
 from ..backends.layout import check_squares, is_dense
+from ..backends.per_tensor import joined
 from ..rules import NORMS, PASSES, ROWS
 from . import momentum, newton_schulz, passes
 from .known import prepared, recall, remember
@@ -39,15 +40,19 @@ def apply_(
     name, rules, ys, inputs, state, numbers, dtype, skip=None, scales=(), squares=None, memo=None
 ):
     """As ``eager.apply_``; where squares are asked for, with a launch for the sums of each."""
-    pass_, block, key = PASSES[name], TILES[dtype], (name, *rules, bool(scales))
+    numbers, begins = joined(numbers, ys, dtype)
+    pass_, block, own = PASSES[name], TILES[dtype], begins is not None
+    key = name, *rules, bool(scales), own
     if pass_.squares:
         check_squares(squares, ys)
 
     def anew(ys, inputs, states, scales):
-        constants = pass_constants(name, rules, scales)
-        # of the rows; of squares also where among the sums and among the squares theirs are
+        constants = pass_constants(name, rules, scales, own)
+        # of the rows; of squares also where among the sums and among the squares theirs are; last
+        # where their numbers begin
         more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
         more = [[*range(len(ys))]] if pass_.squares else more
+        more = [*more, begins] if own else more
         columns = [ys, inputs, *states] if inputs else [ys, *states]
         found = []
         for input_dtype, some, ends in by_dtype(inputs or ys, columns, more):
@@ -60,12 +65,13 @@ def apply_(
 
     launches = []
     writes_inputs = "input" in pass_.writes
-    with prepared(anew, memo, key, dtype, ys, inputs, state, scales, writes_inputs) as found:
+    tensors = ys, inputs, state, scales
+    with prepared(anew, memo, key, dtype, begins, *tensors, writes_inputs) as found:
         for each in found:
             sums = squares.new_empty(each.programs) if pass_.squares else None
             launches.append(each.launch(numbers, (skip, sums)))
             if pass_.squares:
-                constants = {"COLUMNS": 2 + len(state), "BLOCK": block}
+                constants = {"COLUMNS": 2 + len(state), "OWN": own, "BLOCK": block}
                 count, others = len(each.table.rows), (each.table.rows, skip, sums, squares)
                 kernel, device = momentum.squares_kernel, squares.device
                 launches.append(Launch(kernel, count, device, others, constants))
@@ -82,25 +88,27 @@ def _run(y, scale):
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):
     """As ``eager.rows_``: a launch for the rows, and one for the matrices."""
-    key, columns = ("rows", name, dtype), [os, *state, factors, scales]
-    found = recall(memo, key, columns)
+    columns, given = [os, *state, factors, scales], numbers
+    numbers, begins = joined(numbers, os, dtype)
+    own = begins is not None
+    key = "rows", name, dtype, own
+    found = recall(memo, key, columns, begins)
     if found is None:
         if not as_they_are([os], columns[1:], dtype):
             # of one value for each row, and in an odd format: not worth a kernel of its own
-            eager.rows_(name, os, state, scales, factors, numbers, dtype, skip=skip)
+            eager.rows_(name, os, state, scales, factors, given, dtype, skip=skip)
             return
         found = [
-            _of_rows((*key, o_dtype), some, rows_constants(name), dtype, memo)
-            for o_dtype, some, _ in by_dtype(os, columns)
+            _of_rows((*key, o_dtype), some, rows_constants(name, own), dtype, memo, its)
+            for o_dtype, some, its in by_dtype(os, columns, [begins] if own else [])
         ]
-        remember(memo, key, columns, found)
+        remember(memo, key, columns, found, begins)
     launches = []
     for each in found:
         sums = torch.empty(sum(each.table.sizes), dtype=torch.float64, device=each.table.device)
         launch = each.launch(numbers, (skip, sums))
-        _, _, given, *others = launch.arguments
-        second = {k: launch.constants[k] for k in ("LOADED", "DTYPE")}
-        arguments = each.table.rows, given, *others
+        second = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE")}
+        arguments = each.table.rows, *launch.arguments[2:]
         kernel, second = momentum.norms_kernel, {**norms_constants(name), **second}
         count = len(each.table.rows)
         launches += launch, Launch(kernel, count, sums.device, arguments, second)
@@ -109,11 +117,11 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     count_writes([t for column in (factors, *state) for t in column])
 
 
-def _of_rows(key, columns, constants, dtype, memo):
+def _of_rows(key, columns, constants, dtype, memo, begins):
     """The launch for the rows of matrices."""
     os = columns[0]
     sizes = tuple(map(len, os))
-    more = [[o.shape[1] for o in os], firsts(sizes, 1)[:-1]]
+    more = [[o.shape[1] for o in os], firsts(sizes, 1)[:-1], *begins]
     kernel = momentum.rows_kernel
     return prepare(kernel, key, columns, dtype, memo, constants, ROWS_TILE, sizes, more)
 
@@ -145,8 +153,14 @@ def _search(grad_dtype, columns, _, memo):
     return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
 
 
-def pass_constants(name, rules, scales=()):
-    """What the kernel is compiled for, of a pass, its rules and whether there are scales."""
+def pass_constants(name, rules, scales=(), own=False):
+    """What the kernel is compiled for.
+
+    Args:
+        name, rules: of the pass.
+        scales: whether there are any.
+        own: whether tensors have numbers of their own.
+    """
     pass_ = PASSES[name]
     rows = pass_.rows(rules)
     columns = len({*pass_.reads, *pass_.writes})
@@ -159,6 +173,7 @@ def pass_constants(name, rules, scales=()):
         "WRITES": len(pass_.writes),
         "FACTOR": pass_.factor,
         "STEPS": pass_.steps,
+        "OWN": own,
     }
 
 
@@ -168,10 +183,10 @@ def _parts(first, names):
     return tuple(zip(begins, map(len, names), strict=False))
 
 
-def rows_constants(name):
-    """What the kernel is compiled for, of the rule."""
+def rows_constants(name, own=False):
+    """What the kernel is compiled for, of the rule; ``own`` as in ``pass_constants``."""
     row = ROWS[name]
-    counts = {"STATES": len(row.state), "NUMBERS": len(row.numbers)}
+    counts = {"STATES": len(row.state), "NUMBERS": len(row.numbers), "OWN": own}
     return {"RULE": rounded(row.function), **counts, "WIDTH": ROWS_WIDTH}
 
 

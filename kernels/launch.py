@@ -8,9 +8,10 @@ import torch
 import triton.language as tl
 
 from ..backends.layout import flat
+from ..backends.upload import upload
 from .calls import call
 from .rounding import INTERPRETED
-from .table import lookup, upload
+from .table import lookup
 
 TYPES = {
     torch.float64: tl.float64,

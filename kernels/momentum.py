@@ -18,15 +18,17 @@ SUMS = tl.constexpr(1024)
 
 
 @triton.jit
-def squares_kernel(rows, skip, sums, squares, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up the sums of each parameter's chunks; a row ends with the first's number and its own.
+def squares_kernel(
+    rows, skip, sums, squares, COLUMNS: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add up the sums of each parameter's chunks.
 
-    COLUMNS are those before its size.
+    COLUMNS are those before its size in a row, after which come the first's number and its own.
     """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    row = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3)
+    row = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
     chunks = (tl.load(row + COLUMNS) + BLOCK - 1) // BLOCK
     first, position = tl.load(row + COLUMNS + 1), tl.load(row + COLUMNS + 2)
     i = tl.arange(0, SUMS)
@@ -64,7 +66,7 @@ def _row_squares(
 @triton.jit
 def rows_kernel(
     chunks, rows, numbers, skip, sums,
-    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr,
+    RULE: tl.constexpr, STATES: tl.constexpr, NUMBERS: tl.constexpr, OWN: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +79,7 @@ def rows_kernel(
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    chunk, entry = _row(chunks, rows, TYPES, 2)
+    chunk, entry = _row(chunks, rows, TYPES, 2 + OWN)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
     count, columns = tl.load(entry + len(TYPES)) - start, tl.load(entry + len(TYPES) + 1)
     address = tl.load(entry)
@@ -96,6 +98,8 @@ def rows_kernel(
         pointers = pointers + (pointer,)  # noqa: RUF005
     state = _load(pointers, 0, STATES, i, mask, DTYPE)
     means = (squares / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
+    if OWN:
+        numbers += tl.load(entry + len(TYPES) + 3)
     factor, state = RULE(means, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
     _store(pointers, 0, state, i, mask)
     _store(pointers, STATES, (factor,), i, mask)
@@ -107,7 +111,7 @@ def rows_kernel(
 def norms_kernel(
     rows, numbers, skip, sums,
     RULE: tl.constexpr, STATES: tl.constexpr, FIRST: tl.constexpr, NUMBERS: tl.constexpr,
-    COLUMNS: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr,
+    COLUMNS: tl.constexpr, OWN: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Keep the norm of a matrix: multiply its factors by one number, and by its scale.
 
@@ -116,7 +120,7 @@ def norms_kernel(
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    entry = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3)
+    entry = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
     factors = tl.load(entry + 1 + STATES).to(tl.pointer_type(DTYPE))
     scale = tl.load(tl.load(entry + 2 + STATES).to(tl.pointer_type(DTYPE)))
     count, first = tl.load(entry + COLUMNS), tl.load(entry + COLUMNS + 2)
@@ -130,6 +134,8 @@ def norms_kernel(
         before += square
         after += evened(factor, square)
         offset += SUMS
+    if OWN:
+        numbers += tl.load(entry + COLUMNS + 3)
     numbers = _numbers(numbers, FIRST, NUMBERS, LOADED, tl.float64)
     kept = RULE(tl.sum(before, 0), tl.sum(after, 0), numbers)
     offset = tl.full((), 0, tl.int64)

@@ -6,6 +6,7 @@ and ``rows`` are those of ``table.Table``. Arguments that the kernels share:
     TYPES    element types of the addresses in a row        numbers  a tuple of scalars;
     VECTOR   elements that a thread moves together          LOADED   or one vector
     DTYPE    of the arithmetic; a narrower value is rounded once, when it is stored
+    OWN      whether a row ends with how far from those of the vector its parameter's numbers begin
 
 If all addresses are aligned, a thread moves VECTOR elements at once: 128 bits of the widest stream,
 and as many elements of a narrower one, so that no stream has to change threads through shared
@@ -177,7 +178,7 @@ def _pass_tile(
 def pass_kernel(
     chunks, rows, numbers, skip, sums, SCALED: tl.constexpr, PASS: tl.constexpr,
     STATES: tl.constexpr, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr,
-    WRITES: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr,
+    WRITES: tl.constexpr, FACTOR: tl.constexpr, STEPS: tl.constexpr, OWN: tl.constexpr,
     TYPES: tl.constexpr, VECTOR: tl.constexpr,
     LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -192,11 +193,14 @@ def pass_kernel(
         if tl.load(skip) != 0:
             return
     SQUARES: tl.constexpr = sums is not None
-    MORE: tl.constexpr = 2 if SCALED or SQUARES else 0
+    MORE: tl.constexpr = (2 if SCALED or SQUARES else 0) + OWN
     addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
     scales, into, run = None, None, None
     if SCALED:
         scales, into, run = _scales(chunks, rows, TYPES, DTYPE, BLOCK, MORE)
+    if OWN:
+        _, row = _row(chunks, rows, TYPES, MORE)
+        numbers += tl.load(row + len(TYPES) + MORE)
     total = tl.full((), 0.0, tl.float64)
     # not a range: Triton 3.6 cannot interpret one up to a loaded number
     offset = whole

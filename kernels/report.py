@@ -47,6 +47,10 @@ class Case(NamedTuple):
     dtypes: str = "float32"  # of DTYPES
     target: str = "sm_90"
     on_device: bool = False  # numbers and the flag to skip
+    own: bool = False  # numbers of each tensor
+
+
+OWN = [Case(k, r, target=t, own=True) for k, r in SAMPLES.items() for t in TARGETS]
 
 
 class Facts(NamedTuple):
@@ -63,7 +67,7 @@ class Spec(NamedTuple):
     """A kernel, and how what it is compiled for follows from a case."""
 
     kernel: Any
-    constants: Callable  # rules -> constants
+    constants: Callable  # rules and ``own`` -> constants
     columns: Callable  # constants, dtypes of parameter, gradient, arithmetic -> dtypes of columns
     types: Mapping = MappingProxyType({})  # of further arguments
     tiles: Mapping | None = None  # elements of a chunk, by dtype of the arithmetic
@@ -75,8 +79,8 @@ def _pass(name, columns, scales=(), types=MappingProxyType({})):
     def every(constants, p, g, wide):
         return [*columns(p, g, wide), *[wide] * sum(count for _, count in constants["STATES"])]
 
-    def constants(*rules):
-        return backend.pass_constants(name, rules, scales)
+    def constants(*rules, own):
+        return backend.pass_constants(name, rules, scales, own)
 
     return Spec(passes.pass_kernel, constants, every, types)
 
@@ -95,7 +99,7 @@ SPECS = {
         dict.fromkeys(backend.TILES, backend.ROWS_TILE),
     ),
     "nonfinite": Spec(
-        *(passes.nonfinite_kernel, dict, lambda c, p, g, w: [g], {"flag": "*fp32"}),
+        *(passes.nonfinite_kernel, lambda own: {}, lambda c, p, g, w: [g], {"flag": "*fp32"}),
         backend.NONFINITE_TILES,
     ),
 }
@@ -114,7 +118,8 @@ def cases(everything=False):
     }
     if everything:
         options = list(itertools.product(DTYPES, TARGETS))
-        return [Case(k, r, *o) for k, found in rules.items() for r in found for o in options]
+        every = [Case(k, r, *o) for k, found in rules.items() for r in found for o in options]
+        return [*every, *OWN]
     plain = [Case(kernel, r) for kernel, found in rules.items() for r in found]
     others = [Case("step", SAMPLE, dtypes) for dtypes in DTYPES if dtypes != "float32"]
     elsewhere = [
@@ -123,7 +128,8 @@ def cases(everything=False):
         for target in TARGETS
         if target != "sm_90"
     ]
-    return [*plain, *others, *elsewhere, Case("step", SAMPLE, on_device=True)]
+    on_device = [Case("step", SAMPLE, on_device=True), *(c for c in OWN if c.kernel == "step")]
+    return [*plain, *others, *elsewhere, *on_device]
 
 
 def compiled(case):
@@ -131,17 +137,18 @@ def compiled(case):
     spec = SPECS[case.kernel]
     parameter, gradient = DTYPES[case.dtypes]
     wide = torch.promote_types(gradient if case.kernel == "nonfinite" else parameter, torch.float32)
-    constants = spec.constants(*case.rules)
+    constants = spec.constants(*case.rules, own=case.own)
     columns, tiles = spec.columns(constants, parameter, gradient, wide), spec.tiles or backend.TILES
     constants = {**launch.tensor_constants(columns, wide, tiles[wide]), **constants}
     types = {"chunks": "*i32", "rows": "*i64", **spec.types}
     names = spec.kernel.arg_names
     if "NUMBERS" in constants:
-        constants["LOADED"] = loaded = case.on_device or wide == torch.float64
+        constants["LOADED"] = loaded = case.on_device or case.own or wide == torch.float64
         counts = constants["NUMBERS"]
         # of a pass also where each rule's begin
         count = sum(counts[-1]) if isinstance(counts, tuple) else counts
-        types["numbers"] = "*fp64" if loaded else ("fp32",) * max(count, 1)
+        vector = "*fp32" if case.own and wide == torch.float32 else "*fp64"
+        types["numbers"] = vector if loaded else ("fp32",) * max(count, 1)
     if "skip" in names:
         place = types if case.on_device else constants
         place["skip"] = "*fp32" if case.on_device else None
@@ -203,13 +210,11 @@ def main():
     print("| kernel | rules | dtypes | target | registers | local | shared | load | store |")
     print("| --- | --- | --- | --- | --: | --: | --: | --: | --: |")
     everything = parser.parse_args().all
-    rows = [
-        (f"{c.kernel}, numbers on the device" if c.on_device else c.kernel, " ".join(c.rules), c)
-        for c in cases(everything)
-    ]
-    for kernel, rules, case in rows:
+    for case in cases(everything):
+        kinds = ", numbers on the device" * case.on_device + ", numbers per tensor" * case.own
+        names = case.kernel + kinds, " ".join(case.rules), case.dtypes, case.target
         found = facts(compiled(case))
-        print("|", " | ".join(map(str, (kernel, rules, *case[2:4], *found))), "|", flush=True)
+        print("|", " | ".join(map(str, (*names, *found))), "|", flush=True)
     for product in report_products.products(everything):
         found = facts(report_products.compiled(product))
         row = "" if product.row is None else f", row {product.row + 1} of its tiles"

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends import capture, storage
+from ..backends.upload import upload
 
 
 class Table:
@@ -63,26 +64,6 @@ class Kept(NamedTuple):
 
     chunks: torch.Tensor
     tables: dict  # key -> tables, of which calls write the last one, unless it is frozen
-
-
-def upload(values, to):
-    """Bring numbers of the host to the device without waiting for it.
-
-    By a copy of a pinned block, a fresh one every time: one that was used before may only be
-    written once its copy is done, and the allocator of pinned memory, which knows when that is,
-    hands a block out again only then. A graph would copy from there at every replay, and torch
-    forbids it to copy from memory that is not pinned: numbers come to it as arguments of kernels.
-
-    Args:
-        values: an array of the numbers.
-        to: a dense tensor of as many, of the same dtype.
-    """
-    if capture.capturing(to.device.type):
-        # of all numbers -0.0 is the one that leaves a float what it is
-        torch._foreach_add_(to.fill_(-0.0).view(-1).unbind(), values.tolist())
-        return
-    block = torch.frombuffer(values, dtype=to.dtype).view(to.shape)
-    to.copy_(block.pin_memory() if to.is_cuda else block, non_blocking=True)
 
 
 def lookup(memo, key, columns, block, sizes=None, more=()):

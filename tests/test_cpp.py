@@ -1,5 +1,9 @@
 """The C++ back end against the eager one, bit for bit, and the memory that it is given."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +13,8 @@ from emanest.backends import cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import bits, flat, parameters, run, values
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
+
+ROOT = Path(__file__).parents[1]
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 NARROW = [torch.bfloat16, torch.float16]
@@ -273,3 +279,47 @@ def test_an_error_between_leaves_the_originals_alone():
 def test_what_is_found_goes_into_a_tensor_that_fits(out):
     with pytest.raises(ValueError, match="flag: expected"):
         cpp._C.nonfinite((), False, cpp._C.Target(()), [], out, [], [torch.ones(3)], [])
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+STARTS = """if True:
+    import os, torch
+    from emanest.backends import cpp
+
+    def call(name, count, m, n):
+        torch.set_num_threads(1)
+        ys, gs, a, b = ([torch.zeros(m, n) for _ in range(count)] for _ in range(4))
+        columns = [[torch.zeros(m) for _ in range(count)] for _ in range(2)]
+        squares, t = torch.zeros(count, dtype=torch.float64), (torch.float32,)
+        calls = {
+            "step": lambda: cpp.apply_(
+                "step", ("adamw", "none"), ys, gs, [a, b], (0.1,) * 7, *t
+            ),
+            "momentum": lambda: cpp.apply_(
+                "momentum", ("ema",), ys, gs, [a], (0.1,) * 3, *t, squares=squares
+            ),
+            "rows": lambda: cpp.rows_(
+                "normuon", ys, columns[:1], [torch.ones(1)] * count, columns[1], (0.1, 0.1), *t
+            ),
+            "nonfinite": lambda: cpp.nonfinite(gs),
+        }
+        torch.set_num_threads(2)
+        before = len(os.listdir("/proc/self/task"))
+        calls[name]()
+        print(len(os.listdir("/proc/self/task")) - before)
+
+    for name in ("step", "momentum", "rows", "nonfinite"):
+        call(name, 1, 60, 124)
+        call(name, 465, 4, 4)
+    call("step", 1, 600, 124)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc/self/task")
+def test_only_work_that_is_worth_it_starts_threads():
+    """As many values as one small matrix has start none, be they those of one tensor or of 465."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert list(map(int, done.stdout.split())) == [0] * 8 + [1]

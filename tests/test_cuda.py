@@ -7,6 +7,7 @@ import torch
 
 import emulated_cuda
 from emanest import backends
+from emanest.backends.per_tensor import PerTensor
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import moved
 from test_rules import columns, each_base, each_dtype, each_look, numbers, tensors, wide
@@ -217,6 +218,23 @@ def test_numbers_in_a_vector(place, look, dtype):
     assert same(found, expected)
 
 
+@pytest.mark.parametrize("vectors", [False, True])
+def test_numbers_per_tensor(place, vectors):
+    expected = arguments("adamw", "ema_nesterov", torch.float32)
+    found = everywhere(expected, place.device)
+    values, of = (
+        given(BASES["adamw"], LOOKAHEADS["ema_nesterov"]),
+        [i % 3 for i in range(len(found[0]))],
+    )
+    sets = [tuple(n * (1 + k / 7) for n in values) for k in range(3)]
+    on_device = [torch.tensor(s, dtype=torch.float64, device=place.device) for s in sets]
+    rules = "step", ("adamw", "ema_nesterov")
+    cpp.apply_(*rules, *expected, PerTensor(sets, of), torch.float32)
+    numbers = PerTensor(on_device if vectors else sets, of)
+    place.backend.apply_(*rules, *found, numbers, torch.float32)
+    assert same(found, expected)
+
+
 @pytest.mark.parametrize("flag", [0.0, 1.0, torch.nan])
 def test_a_call_may_be_skipped(place, flag):
     expected = arguments("adamw", "ema_nesterov", torch.float32)
@@ -331,6 +349,20 @@ def test_whatever_moves_is_sent_again(emulated):
         step(cpp, expected)
         assert same(columns_, expected)
     assert launches(emulated.stream) == (7, 1, 7)
+
+
+def test_other_numbers_of_the_same_tensors_are_not_sent_with_them(emulated):
+    """Only which of them a tensor has."""
+    stream, memo, ys, gs = emulated.stream, {}, small(3), small(3, 1)
+    sent = []
+    for of, lr in (([1, 0, 0], 0.5), ([1, 0, 0], 0.25), ([1, 0, 1], 0.25)):
+        numbers = PerTensor([(1.0, 0.5, 0.0), (1.0, lr, 0.0)], of)
+        before = stream.entries
+        emulated.backend.apply_(
+            "step", ("sgd", "none"), ys, gs, [], numbers, torch.float32, memo=memo
+        )
+        sent.append(stream.entries - before)
+    assert sent == [1, 0, 1]
 
 
 def test_other_tensors_in_the_same_memo(emulated):
@@ -485,6 +517,29 @@ def test_a_graph_can_be_replayed_between_other_calls(gpu):
             ys_, gs_, *state_ = expected
             gs_ = [factor * g for g in gs_]
             cpp.apply_("step", ("adamw", "ema_nesterov"), ys_, gs_, *state_, values, torch.float32)
+    assert same([ys, gs, *state], expected)
+
+
+def test_a_graph_has_the_numbers_per_tensor_of_its_capture(gpu):
+    """They come from the host: as with numbers of a whole call, every replay has the same."""
+    ys, gs, *state = on_gpu("adamw", "ema_nesterov")
+    values, memo = given(BASES["adamw"], LOOKAHEADS["ema_nesterov"]), {}
+    of = [i % 2 for i in range(len(ys))]
+
+    def work(lr):
+        numbers = PerTensor([values, tuple(lr * n for n in values)], of)
+        rules = "step", ("adamw", "ema_nesterov")
+        gpu.apply_(*rules, ys, gs, *state, numbers, torch.float32, memo=memo)
+        return numbers
+
+    expected = everywhere([ys, gs, *state], "cpu")
+    graph = graphed(lambda: work(0.5))
+    taken = [0.5, 0.25, 0.5, 0.75]
+    for lr in taken[1:]:
+        graph.replay() if lr == 0.5 else work(lr)
+    for lr in taken:
+        numbers = PerTensor([values, tuple(lr * n for n in values)], of)
+        cpp.apply_("step", ("adamw", "ema_nesterov"), *expected, numbers, torch.float32)
     assert same([ys, gs, *state], expected)
 
 

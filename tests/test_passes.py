@@ -1,10 +1,11 @@
-"""Passes on every back end: momenta, factors for rows, scales, and moves between x and y.
+"""Passes on every back end: momenta, factors for rows, numbers per tensor, scales, and moves.
 
 ``test_triton`` runs this file in Triton's interpreter; the CUDA kernels are emulated.
 """
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import emulated_cuda
 from emanest import backends, rules
 from emanest.backends import eager
 from emanest.backends.layout import scaled
+from emanest.backends.per_tensor import PerTensor
 from helpers import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +48,7 @@ MODULES = {
 
 @pytest.fixture(params=MODULES)
 def backend(request):
-    return MODULES[request.param]()
+    return {**MODULES, "eager": lambda: eager}[request.param]()
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
@@ -263,6 +265,114 @@ def test_row_state_in_an_odd_layout_is_written(backend):
     eager.rows_(*expected)
     torch.testing.assert_close(arguments[2][0][0].float(), expected[2][0][0], rtol=1e-6, atol=0)
     torch.testing.assert_close(arguments[4][0], expected[4][0], rtol=1e-6, atol=0)
+
+
+# ---- numbers of their own -----------------------------------------------------------------------
+
+SIZES = [(9, 11), (7, 1), (3, 2731), (0, 4), (5, 3)]
+OF = [2, 0, 1, 0, 2]
+EMA_NESTEROV = (0.1, 0.4, 0.6)
+# rules -> what their pass is called with: which of input and scales, columns of state, numbers
+SHARED = {
+    ("step", "adamw", "ema_nesterov"): (True, False, 3, (-0.5, 0.3, 0.1, 0.2, 0.1, 0.7, 0.3)),
+    ("step", "direction", "ema_nesterov"): (True, True, 1, (-0.5, 0.3, 0.1)),
+    ("follow", "ema_nesterov"): (True, False, 1, ()),
+    ("move", "y_along"): (False, False, 1, (0.4,)),
+    ("momentum", "ema"): (True, False, 1, EMA),
+    ("rows", "normuon"): (False, True, 1, (0.05, 0.3)),
+}
+
+
+def shared(rules, dtype):
+    """What a pass is called with but its numbers: lists with an item for each tensor."""
+    has_input, has_scales, states, _ = SHARED[rules]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    name, count = rules[0], len(SIZES)
+    # the interpreter takes its time for long rows
+    sizes = [(m, min(n, 40)) for m, n in SIZES] if name == "rows" else SIZES
+    ys = [randn(*s, dtype=wide if name == "momentum" else dtype) for s in sizes]
+    formats = dtype if name == "follow" else torch.bfloat16, dtype
+    inputs = [randn(*s, dtype=formats[i % 2], seed=1) for i, s in enumerate(sizes)]
+    state = [
+        [randn(*(s[:1] if name == "rows" else s), dtype=wide, seed=2 + k).square() for s in sizes]
+        for k in range(states)
+    ]
+    scales = [
+        randn(1 if i % 2 or name == "rows" else s[0], dtype=wide) for i, s in enumerate(sizes)
+    ]
+    found = torch.full((count,), 7.0, dtype=torch.float64)
+    found = [randn(s[0], dtype=wide) for s in sizes] if name == "rows" else [*found.split(1)]
+    return wide, [ys, inputs if has_input else (), state, scales if has_scales else (), found]
+
+
+def passed(backend, rules, dtype, given, numbers, skip, memo=None):
+    """One call."""
+    (name, *rest), (ys, inputs, state, scales, found) = rules, given
+    if name == "rows":
+        backend.rows_(*rest, ys, state, scales, found, numbers, dtype, skip, memo)
+        return
+    squares = torch.cat(found) if name == "momentum" else None
+    backend.apply_(name, rest, ys, inputs, state, numbers, dtype, skip, scales, squares, memo)
+    if squares is not None:
+        for to, value in zip(found, squares.split(1), strict=True):
+            to.copy_(value)
+
+
+def some(value, indices):
+    """Of lists with an item for each tensor those of some tensors."""
+    if not value or isinstance(value[0], torch.Tensor):
+        return [value[i] for i in indices] if value else value
+    return [some(each, indices) for each in value]
+
+
+# name -> what makes a set of numbers, and dtypes of parameters
+FORMS = {
+    "floats": (tuple, DTYPES[:3]),
+    "vectors": (lambda numbers: torch.tensor(numbers, dtype=torch.float64), DTYPES[1:2]),
+}
+
+
+@pytest.mark.parametrize("backend", [*MODULES, "eager"], indirect=True)
+@pytest.mark.parametrize("rules", SHARED, ids="-".join)
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_per_tensor_have_the_bits_of_a_call_for_each_set(backend, rules, form):
+    """Also where the same tensors then have other sets, or nothing may be written."""
+    make, dtypes = FORMS[form]
+    numbers = *SHARED[rules][-1], *(EMA_NESTEROV if rules[-1] == "ema_nesterov" else ())
+    sets = [make([n * (1 + k / 7) for n in numbers]) for k in range(3)]
+    for dtype in dtypes:
+        (wide, together), (_, apart), memo = shared(rules, dtype), shared(rules, dtype), {}
+        for of, skip in ((OF, None), (OF[::-1], torch.zeros(1)), (OF, torch.ones(1))):
+            for k, own in enumerate(sets if skip != 1 else []):
+                indices = [i for i, its in enumerate(of) if its == k]
+                passed(backend, rules, wide, some(apart, indices), own, skip)
+            passed(backend, rules, wide, together, PerTensor(sets, of), skip, memo)
+            for a, b in zip(tensors(together), tensors(apart), strict=True):
+                assert torch.equal(a, b)
+
+
+VECTOR = torch.ones(3, dtype=torch.float64)
+# the error -> sets of numbers, and each tensor's
+BAD = {
+    "of: expected 2 indices, one a tensor, got 1": ([(1.0, 0.1, 0.0)] * 2, [0]),
+    "of: expected indices of 2 sets, got 0 to 2": ([(1.0, 0.1, 0.0)] * 2, [0, 2]),
+    "of: expected indices of 2 sets, got -1 to 0": ([(1.0, 0.1, 0.0)] * 2, [0, -1]),
+    "values: expected sets of one length, got [2, 3]": ([(1.0, 0.1, 0.0), (1.0, 0.1)], [0, 1]),
+    "values: expected sets of one length, got [1, 3]": ([VECTOR, VECTOR[:1]], [0, 1]),
+    "got one of sizes [3] of torch.float32 on cpu": ([VECTOR, VECTOR.float()], [0, 1]),
+    "got one of sizes [3] of torch.float64 on meta": ([VECTOR, VECTOR.to("meta")], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("backend", [*MODULES, "eager"], indirect=True)
+@pytest.mark.parametrize("expected", BAD)
+def test_numbers_per_tensor_that_do_not_fit_are_errors_and_change_nothing(backend, expected):
+    ys, gs = ([torch.ones(3) for _ in range(2)] for _ in range(2))
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        backend.apply_(
+            "step", ("sgd", "none"), ys, gs, [], PerTensor(*BAD[expected]), torch.float32
+        )
+    assert all(y.eq(1).all() for y in ys)
 
 
 # ---- scales -------------------------------------------------------------------------------------

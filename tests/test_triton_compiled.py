@@ -48,8 +48,8 @@ def kernels(tmp_path_factory):
     return compiled(tmp_path_factory, __file__)
 
 
-def pick(kernels, kernel, rules="", dtypes="float32", target="sm_90", on_device=False):
-    return kernels[kernel, rules, dtypes, target, on_device]
+def pick(kernels, kernel, rules="", dtypes="float32", target="sm_90", on_device=False, own=False):
+    return kernels[kernel, rules, dtypes, target, on_device, own]
 
 
 def check(found, case):
@@ -117,6 +117,15 @@ def test_numbers_on_the_device_are_loaded(kernels):
     assert found["loads"]["64"] > pick(kernels, "step", "adamw ema_nesterov")["loads"]["64"]
 
 
+def test_numbers_per_tensor_take_loads_of_their_own_and_nothing_else(kernels):
+    """Of each number one for vectors and one for what makes none, and where they begin."""
+    own, plain = (pick(kernels, "step", "adamw ema_nesterov", own=own) for own in (True, False))
+    more = 2 * (1 + len(BASES["adamw"].numbers) + len(LOOKAHEADS["ema_nesterov"].numbers))
+    wide = {"32": plain["loads"]["32"] + more, "64": plain["loads"]["64"] + 1}
+    assert own["loads"] == {**plain["loads"], **wide}
+    assert own["stores"] == plain["stores"]
+
+
 def test_every_operation_rounds_to_nearest(kernels):
     for case, found in kernels.items():
         if case[3] != "gfx942":
@@ -150,7 +159,8 @@ def test_cpu_tensors_are_an_error_without_the_interpreter():
 @pytest.mark.timeout(3600)
 def test_the_full_product_compiles_to_vectors_in_registers(tmp_path_factory):
     kernels = compiled(tmp_path_factory, __file__, "everything")
-    assert len(kernels) == len(DTYPES) * len(TARGETS) * 80
+    # and numbers per tensor for the samples
+    assert len(kernels) == len(TARGETS) * (len(DTYPES) * 80 + 4)
     for case, found in kernels.items():
         check(found, case)
 

@@ -26,6 +26,7 @@ from bench.no_gpu.graph import Graph
 from bench.stages.tiles import forced
 from emanest import doctor
 from emanest.backends import eager, guards
+from emanest.backends.per_tensor import PerTensor
 from emanest.kernels import backend, known, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
@@ -348,6 +349,16 @@ def test_rows_are_copied_only_when_an_address_changes(uploads):
     assert uploads[3:] == [(2, 6)]
 
 
+def test_other_numbers_of_the_same_tensors_change_no_row(uploads):
+    """Only which of them a tensor has is written there."""
+    arguments, memo = [*problem([3, 4, 5, 6])], {}
+    for of, lr in (([1, 0, 0, 1], 2.0), ([1, 0, 0, 1], 3.0), ([1, 0, 1, 1], 3.0)):
+        sets = [arguments[5], tuple(lr * n for n in problem([1])[5])]
+        run([*arguments[:5], PerTensor(sets, of), FLOAT32], memo=memo)
+    # y, g, three states, the size, and where the numbers begin
+    assert uploads == [(5,), (4, 7), (1, 7)]
+
+
 def test_a_changed_address_is_used():
     arguments, again, memo = problem(SIZES), problem(SIZES), {}
     run(arguments, memo=memo)
@@ -598,13 +609,13 @@ def test_what_a_graph_reads_stays_and_is_never_written(rows, stream, monkeypatch
     "values",
     [
         array("d", [-0.0, 0.0, 1 / 3, 5e-324, -1e308, torch.inf]),
+        array("f", [-0.0, 1 / 3, 1e-45, torch.inf]),
         array("q", [0, 1, 2**53 + 1, 2**63 - 1]),
     ],
 )
 def test_numbers_that_come_as_arguments_are_exact(values):
-    expected = torch.frombuffer(
-        values, dtype={"d": torch.float64, "q": torch.int64}[values.typecode]
-    )
+    dtypes = {"d": torch.float64, "f": torch.float32, "q": torch.int64}
+    expected = torch.frombuffer(values, dtype=dtypes[values.typecode])
     found = torch.empty_like(expected)
     with Graph() as graph:
         table.upload(values, found)
@@ -612,10 +623,14 @@ def test_numbers_that_come_as_arguments_are_exact(values):
     assert helpers.bits(found) == helpers.bits(expected)
 
 
+@pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.float64], ids=str)
-def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype):
+def test_a_graph_without_a_warm_up_has_the_bits_of_a_call(dtype, per_tensor):
     """Chunks, addresses and numbers come as arguments of kernels."""
-    (found, expected), memo = (problem(SIZES, dtype) for _ in range(2)), {}
+    (found, expected), memo = ([*problem(SIZES, dtype)] for _ in range(2)), {}
+    if per_tensor:
+        sets = [found[5], tuple(n / 3 for n in found[5])]
+        found[5] = expected[5] = PerTensor(sets, [0, 1, 0])
     before = [t.clone() for t in written(found)]
     with Graph() as graph:
         run(found, memo=memo)

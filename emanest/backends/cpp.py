@@ -12,6 +12,7 @@ from ..rules import PASSES
 from . import eager
 from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
+from .per_tensor import joined
 from .products import PRODUCTS
 
 try:
@@ -76,22 +77,23 @@ def nonfinite(gs, memo=None):
 
 def _target(tensors, numbers, skip, memo, key):
     """Where a call on some tensors runs."""
-    device = tensors[0].device
-    return _TARGETS[device.type](device, numbers, skip, memo, key)
+    device, (numbers, begins) = tensors[0].device, joined(numbers, tensors, torch.float64)
+    where = _TARGETS[device.type](device, memo, key)
+    return _C.Target(numbers, begins or [], skip, *where)
 
 
-def _on_cpu(device, numbers, skip, memo, key):
-    return _C.Target(numbers, skip=skip)
+def _on_cpu(device, memo, key):
+    return ()
 
 
-def _on_cuda(device, numbers, skip, memo, key):
+def _on_cuda(device, memo, key):
     # on another stream a call could still read the table while this one changes it
     stream = torch.cuda.current_stream(device).cuda_stream
     tables = {} if memo is None else memo
     key = "cuda", *key, stream
     if key not in tables:
         tables[key] = _C.Tables()
-    return _C.Target(numbers, tables[key], stream, skip)
+    return tables[key], stream
 
 
 _PRODUCTS = {"cpu": CPU_PRODUCTS, "cuda": PRODUCTS}

@@ -13,6 +13,7 @@ import torch
 
 from ..rules import NORMS, PASSES, ROWS, evened
 from .layout import by_row
+from .per_tensor import each
 from .products import PRODUCTS
 from .program import evaluate
 
@@ -33,7 +34,8 @@ def apply_(
             before the step, of the same dtype, which receive the new y, too; for "move" nothing.
         state: columns of tensors, those of each rule in turn, as the rules unpack them.
         numbers: for "step" and "momentum" a factor of the gradients (-1 to maximize), then those of
-            each rule in turn: floats, or one vector on the device.
+            each rule in turn: floats, or one vector on the device; or a ``PerTensor`` of either
+            where tensors have numbers of their own, with the bits of a call for each.
         dtype: float32 or float64.
         skip: a 1-element float32 tensor on the device, nothing changes unless it holds 0; or None.
         scales: of "step": for each parameter a vector of ``dtype`` with further factors of its
@@ -45,21 +47,20 @@ def apply_(
             them; None: nothing is kept.
     """
     pass_ = PASSES[name]
-    rows, numbers = pass_.rows(rules), iter(_scalars(numbers, dtype))
+    rows = pass_.rows(rules)
     function = functools.partial(pass_.function, *(_rounded(row.function) for row in rows))
-    scale = next(numbers) if pass_.factor else 1.0
-    numbers = [tuple(itertools.islice(numbers, len(row.numbers))) for row in rows]
     columns = {"y": ys, "input": inputs}
     read, written = (
         zip(*(columns[name] for name in names), strict=True)
         for names in (pass_.reads, pass_.writes)
     )
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
-    every = zip(read, written, factors, _rows(state, ys), strict=True)
-    for i, (given, to, factor, old) in enumerate(every):
-        values, states = [t.to(dtype) for t in given], iter(old)
+    every = zip(read, written, factors, _rows(state, ys), _given(numbers, ys, dtype), strict=True)
+    for i, (given, to, factor, old, own) in enumerate(every):
+        values, states, own = [t.to(dtype) for t in given], iter(old), iter(own)
         if pass_.factor:
-            values[-1] = values[-1] * scale * factor
+            values[-1] = values[-1] * next(own) * factor
+        numbers = [tuple(itertools.islice(own, len(row.numbers))) for row in rows]
         states = [tuple(itertools.islice(states, len(row.state))) for row in rows]
         value, *new = function(*values, *states, *numbers)
         # state before parameters: what a rule hands on as state may be the parameter itself
@@ -78,19 +79,20 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         state: columns of tensors of ``dtype`` with one element for each row.
         scales: for each matrix a 1-element vector of ``dtype``, which multiplies its factors.
         factors: for each matrix a vector of ``dtype``; receives a factor for each row.
-        numbers: the rule's; the last of them are its norm rule's, too.
+        numbers: the rule's, as in ``apply_``; the last of them are its norm rule's, too.
         dtype, skip, memo: as in ``apply_``.
     """
-    row, numbers = ROWS[name], _scalars(numbers, dtype)
-    norm = NORMS[row.norm]
-    rule, norm_numbers = _rounded(row.function), numbers[len(numbers) - len(norm.numbers) :]
-    for o, old, scale, factor in zip(os, _rows(state, os), scales, factors, strict=True):
+    row = ROWS[name]
+    norm, rule = NORMS[row.norm], _rounded(row.function)
+    every = zip(os, _rows(state, os), scales, factors, _given(numbers, os, dtype), strict=True)
+    for o, old, scale, factor, own in every:
         squares = o.double().square().sum(1)
         mean_square = (squares / max(o.shape[1], 1)).to(dtype)
-        value, new = rule(mean_square.view_as(old[0]), old, numbers)
+        value, new = rule(mean_square.view_as(old[0]), old, own)
         evening = value.double().flatten()
         # with roots as torch has them: of sums, whose last bits depend on the back end anyway
-        kept = norm.function(squares.sum(), evened(evening, squares).sum(), norm_numbers)
+        norms = squares.sum(), evened(evening, squares).sum()
+        kept = norm.function(*norms, own[len(own) - len(norm.numbers) :])
         new = *new, (evening * kept).to(dtype) * scale
         _write(zip((*old, factor), new, strict=True), skip)
 
@@ -161,9 +163,12 @@ def _rows(columns, like) -> list[tuple]:
     return list(zip(*columns, strict=True)) if columns else [()] * len(like)
 
 
-def _scalars(numbers, dtype):
+def _given(numbers, tensors, dtype):
+    """For each tensor its numbers, as scalars."""
+    values, of = each(numbers, tensors)
     # a 0-d tensor of another dtype would promote 0-d parameters
-    return numbers.to(dtype).unbind() if isinstance(numbers, torch.Tensor) else numbers
+    values = [v.to(dtype).unbind() if isinstance(v, torch.Tensor) else v for v in values]
+    return [values[i] for i in of]
 
 
 def _write(pairs, skip):
