@@ -22,7 +22,7 @@ ROOMS = {
     "methods": {"rules", "schedules", "values"},
     "matrix": {"backends", "rules", "values"},
     "options": {"matrix", "values"},
-    "state": {"backends", "matrix", "methods", "rules", "values"},
+    "state": {"backends", "methods", "rules", "values"},
     "groups": {"backends", "methods", "options", "rules", "state", "values"},
     "step": {"backends", "groups", "methods", "rules", "state"},
     "optimizers": {

@@ -34,6 +34,7 @@ METHOD = '''"""Pull: a method of the tests."""
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..rules import State
 from ..values import real
 from .method import Method, Plan, checked
 
@@ -43,7 +44,7 @@ class Pull(Method):
     """A method of the tests."""
 
     name: ClassVar[str] = "pull"
-    state: ClassVar[tuple[str, ...]] = ("x", "first", "second")
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True), "first", "second")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
 
     weight: float = field(default=0.25, metadata=checked(real, 0, 1))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..rules import State
 from ..values import count, real
 from .method import Method, Plan, checked, is_sync
 
@@ -27,7 +28,7 @@ class Lookahead(Method):
     """
 
     name: ClassVar[str] = "lookahead"
-    state: ClassVar[tuple[str, ...]] = ("x",)
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..rules import State
 from ..values import count, real
 from .method import Method, Plan, checked
 
@@ -30,7 +31,7 @@ class NALA(Method):
     """
 
     name: ClassVar[str] = "nala"
-    state: ClassVar[tuple[str, ...]] = ("x",)
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True

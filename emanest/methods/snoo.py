@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..rules import State
 from ..values import count, real
 from .method import Method, Plan, checked, is_sync
 
@@ -31,7 +32,7 @@ class SNOO(Method):
     """
 
     name: ClassVar[str] = "snoo"
-    state: ClassVar[tuple[str, ...]] = ("x", "outer_momentum_buffer")
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True), "outer_momentum_buffer")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True

@@ -5,10 +5,10 @@ import math
 
 from ..backends import shards
 from ..matrix.directions import Numbers
-from ..matrix.shapes import is_stack
+from ..matrix.shapes import is_stack, rows
 from ..matrix.sharded import divided
 from ..options import check_group, options_of, own_options
-from ..rules import MOMENTA, ROWS
+from ..rules import MOMENTA, ROWS, State
 from ..values import suggesting
 from .adamw import ADAMW
 from .base import Base
@@ -45,9 +45,9 @@ def check_matrix(name, p, group):
             f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
             f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
         )
-    rows = shape[1 if is_stack(p, stack) else 0]
-    if rows % split:
-        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
+    count = shape[1 if is_stack(p, stack) else 0]
+    if count % split:
+        raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 
 
 def directions(row_rule, part):
@@ -72,6 +72,7 @@ def base_of(optimizer, row_rule=None, row_numbers=lambda group: ()):
         momentum = weight, weight if group["nesterov"] else 0.0
         return Numbers(momentum, row_numbers(group), (lr, lr * group["weight_decay"])).joined()
 
+    row_state = ROWS[row_rule].state if row_rule else ()
     return Base(
         lambda group: "direction",
         numbers,
@@ -79,7 +80,7 @@ def base_of(optimizer, row_rule=None, row_numbers=lambda group: ()):
         # torch saves no `step` for Muon, whose steps are all alike
         uncounted=1.0,
         directions=functools.partial(directions, row_rule),
-        state=(*MOMENTA["ema"].state, *(ROWS[row_rule].state if row_rule else ())),
+        state=(*MOMENTA["ema"].state, *(State(n, rows) for n in row_state)),
         check=check_matrix,
     )
 

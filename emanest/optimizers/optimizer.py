@@ -87,8 +87,8 @@ class Optimizer(torch.optim.Optimizer):
     # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
     @staticmethod
     def _key(name):
-        """The key of a state name in ``state[p]``."""
-        return name
+        """The key of a state name in ``state[p]``, which is pickled: no ``rules.State``."""
+        return str(name)
 
     # ---- what other modules ask of an optimizer -------------------------------------------------
 
