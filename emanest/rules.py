@@ -283,6 +283,9 @@ class State(str):
         position: whether it holds a point, which starts as a copy of the parameter.
     """
 
+    shape: object
+    position: bool
+
     def __new__(cls, name, shape=None, position=False):
         """One that is a ``State`` stays as it is."""
         if isinstance(name, cls):

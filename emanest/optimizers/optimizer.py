@@ -8,7 +8,6 @@ import torch
 from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of, setups
 from ..methods.method import group_entries
-from ..options import check_group
 from ..state import modes
 from ..state.clock import CLOCK
 from ..state.edits import restart_edited
@@ -47,9 +46,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params, defaults, lookahead=None):
         """Check everything; state is allocated at the first step."""
+        name, base = next(iter(self.bases.items()))
         defaults = {
-            "base": next(iter(self.bases)),
-            **check_group(defaults),
+            "base": name,
+            **base.checked(defaults),
             **group_entries(lookahead),
             **CLOCK,
         }

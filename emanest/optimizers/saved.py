@@ -72,7 +72,7 @@ def merged(optimizer, index, live, saved):
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
     base = optimizer._base(live)
     group = base.checked({**kept, **saved, **here})
-    method = check_method(group)
+    method = check_method(group, base)
     check_fit(index, {**group, "params": params}, base)
     flag("train_mode", group["train_mode"])
     for key in ("lookahead_t", *method.memory_entries):

@@ -324,7 +324,7 @@ def kind_of(name, p, group):
 
     None: it is as the parameter.
     """
-    shape = State(name).shape
+    shape: Any = State(name).shape
     return None if shape is None else shape(p, group)
 
 

@@ -94,7 +94,7 @@ def planned(group, method, base, clock, step, ahead, grad_scale=None):
     info = StepInfo(clock.t, step, ahead, clock.lr, decay)
     plan = method.plan(info, clock.memory)
     if plan.base is None:
-        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, clock.lr, step)
+        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, info)
     else:
         rule, numbers = plan.base
     if rule is None:

@@ -18,7 +18,6 @@ import torch
 
 from ..methods.method import NO_LOOKAHEAD, Method, Plan, StepInfo
 from ..optimizers.sgd import BASE as SGD
-from ..options import check_group
 from ..rules import BASES, LOOKAHEADS, POINTS, step
 from ..values import count, real
 
@@ -193,7 +192,7 @@ def _group(method, lr, **base):
     options = {**SGD.options, "lr": real("lr", lr, 0)}
     for name in base.keys() - options.keys():
         raise TypeError(f"{name} is no option of SGD, the base here: {list(options)}")
-    group = check_group({**options, **base})
+    group = SGD.checked({**options, **base})
     method.check_base(group)
     return group
 
@@ -227,7 +226,7 @@ _cached_cycle = functools.lru_cache(maxsize=64)(_find_cycle)
 
 def _step(group, info, plan, y, g, state):
     group = {**group, **plan.options}
-    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info.lr, info.step))
+    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info))
     base, lookahead = BASES[row], LOOKAHEADS[plan.rule]
     held = tuple(tuple(state[name] for name in rule.state) for rule in (base, lookahead))
     y, *new = step(base.function, lookahead.function, y, g, *held, numbers, plan.numbers)
