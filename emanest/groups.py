@@ -123,7 +123,7 @@ def setups(optimizer):
         for name in SEQUENCES:
             # one of another kind would not be saved as it is, nor seen to change on a device
             if name in base.options and not isinstance(group.get(name, ()), (tuple, str)):
-                group.update(base.checked({name: group[name]}))
+                group[name] = base.checked(group)[name]
         policy = group.get("nonfinite", "propagate")
         if policy != "propagate":
             CHECKS["nonfinite"](f"nonfinite of group {index}", policy)

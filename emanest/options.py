@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, get_type_hints
+from typing import Annotated
 
 import torch
 
@@ -67,23 +67,30 @@ def own_options(optimizer, *check_together):
 
     Args:
         optimizer: the class; its constructor annotates each with a type and a check, as here.
-        check_together: group, or part of one -> an error where its options contradict each other.
+        check_together: functions of a group that raise where its options contradict each other.
 
     Returns:
         The options with their defaults, and a function that checks a group: ``check_group``.
+
+    Raises:
+        TypeError: an option is not annotated so.
     """
     parameters = inspect.signature(optimizer).parameters
-    hints = get_type_hints(optimizer.__init__, include_extras=True)
     names = [*parameters]
     own = names[names.index("params") + 1 : names.index("lookahead")]
     options = {name: parameters[name].default for name in own}
+    if bare := [n for n in own if not hasattr(parameters[n].annotation, "__metadata__")]:
+        raise TypeError(
+            f"{optimizer.__name__} does not say how {bare} are checked: annotate each in its "
+            "constructor, as in eps: Annotated[float, check], without postponed annotations"
+        )
     SEQUENCES.update((name, None) for name in own if isinstance(options[name], tuple))
-    checks = {**CHECKS, **{name: hints[name].__metadata__[0] for name in own}}
+    checks = {**CHECKS, **{name: parameters[name].annotation.__metadata__[0] for name in own}}
     return options, functools.partial(check_group, checks, (_check_all, *check_together))
 
 
 def check_group(checks, check_together, group):
-    """Return the checked options of a group, or of a part of one; unknown keys are kept.
+    """Return the checked options of a group; unknown keys are kept.
 
     Raises:
         TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or

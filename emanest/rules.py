@@ -273,13 +273,12 @@ def average(momentum, g, state, numbers):
 
 
 class State(str):
-    """The name of what is kept of each parameter from step to step; it says in which form.
+    """The name of what is kept of each parameter, which says what that is like.
 
     Args:
-        name: in ``optimizer.state[p]``; a plain string is state shaped as its parameter, zero at
-            the start.
-        shape: (parameter, group) -> how many of its first dimensions are the parameter's, along
-            which it is sharded like that, and a tuple, its sizes in the others. None: all are.
+        name: in ``optimizer.state[p]``; that alone is shaped as the parameter and starts at zero.
+        shape: (parameter, group) -> how many of its first dimensions are the parameter's, sharded
+            with them, and the sizes of its others. None: as the parameter.
         position: whether it holds a point, which starts as a copy of the parameter.
     """
 

@@ -83,7 +83,6 @@ AdaGrad.bases = {
         directions=_Directions,
         state=(State("sum", rows),),
         check=_check,
-        decay=None,
     )
 }
 
@@ -314,6 +313,15 @@ def test_a_bad_option_is_an_error(options, error, match):
     if "epps" not in options:
         with pytest.raises(error, match=match):
             AdaGrad([group])
+
+
+def test_an_option_without_a_check_is_an_error():
+    class Unchecked(AdaGrad):
+        def __init__(self, params, lr: LearningRate = 1e-2, eps: float = 1e-8, *, lookahead=None):
+            """See the class."""
+
+    with pytest.raises(TypeError, match=r"Unchecked does not say how \['eps'\] are checked"):
+        own_options(Unchecked)
 
 
 def test_state_of_another_shape_is_an_error_and_nothing_is_loaded():

@@ -34,9 +34,8 @@ METHOD = '''"""Pull: a method of the tests."""
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..rules import State
 from ..values import real
-from .method import Method, Plan, checked
+from .method import Method, Plan, State, checked
 
 
 @dataclass(frozen=True)

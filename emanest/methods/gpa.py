@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..rules import State
 from ..values import real
-from .method import Method, Plan, checked
+from .method import Method, Plan, State, checked
 
 
 def between(c, mu, decay=0.0, options=None):

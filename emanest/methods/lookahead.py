@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..rules import State
 from ..values import count, real
-from .method import Method, Plan, checked, is_sync
+from .method import Method, Plan, State, checked, is_sync
 
 
 @dataclass(frozen=True)

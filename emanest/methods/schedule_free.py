@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .. import schedules
-from ..rules import State
 from ..values import real
 from .gpa import between
-from .method import Method, checked, momentum_of
+from .method import Method, State, checked, momentum_of
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,12 @@ class Base(NamedTuple):
     rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere
     numbers: Callable[[dict, StepInfo], tuple]  # (group, info) -> numbers: directions', rule's
     options: Mapping[str, Any]  # its own options of a group, with their defaults
-    checked: Callable[[dict], dict]  # a group, or a part of one -> the same, its options checked
+    checked: Callable[[dict], dict]  # a group -> the same, its options checked
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error
     directions: Callable | None = None
     state: tuple[str, ...] = ()  # what directions are found with; each may be a rules.State
     check: Callable[[str, Any, dict], None] | None = None  # (name, parameter, group): may raise
     # group -> those of its parameters whose state is allocated together, at the first step
     allocated: Callable[[dict], list] = _all_to_be_stepped
-    # its weight decay, which a lookahead method may move to another point; None: it stays in u
-    decay: str | None = "weight_decay"
     dense_only: bool = True  # whether sparse gradients are an error
     capturable: bool = True  # whether the numbers can be found on a device

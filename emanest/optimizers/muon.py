@@ -28,11 +28,11 @@ Dtype = Annotated[str | None, check_dtype]
 
 
 def _check_options(group):
-    if "ns_steps" in group and group["momentum"] >= 1:
+    if group["momentum"] >= 1:
         raise ValueError(
             "Muon averages gradients with weight 1 - momentum: momentum must be below 1"
         )
-    if (group.get("ns_form"), group.get("ns_dtype")) == ("gram", "bfloat16"):
+    if (group["ns_form"], group["ns_dtype"]) == ("gram", "bfloat16"):
         raise ValueError(
             "ns_form='gram' loses all digits in bfloat16: take ns_dtype='float16' or 'float32'"
         )
@@ -75,9 +75,7 @@ def check_matrix(name, p, group):
 
 def directions(row_rule, part):
     """The directions of some parameters; options may have changed since they were checked."""
-    # but for lr, which may be a tensor on a device, and was looked at already
-    own = part.base.checked({n: part.group[n] for n in part.base.options if n != "lr"})
-    return divided(part._replace(group={**part.group, **own}), row_rule)
+    return divided(part._replace(group=part.base.checked(part.group)), row_rule)
 
 
 def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: ()):
@@ -105,7 +103,7 @@ def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group:
         # torch saves no `step` for Muon, whose steps are all alike
         uncounted=1.0,
         directions=functools.partial(directions, row_rule),
-        state=(*MOMENTA["ema"].state, *(State(n, rows) for n in row_state)),
+        state=(*MOMENTA["ema"].state, *(State(name, rows) for name in row_state)),
         check=check_matrix,
     )
 

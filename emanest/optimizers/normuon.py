@@ -73,7 +73,7 @@ def _row_numbers(group):
 
 
 def _check_eps(group):
-    if "beta2" in group and group["eps"] == 0:
+    if group["eps"] == 0:
         raise ValueError("NorMuon divides rows of zeros by eps: it must be above 0")
 
 

@@ -23,18 +23,15 @@ def _sgd_rule(group):
 def _sgd_numbers(group, info):
     if group["momentum"] == 0:
         return info.lr, group["weight_decay"]
-    # the buffer starts at the first gradient, undamped, as in torch
-    later = (
-        info.step > 0
-    ) + 0 * info.step  # of a condition on a tensor, torch would make a float32
+    # the buffer starts at the first gradient, undamped, as in torch; 0 * step keeps the dtype of a
+    # tensor, whose comparison would make a float32
+    later = (info.step > 0) + 0 * info.step
     weight = 1 - group["dampening"] * later
     return info.lr, group["weight_decay"], 1 - group["momentum"], weight
 
 
 def _check_nesterov(group):
-    if not group.get("nesterov") or "dampening" not in group:
-        return
-    if group["momentum"] == 0 or group["dampening"] != 0:
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 

@@ -44,7 +44,6 @@ INNER = Base(
     # a checkpoint of the inner optimizer alone: the lookahead begins now
     uncounted=0.0,
     allocated=_with_gradient,
-    decay=None,
     dense_only=False,
 )
 
