@@ -10,24 +10,19 @@ import torch
 from .values import betas, by, choice, flag, learning_rate, optional, real
 
 
-def at_least_zero(torch_words):
-    """A check of a number that is at least 0; errors begin as torch's."""
-
-    def check(name, value):
-        try:
-            return real(name, value, 0)
-        except ValueError as error:
-            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
-
-    return check
+def at_least_zero(name, value):
+    """Return a number that is at least 0 as a float; errors begin as torch's."""
+    try:
+        return real(name, value, 0)
+    except ValueError as error:
+        torchs = {"eps": "epsilon"}.get(name, name)
+        raise ValueError(f"Invalid {torchs} value: {value} ({error})") from None
 
 
 # what a constructor annotates an option of its base with: type and check(name, value) -> value
 LearningRate = Annotated[float | torch.Tensor, learning_rate]
 Betas = Annotated[Sequence[float], betas]
-Eps = Annotated[float, at_least_zero("epsilon")]
-WeightDecay = Annotated[float, at_least_zero("weight_decay")]
-Momentum = Annotated[float, at_least_zero("momentum")]
+AtLeastZero = Annotated[float, at_least_zero]
 Flag = Annotated[bool, flag]
 
 # options of all bases

@@ -278,7 +278,7 @@ class State(str):
     Args:
         name: in ``optimizer.state[p]``; that alone is shaped as the parameter and starts at zero.
         shape: (parameter, group) -> how many of its first dimensions are the parameter's, sharded
-            with them, and the sizes of its others. None: as the parameter.
+            with them, and the sizes of its others; of options that stay. None: as the parameter.
         position: whether it holds a point, which starts as a copy of the parameter.
     """
 

@@ -1,6 +1,6 @@
 """AdamW: its options, its numbers, its class."""
 
-from ..options import Betas, Eps, Flag, LearningRate, WeightDecay, options_of, own_options
+from ..options import AtLeastZero, Betas, Flag, LearningRate, options_of, own_options
 from ..values import suggesting
 from .base import Base
 from .optimizer import Optimizer
@@ -69,8 +69,8 @@ class AdamW(Optimizer):
         params,
         lr: LearningRate = 1e-3,
         betas: Betas = (0.9, 0.999),
-        eps: Eps = 1e-8,
-        weight_decay: WeightDecay = 1e-2,
+        eps: AtLeastZero = 1e-8,
+        weight_decay: AtLeastZero = 1e-2,
         amsgrad: Flag = False,
         *,
         lookahead=None,

@@ -18,7 +18,7 @@ class Base(NamedTuple):
 
     ``numbers`` of one that is capturable is arithmetic on ``info`` without a branch, so that it can
     be traced and evaluated on a device. How weights decay is said by the group, where a lookahead
-    may have changed it for a step.
+    may have changed it for a step. What directions have to know of a step is among the numbers.
 
     ``directions(part)`` is called while a step is planned; it may raise, nothing has changed. What
     it returns is called as (gradients, numbers, skip) before the pass, and returns what the pass

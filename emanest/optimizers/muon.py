@@ -11,7 +11,7 @@ from ..matrix.directions import Numbers
 from ..matrix.newton_schulz import check_dtype, check_form
 from ..matrix.shapes import SCALES, is_stack, rows
 from ..matrix.sharded import divided
-from ..options import Eps, Flag, LearningRate, Momentum, WeightDecay, options_of, own_options
+from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
 from ..rules import MOMENTA, ROWS, State
 from ..values import by, choice, count, flag, optional, suggesting
 from .adamw import ADAMW
@@ -178,11 +178,11 @@ class Muon(Optimizer):
         self,
         params,
         lr: LearningRate = 1e-3,
-        weight_decay: WeightDecay = 0.1,
-        momentum: Momentum = 0.95,
+        weight_decay: AtLeastZero = 0.1,
+        momentum: AtLeastZero = 0.95,
         nesterov: Flag = True,
         ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
-        eps: Eps = 1e-7,
+        eps: AtLeastZero = 1e-7,
         ns_steps: Count = 5,
         adjust_lr_fn: Scale = None,
         *,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from ..options import Eps, Flag, LearningRate, Momentum, WeightDecay, options_of
+from ..options import AtLeastZero, Flag, LearningRate, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
 from .muon import Coefficients, Count, Dtype, Form, Scale, Stack, base_of
@@ -42,11 +42,11 @@ class NorMuon(Optimizer):
         self,
         params,
         lr: LearningRate = 1e-3,
-        weight_decay: WeightDecay = 0.1,
-        momentum: Momentum = 0.95,
+        weight_decay: AtLeastZero = 0.1,
+        momentum: AtLeastZero = 0.95,
         nesterov: Flag = True,
         ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
-        eps: Eps = 1e-10,
+        eps: AtLeastZero = 1e-10,
         ns_steps: Count = 5,
         adjust_lr_fn: Scale = None,
         beta2: Annotated[float, by(real, 0, 1, "[)")] = 0.95,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from ..options import Flag, LearningRate, Momentum, WeightDecay, options_of, own_options
+from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
 from ..values import real, suggesting
 from .base import Base
 from .optimizer import Optimizer
@@ -67,9 +67,9 @@ class SGD(Optimizer):
         self,
         params,
         lr: LearningRate = 1e-3,
-        momentum: Momentum = 0.0,
+        momentum: AtLeastZero = 0.0,
         dampening: Annotated[float, real] = 0.0,
-        weight_decay: WeightDecay = 0.0,
+        weight_decay: AtLeastZero = 0.0,
         nesterov: Flag = False,
         *,
         lookahead=None,
