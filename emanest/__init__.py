@@ -1,9 +1,9 @@
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
-from . import methods, schedules
+from . import methods, optimizers, schedules
 from .matrix.newton_schulz import orthogonalize
 from .methods import *  # noqa: F403 (the list is written by a script)
-from .optimizers import SGD, AdamW, Muon, NorMuon, Optimizer, Wrap
+from .optimizers import *  # noqa: F403
 from .tools.find import at_iterate, find, find_all
 from .tools.iterate import iterate_state_dict, update_bn
 from .tools.probe import probe_lookahead
@@ -12,12 +12,6 @@ from .tools.split import split_params
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "SGD",
-    "AdamW",
-    "Muon",
-    "NorMuon",
-    "Optimizer",
-    "Wrap",
     "at_iterate",
     "find",
     "find_all",
@@ -29,3 +23,4 @@ __all__ = [
     "update_bn",
 ]
 __all__ += methods.__all__
+__all__ += optimizers.__all__

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from . import backends, rules
 from .backends import shards
 from .methods.method import Method, group_entries, method_of
-from .options import CHECKS, SEQUENCES, check_group
+from .options import CHECKS, SEQUENCES
 from .state.clock import CLOCK
 from .values import check_parameter, choice, learning_rate, warn_of_typos
 
@@ -38,11 +38,12 @@ def completed(index, group, optimizer):
     complete = {**completed_entries(group, defaults), **shared_clock(optimizer.param_groups)}
     known = {"params", "param_names", *defaults, *group_entries(method_of(complete), complete)}
     warn_of_typos(f"group {index}", group, known)
-    group = check_group(complete)
+    base = optimizer._base(complete)
+    group = base.checked(complete)
     if isinstance(group["lr"], torch.Tensor):
         # torch shares one tensor among groups, and a scheduler then scales it once per group
         group["lr"] = group["lr"].detach().clone()
-    check_method(group)
+    check_method(group, base)
     return group
 
 
@@ -79,8 +80,8 @@ def completed_entries(group, defaults):
     return {**group_entries(method_of(complete), made), **complete}
 
 
-def check_method(group):
-    """The group's lookahead method, checked against the group's other options.
+def check_method(group, base):
+    """The group's lookahead method, checked against the group's base and its other options.
 
     Raises:
         ValueError: a setting is out of range, or contradicts the base's options.
@@ -91,6 +92,11 @@ def check_method(group):
         raise ValueError(
             f"capturable=True does not work with {type(method).__name__}: its syncs, or its "
             "callable step size, are decided on the host"
+        )
+    if group.get("capturable") and not base.capturable:
+        raise ValueError(
+            f"capturable=True does not work with the base {group['base']!r}: what it does at a "
+            "step is decided on the host"
         )
     return method
 
@@ -117,11 +123,11 @@ def setups(optimizer):
         for name in SEQUENCES:
             # one of another kind would not be saved as it is, nor seen to change on a device
             if name in base.options and not isinstance(group.get(name, ()), (tuple, str)):
-                group[name] = CHECKS[name](name, group[name])
+                group[name] = base.checked(group)[name]
         policy = group.get("nonfinite", "propagate")
         if policy != "propagate":
             CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
-        method = check_method(group)
+        method = check_method(group, base)
         found.append(Setup(group, method, base, state_names(group, method, base)))
     return found
 

@@ -1,94 +1,54 @@
-"""The options of a parameter group: a row says how each is checked."""
+"""The options of a parameter group: how each is checked."""
 
+import functools
 import inspect
+from collections.abc import Sequence
+from typing import Annotated
 
-from .matrix.coefficients import check_coefficients
-from .matrix.newton_schulz import check_dtype, check_form
-from .matrix.shapes import SCALES
-from .values import betas, by, choice, count, flag, learning_rate, optional, real
+import torch
 
-
-def _at_least_zero(torch_words):
-    def check(name, value):
-        try:
-            return real(name, value, 0)
-        except ValueError as error:
-            raise ValueError(f"Invalid {torch_words} value: {value} ({error})") from None
-
-    return check
+from .values import betas, by, choice, flag, learning_rate, optional, real
 
 
-# option -> check(name, value) -> value; options without a row are kept as they are, as in torch
+def at_least_zero(name, value):
+    """Return a number that is at least 0 as a float; errors begin as torch's."""
+    try:
+        return real(name, value, 0)
+    except ValueError as error:
+        torchs = {"eps": "epsilon"}.get(name, name)
+        raise ValueError(f"Invalid {torchs} value: {value} ({error})") from None
+
+
+# what a constructor annotates an option of its base with: type and check(name, value) -> value
+LearningRate = Annotated[float | torch.Tensor, learning_rate]
+Betas = Annotated[Sequence[float], betas]
+AtLeastZero = Annotated[float, at_least_zero]
+Flag = Annotated[bool, flag]
+
+# options of all bases
 CHECKS = {
-    "lr": learning_rate,
-    "betas": betas,
-    "eps": _at_least_zero("epsilon"),
-    "weight_decay": _at_least_zero("weight_decay"),
-    "momentum": _at_least_zero("momentum"),
-    "dampening": real,
-    "nesterov": flag,
-    "amsgrad": flag,
     "maximize": flag,
     "capturable": flag,
     "differentiable": flag,
     "foreach": by(optional, flag),
     "fused": by(optional, flag),
     "nonfinite": by(choice, ("propagate", "skip", "raise")),
-    "adjust_lr_fn": by(choice, (None, *SCALES)),
-    "ns_coefficients": check_coefficients,
-    "ns_steps": count,
-    "ns_form": check_form,
-    "ns_dtype": check_dtype,
-    "split": count,
-    "stack": by(optional, flag),
-    "beta2": by(real, 0, 1, "[)"),
 }
 
-# options that are sequences of numbers, and kept as tuples
-SEQUENCES = ("betas", "ns_coefficients")
+# options of some base that are sequences of numbers, and kept as tuples
+SEQUENCES: dict[str, None] = {}
 
-# (condition on a whole group, error, message): what no single option shows
-CONFLICTS = (
-    (
-        lambda group: group.get("fused") and group.get("differentiable"),
-        RuntimeError,
-        "`fused` does not support `differentiable`",
-    ),
-    (
-        lambda group: group.get("fused") and group.get("foreach"),
-        RuntimeError,
-        "`fused` and `foreach` cannot be `True` together.",
-    ),
-    (
-        lambda group: (
-            group.get("nesterov")
-            and "dampening" in group
-            and (group["momentum"] == 0 or group["dampening"] != 0)
-        ),
-        ValueError,
-        "Nesterov momentum requires a momentum and zero dampening",
-    ),
-    (
-        lambda group: "ns_steps" in group and group["momentum"] >= 1,
-        ValueError,
-        "Muon averages gradients with weight 1 - momentum: momentum must be below 1",
-    ),
-    (
-        lambda group: (group.get("ns_form"), group.get("ns_dtype")) == ("gram", "bfloat16"),
-        ValueError,
-        "ns_form='gram' loses all digits in bfloat16: take ns_dtype='float16' or 'float32'",
-    ),
-    (
-        lambda group: "beta2" in group and group["eps"] == 0,
-        ValueError,
-        "NorMuon divides rows of zeros by eps: it must be above 0",
-    ),
-    (
-        lambda group: group.get("differentiable"),
-        ValueError,
-        "differentiable=True is not supported: the step is not recorded by autograd",
-    ),
-)
+
+def _check_all(group):
+    """Refuse options of all bases that contradict each other."""
+    if group.get("fused") and group.get("differentiable"):
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if group.get("fused") and group.get("foreach"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the step is not recorded by autograd"
+        )
 
 
 def options_of(arguments):
@@ -97,23 +57,41 @@ def options_of(arguments):
     return {k: v for k, v in arguments.items() if k not in others}
 
 
-def own_options(optimizer):
-    """What a class of optimizers takes between ``params`` and ``lookahead``, with defaults."""
-    parameters = dict(inspect.signature(optimizer).parameters)
+def own_options(optimizer, *check_together):
+    """The options of a base: what its class takes between ``params`` and ``lookahead``.
+
+    Args:
+        optimizer: the class; its constructor annotates each with a type and a check, as here.
+        check_together: functions of a group that raise where its options contradict each other.
+
+    Returns:
+        The options with their defaults, and a function that checks a group: ``check_group``.
+
+    Raises:
+        TypeError: an option is not annotated so.
+    """
+    parameters = inspect.signature(optimizer).parameters
     names = [*parameters]
     own = names[names.index("params") + 1 : names.index("lookahead")]
-    return {name: parameters[name].default for name in own}
+    options = {name: parameters[name].default for name in own}
+    if bare := [n for n in own if not hasattr(parameters[n].annotation, "__metadata__")]:
+        raise TypeError(
+            f"{optimizer.__name__} does not say how {bare} are checked: annotate each in its "
+            "constructor, as in eps: Annotated[float, check], without postponed annotations"
+        )
+    SEQUENCES.update((name, None) for name in own if isinstance(options[name], tuple))
+    checks = {**CHECKS, **{name: parameters[name].annotation.__metadata__[0] for name in own}}
+    return options, functools.partial(check_group, checks, (_check_all, *check_together))
 
 
-def check_group(group):
+def check_group(checks, check_together, group):
     """Return the checked options of a group; unknown keys are kept.
 
     Raises:
         TypeError, ValueError, RuntimeError: an option is of the wrong kind, out of range, or
             contradicts another; the message names it.
     """
-    group = {k: CHECKS[k](k, v) if k in CHECKS else v for k, v in group.items()}
-    for contradicts, error, message in CONFLICTS:
-        if contradicts(group):
-            raise error(message)
+    group = {k: checks[k](k, v) if k in checks else v for k, v in group.items()}
+    for check in check_together:
+        check(group)
     return group

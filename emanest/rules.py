@@ -272,6 +272,28 @@ def average(momentum, g, state, numbers):
 # ---- tables -------------------------------------------------------------------------------------
 
 
+class State(str):
+    """The name of what is kept of each parameter, which says what that is like.
+
+    Args:
+        name: in ``optimizer.state[p]``; that alone is shaped as the parameter and starts at zero.
+        shape: (parameter, group) -> how many of its first dimensions are the parameter's, sharded
+            with them, and the sizes of its others; of options that stay. None: as the parameter.
+        position: whether it holds a point, which starts as a copy of the parameter.
+    """
+
+    shape: object
+    position: bool
+
+    def __new__(cls, name, shape=None, position=False):
+        """One that is a ``State`` stays as it is."""
+        if isinstance(name, cls):
+            return name
+        state = super().__new__(cls, name)
+        state.shape, state.position = shape, position
+        return state
+
+
 class Rule:
     """A rule with the names of its state and of its numbers, in order.
 
@@ -361,13 +383,6 @@ PASSES = {
 # formulas that are neither rules nor passes
 FORMULAS = (evened,)
 
-# state that holds a position: it starts as a copy of the parameter, all other state at zero
-POSITIONS = frozenset({"x", "z"})
-
 # state of the lookahead rules, whichever of them a group uses; the first of each says where x is
 LOOKAHEAD_STATE = frozenset(name for rule in LOOKAHEADS.values() for name in rule.state)
 POINT_STATE = frozenset(rule.state[0] for rule in LOOKAHEADS.values() if rule.state)
-
-# state with one value for each row (all that shares the first index), of shape (rows, 1); for each
-# row of each matrix of a stack, (matrices, rows, 1)
-ROWWISE = frozenset({"second_momentum_buffer"})

@@ -89,7 +89,8 @@ def test_transitions_one_after_another_are_the_trajectory(method, base):
     start = torch.ones(3)
     run = analysis.trajectory(method, lambda y: curvature * y, start, 0.2, 6 * steps, **base)
     held = ("momentum_buffer",) * ("momentum" in base) + (method.state if method else ())
-    values = torch.tensor([1.0] + [float(name in rules.POSITIONS) for name in held])
+    positions = method.positions if method else ()
+    values = torch.tensor([1.0] + [float(name in positions) for name in held])
     values = values.double().expand(3, -1).unsqueeze(-1)
     for t in range(6 * steps):
         if t % steps == 0:

@@ -167,7 +167,7 @@ def test_a_group_on_two_devices_is_refused():
 def test_a_flag_goes_where_parameters_are_stepped():
     """A bucket none of whose parameters has a gradient may be elsewhere."""
     group = {"params": [], "capturable": True, "lookahead": None}
-    optimizer = SimpleNamespace(found_inf=0.0, param_groups=[group])
+    optimizer = SimpleNamespace(found_inf=0.0, param_groups=[group], _base=lambda _: ADAMW)
     found = ("meta", []), ("cpu", [0])
     parts = [Part(group, None, ADAMW, Parameters(device), indices) for device, indices in found]
     with torch.device("meta"):

@@ -21,14 +21,14 @@ ROOMS = {
     "values": {"backends"},
     "methods": {"rules", "schedules", "values"},
     "matrix": {"backends", "rules", "values"},
-    "options": {"matrix", "values"},
-    "state": {"backends", "matrix", "methods", "rules", "values"},
+    "options": {"values"},
+    "state": {"backends", "methods", "rules", "values"},
     "groups": {"backends", "methods", "options", "rules", "state", "values"},
     "step": {"backends", "groups", "methods", "rules", "state"},
     "optimizers": {
         *("backends", "groups", "matrix", "methods", "options", "rules", "state", "step", "values"),
     },
-    "tools": {"methods", "optimizers", "options", "rules", "state", "values"},
+    "tools": {"methods", "optimizers", "rules", "state", "values"},
     "integrations": {"tools"},  # never imported by the others
     "__init__": {"matrix", "methods", "optimizers", "schedules", "tools"},
     "doctor": {"backends"},

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import real
-from .method import Method, Plan, checked
+from .method import Method, Plan, State, checked
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pull(Method):
     """A method of the tests."""
 
     name: ClassVar[str] = "pull"
-    state: ClassVar[tuple[str, ...]] = ("x", "first", "second")
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True), "first", "second")
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
 
     weight: float = field(default=0.25, metadata=checked(real, 0, 1))

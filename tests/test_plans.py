@@ -69,6 +69,7 @@ def test_numbers_of_the_base_are_the_same_on_tensors(base):
     (group,) = optimizer.param_groups
     for step in range(14):
         lr, numbers = 0.1 * (step % 4), optimizer.bases[group["base"]].numbers
-        tensors = numbers(group, *(torch.tensor(v, dtype=torch.float64) for v in (lr, step)))
-        expected = numbers(group, lr, float(step))
+        info = StepInfo(step, float(step), 0.0, lr, 0.1)
+        tensors = numbers(group, StepInfo(*(torch.tensor(v, dtype=torch.float64) for v in info)))
+        expected = numbers(group, info)
         assert [float(value) for value in tensors] == pytest.approx(expected, rel=1e-15, abs=0)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import emanest
 import helpers
 import test_captures
+import test_new_base
 import test_points
 import test_products
 import test_rules
@@ -114,6 +115,11 @@ def test_a_value_that_is_not_finite_is_found(dtype, bad):
 
 
 # ---- chunks and layouts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, "ema", "snoo"])
+def test_a_base_of_one_file_is_the_textbook(method):
+    test_new_base.check_textbook("triton", method, FLOAT32, 2e-6)
 
 
 def problem(sizes, dtype=FLOAT32, base="adamw", look="ema_nesterov", make=None):

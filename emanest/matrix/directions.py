@@ -74,14 +74,8 @@ class Directions:
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
         self.polynomials = polynomials(coefficients, steps)
         self.memo = self.bucket.memo(self.indices)
-        self.shapes, self.scales = self._layout()
         self.row_rule: Any = row_rule
-        stack, before = bool(self.group["stack"]), self.bucket.stack
-        if row_rule and stack != before and any(p.dim() > 2 for p in self.tensors()):
-            raise ValueError(
-                f"stack={stack} came after state with a value for each row of each matrix: set it "
-                f"to {before} again, or make a new optimizer"
-            )
+        self.shapes, self.scales = self._layout()
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each or for each of its rows, and the numbers of the pass.
@@ -116,9 +110,16 @@ class Directions:
             what = "no step had these shapes and scales so far"
             capture.need_warm_up(self.bucket.device.type, what)
             scale, together = SCALES[scale or "original"], {}
-            for i, p in enumerate(self.tensors()):
+            row_state = ROWS[self.row_rule].state if self.row_rule else ()
+            held = zip(self.tensors(), *self.bucket.columns(row_state, self.indices), strict=True)
+            for i, (p, *column) in enumerate(held):
                 self.check("a parameter", p, self.group)
                 first = 1 if is_stack(p, stack) else 0
+                if any(state.dim() != first + 2 for state in column):
+                    raise ValueError(
+                        f"stack={bool(stack)} came after state with a value for each row of each "
+                        f"matrix: set it to {not stack} again, or make a new optimizer"
+                    )
                 rows, *others = p.shape[first:]
                 alike = rows // split, math.prod(others), tuple(p.shape[:first])
                 together.setdefault(alike, []).append(i)

@@ -9,6 +9,11 @@ def is_stack(p, stack):
     return bool(stack) and p.dim() > 2
 
 
+def rows(p, group):
+    """The shape, as ``rules.State`` has it, of state with a value for each row of each matrix."""
+    return (2 if is_stack(p, group.get("stack")) else 1), (1,)
+
+
 class Shape(NamedTuple):
     """Matrices of one shape, to be orthogonalised together.
 

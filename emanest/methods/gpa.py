@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import real
-from .method import Method, Plan, checked
+from .method import Method, Plan, State, checked
 
 
 def between(c, mu, decay=0.0, options=None):
@@ -36,7 +36,7 @@ class GPA(Method):
     """
 
     name: ClassVar[str] = "gpa"
-    state: ClassVar[tuple[str, ...]] = ("z",)
+    state: ClassVar[tuple[str, ...]] = (State("z", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
 
     mu_x: float = field(default=0.9967, metadata=checked(real, 0, 1, "[)"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, checked, is_sync
+from .method import Method, Plan, State, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Lookahead(Method):
     """
 
     name: ClassVar[str] = "lookahead"
-    state: ClassVar[tuple[str, ...]] = ("x",)
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True

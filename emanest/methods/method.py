@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from ..rules import POSITIONS
+from ..rules import State
 from ..values import by, choice
 
 
@@ -68,7 +68,7 @@ class Method:
     """
 
     name: ClassVar[Any]  # in a group
-    state: ClassVar[tuple[str, ...]]
+    state: ClassVar[tuple[str, ...]]  # each may be a rules.State
     points: ClassVar[tuple[Any, Any]]  # rows of rules.POINTS: x from y; y from x, if known
     memory: ClassVar[dict[str, float]] = {}  # numbers carried from step to step, at their start
     syncs: ClassVar[bool] = False  # acts at some steps only
@@ -91,7 +91,8 @@ class Method:
             METHODS[cls.name] = cls
         MEMORY.update(dict.fromkeys(cls.memory))
         # a base of several methods may leave out what they differ in
-        cls.positions = tuple(name for name in getattr(cls, "state", ()) if name in POSITIONS)
+        state = map(State, getattr(cls, "state", ()))
+        cls.positions = tuple(each for each in state if each.position)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
     def __post_init__(self):

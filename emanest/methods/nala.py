@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, checked
+from .method import Method, Plan, State, checked
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class NALA(Method):
     """
 
     name: ClassVar[str] = "nala"
-    state: ClassVar[tuple[str, ...]] = ("x",)
+    state: ClassVar[tuple[str, ...]] = (State("x", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_slow", None)
     syncs: ClassVar[bool] = True
     x_is_state: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from typing import ClassVar
 from .. import schedules
 from ..values import real
 from .gpa import between
-from .method import Method, checked, momentum_of
+from .method import Method, State, checked, momentum_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ScheduleFree(Method):
     """
 
     name: ClassVar[str] = "schedule_free"
-    state: ClassVar[tuple[str, ...]] = ("z",)
+    state: ClassVar[tuple[str, ...]] = (State("z", position=True),)
     points: ClassVar[tuple[str, str | None]] = ("x_between", "y_between")
     memory: ClassVar[dict[str, float]] = {"peak": 0.0, "weight": 0.0, "weight_sum": 0.0}
 

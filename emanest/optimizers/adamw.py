@@ -1,6 +1,6 @@
 """AdamW: its options, its numbers, its class."""
 
-from ..options import options_of, own_options
+from ..options import AtLeastZero, Betas, Flag, LearningRate, options_of, own_options
 from ..values import suggesting
 from .base import Base
 from .optimizer import Optimizer
@@ -10,12 +10,12 @@ def _adamw_rule(group):
     return "amsgrad" if group["amsgrad"] else "adamw"
 
 
-def _adamw_numbers(group, lr, step):
+def _adamw_numbers(group, info):
     beta1, beta2 = group["betas"]
     # weights are subtracted here, in double: 1 - 0.999 in float32 is off by 1e-5
-    bias1, bias2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
-    decay = lr * group["weight_decay"]
-    return lr / bias1, decay, 1 - beta1, 1 - beta2, bias2**-0.5, group["eps"]
+    bias1, bias2 = 1 - beta1 ** (info.step + 1), 1 - beta2 ** (info.step + 1)
+    decay = info.lr * group["weight_decay"]
+    return info.lr / bias1, decay, 1 - beta1, 1 - beta2, bias2**-0.5, group["eps"]
 
 
 class AdamW(Optimizer):
@@ -67,11 +67,11 @@ class AdamW(Optimizer):
     def __init__(
         self,
         params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-2,
-        amsgrad=False,
+        lr: LearningRate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: AtLeastZero = 1e-8,
+        weight_decay: AtLeastZero = 1e-2,
+        amsgrad: Flag = False,
         *,
         lookahead=None,
         backend=None,
@@ -86,5 +86,5 @@ class AdamW(Optimizer):
         super().__init__(params, options_of(locals()), lookahead)
 
 
-ADAMW = Base(_adamw_rule, _adamw_numbers, own_options(AdamW))
+ADAMW = Base(_adamw_rule, _adamw_numbers, *own_options(AdamW))
 AdamW.bases = {"adamw": ADAMW}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch.nn.parameter import is_lazy
 
-from ..options import check_group
+from ..methods.method import StepInfo
 
 
 def _all_to_be_stepped(group):
@@ -16,21 +16,24 @@ def _all_to_be_stepped(group):
 class Base(NamedTuple):
     """A base optimizer, as a group names it in ``group["base"]``.
 
+    ``numbers`` of one that is capturable is arithmetic on ``info`` without a branch, so that it can
+    be traced and evaluated on a device. How weights decay is said by the group, where a lookahead
+    may have changed it for a step. What directions have to know of a step is among the numbers.
+
     ``directions(part)`` is called while a step is planned; it may raise, nothing has changed. What
     it returns is called as (gradients, numbers, skip) before the pass, and returns what the pass
     takes in their place: directions, factors of them, and the numbers of the pass.
     """
 
     rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere
-    numbers: Callable[[dict, Any, Any], tuple]  # (group, lr, step) -> numbers: directions', rule's
+    numbers: Callable[[dict, StepInfo], tuple]  # (group, info) -> numbers: directions', rule's
     options: Mapping[str, Any]  # its own options of a group, with their defaults
+    checked: Callable[[dict], dict]  # a group -> the same, its options checked
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error
     directions: Callable | None = None
-    state: tuple[str, ...] = ()  # what directions are found with
+    state: tuple[str, ...] = ()  # what directions are found with; each may be a rules.State
     check: Callable[[str, Any, dict], None] | None = None  # (name, parameter, group): may raise
-    checked: Callable[[dict], dict] = check_group  # a group -> the same, its options checked
     # group -> those of its parameters whose state is allocated together, at the first step
     allocated: Callable[[dict], list] = _all_to_be_stepped
-    # its weight decay, which a lookahead method may move to another point; None: it stays in u
-    decay: str | None = "weight_decay"
     dense_only: bool = True  # whether sparse gradients are an error
+    capturable: bool = True  # whether the numbers can be found on a device

@@ -173,11 +173,11 @@ def unpacked(entries):
 
 def complete(optimizer):
     """Give what an older version pickled, or torch, the options that it did not know."""
-    optimizer.defaults.setdefault("base", next(iter(optimizer.bases)))
-    for name, argument in inspect.signature(type(optimizer)).parameters.items():
-        known = name in CHECKS or name == "backend"
-        if known and argument.default is not argument.empty:
-            optimizer.defaults.setdefault(name, argument.default)
+    name, base = next(iter(optimizer.bases.items()))
+    arguments = inspect.signature(type(optimizer)).parameters.items()
+    shared = {k: v.default for k, v in arguments if k in CHECKS or k == "backend"}
+    for key, default in {"base": name, **base.options, **shared}.items():
+        optimizer.defaults.setdefault(key, default)
     for group in optimizer.param_groups:
         # a group of torch's has no lookahead, not even none
         bare = "lookahead" not in group

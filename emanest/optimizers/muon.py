@@ -2,17 +2,40 @@
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from ..backends import shards
+from ..matrix.coefficients import check_coefficients
 from ..matrix.directions import Numbers
-from ..matrix.shapes import is_stack
+from ..matrix.newton_schulz import check_dtype, check_form
+from ..matrix.shapes import SCALES, is_stack, rows
 from ..matrix.sharded import divided
-from ..options import check_group, options_of, own_options
-from ..rules import MOMENTA, ROWS
-from ..values import suggesting
+from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
+from ..rules import MOMENTA, ROWS, State
+from ..values import by, choice, count, flag, optional, suggesting
 from .adamw import ADAMW
 from .base import Base
 from .optimizer import Optimizer
+
+# options of Muon and its relatives
+Coefficients = Annotated[str | Sequence[Any], check_coefficients]
+Count = Annotated[int, count]
+Scale = Annotated[str | None, by(choice, (None, *SCALES))]
+Stack = Annotated[bool | None, by(optional, flag)]
+Form = Annotated[str | None, check_form]
+Dtype = Annotated[str | None, check_dtype]
+
+
+def _check_options(group):
+    if group["momentum"] >= 1:
+        raise ValueError(
+            "Muon averages gradients with weight 1 - momentum: momentum must be below 1"
+        )
+    if (group["ns_form"], group["ns_dtype"]) == ("gram", "bfloat16"):
+        raise ValueError(
+            "ns_form='gram' loses all digits in bfloat16: take ns_dtype='float16' or 'float32'"
+        )
 
 
 def check_matrix(name, p, group):
@@ -45,41 +68,42 @@ def check_matrix(name, p, group):
             f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
             f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
         )
-    rows = shape[1 if is_stack(p, stack) else 0]
-    if rows % split:
-        raise ValueError(f"split={split} does not divide the {rows} rows of {name}, {shape}")
+    count = shape[1 if is_stack(p, stack) else 0]
+    if count % split:
+        raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 
 
 def directions(row_rule, part):
     """The directions of some parameters; options may have changed since they were checked."""
-    # but for lr, which may be a tensor on a device, and was looked at already
-    own = check_group({name: part.group[name] for name in part.base.options if name != "lr"})
-    return divided(part._replace(group={**part.group, **own}), row_rule)
+    return divided(part._replace(group=part.base.checked(part.group)), row_rule)
 
 
-def base_of(optimizer, row_rule=None, row_numbers=lambda group: ()):
+def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: ()):
     """The base of an optimizer that steps along orthogonal directions.
 
     Args:
         optimizer: its class.
+        check_together: as ``own_options`` takes them.
         row_rule: a row of ``rules.ROWS``, for a factor for each row; or None.
         row_numbers: group -> its numbers.
     """
 
-    def numbers(group, lr, step):
+    def numbers(group, info):
         # weights are subtracted here, in double
         weight = 1 - group["momentum"]
         momentum = weight, weight if group["nesterov"] else 0.0
-        return Numbers(momentum, row_numbers(group), (lr, lr * group["weight_decay"])).joined()
+        step = info.lr, info.lr * group["weight_decay"]
+        return Numbers(momentum, row_numbers(group), step).joined()
 
+    row_state = ROWS[row_rule].state if row_rule else ()
     return Base(
         lambda group: "direction",
         numbers,
-        own_options(optimizer),
+        *own_options(optimizer, _check_options, *check_together),
         # torch saves no `step` for Muon, whose steps are all alike
         uncounted=1.0,
         directions=functools.partial(directions, row_rule),
-        state=(*MOMENTA["ema"].state, *(ROWS[row_rule].state if row_rule else ())),
+        state=(*MOMENTA["ema"].state, *(State(name, rows) for name in row_state)),
         check=check_matrix,
     )
 
@@ -153,19 +177,19 @@ class Muon(Optimizer):
     def __init__(
         self,
         params,
-        lr=1e-3,
-        weight_decay=0.1,
-        momentum=0.95,
-        nesterov=True,
-        ns_coefficients=(3.4445, -4.7750, 2.0315),
-        eps=1e-7,
-        ns_steps=5,
-        adjust_lr_fn=None,
+        lr: LearningRate = 1e-3,
+        weight_decay: AtLeastZero = 0.1,
+        momentum: AtLeastZero = 0.95,
+        nesterov: Flag = True,
+        ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
+        eps: AtLeastZero = 1e-7,
+        ns_steps: Count = 5,
+        adjust_lr_fn: Scale = None,
         *,
-        split=1,
-        stack=None,
-        ns_form=None,
-        ns_dtype=None,
+        split: Count = 1,
+        stack: Stack = None,
+        ns_form: Form = None,
+        ns_dtype: Dtype = None,
         lookahead=None,
         backend=None,
         maximize=False,

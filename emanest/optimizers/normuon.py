@@ -1,9 +1,11 @@
 """NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
-from ..options import options_of
-from ..values import suggesting
+from typing import Annotated
+
+from ..options import AtLeastZero, Flag, LearningRate, options_of
+from ..values import by, real, suggesting
 from .adamw import ADAMW
-from .muon import base_of
+from .muon import Coefficients, Count, Dtype, Form, Scale, Stack, base_of
 from .optimizer import Optimizer
 
 
@@ -39,20 +41,20 @@ class NorMuon(Optimizer):
     def __init__(
         self,
         params,
-        lr=1e-3,
-        weight_decay=0.1,
-        momentum=0.95,
-        nesterov=True,
-        ns_coefficients=(3.4445, -4.7750, 2.0315),
-        eps=1e-10,
-        ns_steps=5,
-        adjust_lr_fn=None,
-        beta2=0.95,
+        lr: LearningRate = 1e-3,
+        weight_decay: AtLeastZero = 0.1,
+        momentum: AtLeastZero = 0.95,
+        nesterov: Flag = True,
+        ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
+        eps: AtLeastZero = 1e-10,
+        ns_steps: Count = 5,
+        adjust_lr_fn: Scale = None,
+        beta2: Annotated[float, by(real, 0, 1, "[)")] = 0.95,
         *,
-        split=1,
-        stack=None,
-        ns_form=None,
-        ns_dtype=None,
+        split: Count = 1,
+        stack: Stack = None,
+        ns_form: Form = None,
+        ns_dtype: Dtype = None,
         lookahead=None,
         backend=None,
         maximize=False,
@@ -70,4 +72,10 @@ def _row_numbers(group):
     return 1 - group["beta2"], group["eps"]
 
 
-NorMuon.bases = {"normuon": base_of(NorMuon, "normuon", _row_numbers), "adamw": ADAMW}
+def _check_eps(group):
+    if group["eps"] == 0:
+        raise ValueError("NorMuon divides rows of zeros by eps: it must be above 0")
+
+
+_BASE = base_of(NorMuon, _check_eps, row_rule="normuon", row_numbers=_row_numbers)
+NorMuon.bases = {"normuon": _BASE, "adamw": ADAMW}

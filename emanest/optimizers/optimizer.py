@@ -8,7 +8,6 @@ import torch
 from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of, setups
 from ..methods.method import group_entries
-from ..options import check_group
 from ..state import modes
 from ..state.clock import CLOCK
 from ..state.edits import restart_edited
@@ -47,9 +46,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params, defaults, lookahead=None):
         """Check everything; state is allocated at the first step."""
+        name, base = next(iter(self.bases.items()))
         defaults = {
-            "base": next(iter(self.bases)),
-            **check_group(defaults),
+            "base": name,
+            **base.checked(defaults),
             **group_entries(lookahead),
             **CLOCK,
         }
@@ -87,8 +87,8 @@ class Optimizer(torch.optim.Optimizer):
     # static: a bound method would keep a deleted optimizer, and its state, until garbage collection
     @staticmethod
     def _key(name):
-        """The key of a state name in ``state[p]``."""
-        return name
+        """The key of a state name in ``state[p]``, which is pickled: no ``rules.State``."""
+        return str(name)
 
     # ---- what other modules ask of an optimizer -------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from ..backends import shards, storage
 from ..groups import check_fit, check_method, is_lookahead_entry, state_names
 from ..methods.method import NO_LOOKAHEAD, group_entries, method_of
-from ..state.bucket import forget_others, shape_like
+from ..state.bucket import forget_others, kind_of, shaped
 from ..state.clock import CLOCK
 from ..values import flag, real
 
@@ -72,7 +72,7 @@ def merged(optimizer, index, live, saved):
     here = {k: live[k] for k in ("backend", "param_names") if k in live}
     base = optimizer._base(live)
     group = base.checked({**kept, **saved, **here})
-    method = check_method(group)
+    method = check_method(group, base)
     check_fit(index, {**group, "params": params}, base)
     flag("train_mode", group["train_mode"])
     for key in ("lookahead_t", *method.memory_entries):
@@ -155,8 +155,8 @@ def checked_entries(optimizer, where, group, p, entries, starts):
         forget_others(entries, key, ())
     method, base = method_of(group), optimizer._base(group)
     own = {key(name) for name in method.state}
-    needed, stack = state_names(group, method, base), group.get("stack")
-    shapes = {key(name): shape_like(name, p, stack).shape for name in (*needed, "y")}
+    needed = state_names(group, method, base)
+    shapes = {key(n): shaped(p, kind_of(n, p, group)).shape for n in (*needed, "y")}
     entries.setdefault(key("lookahead"), 0.0)
     if base.uncounted is not None:
         entries.setdefault(key("step"), base.uncounted)

@@ -1,7 +1,9 @@
 """SGD with momentum: its options, its numbers, its class."""
 
-from ..options import options_of, own_options
-from ..values import suggesting
+from typing import Annotated
+
+from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
+from ..values import real, suggesting
 from .base import Base
 from .optimizer import Optimizer
 
@@ -18,13 +20,19 @@ def _sgd_rule(group):
     return _SGD_RULES[group["momentum"] != 0, group["nesterov"]]
 
 
-def _sgd_numbers(group, lr, step):
+def _sgd_numbers(group, info):
     if group["momentum"] == 0:
-        return lr, group["weight_decay"]
-    # the buffer starts at the first gradient, undamped, as in torch
-    later = (step > 0) + 0 * step  # of a condition on a tensor, torch would make a float32
+        return info.lr, group["weight_decay"]
+    # the buffer starts at the first gradient, undamped, as in torch; 0 * step keeps the dtype of a
+    # tensor, whose comparison would make a float32
+    later = (info.step > 0) + 0 * info.step
     weight = 1 - group["dampening"] * later
-    return lr, group["weight_decay"], 1 - group["momentum"], weight
+    return info.lr, group["weight_decay"], 1 - group["momentum"], weight
+
+
+def _check_nesterov(group):
+    if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 
 class SGD(Optimizer):
@@ -58,11 +66,11 @@ class SGD(Optimizer):
     def __init__(
         self,
         params,
-        lr=1e-3,
-        momentum=0.0,
-        dampening=0.0,
-        weight_decay=0.0,
-        nesterov=False,
+        lr: LearningRate = 1e-3,
+        momentum: AtLeastZero = 0.0,
+        dampening: Annotated[float, real] = 0.0,
+        weight_decay: AtLeastZero = 0.0,
+        nesterov: Flag = False,
         *,
         lookahead=None,
         backend=None,
@@ -78,5 +86,5 @@ class SGD(Optimizer):
 
 
 # torch saves no `step` for SGD, and only the first one differs from the others
-BASE = Base(_sgd_rule, _sgd_numbers, own_options(SGD), uncounted=1.0)
+BASE = Base(_sgd_rule, _sgd_numbers, *own_options(SGD, _check_nesterov), uncounted=1.0)
 SGD.bases = {"sgd": BASE}

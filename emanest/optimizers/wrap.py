@@ -38,13 +38,12 @@ def _with_gradient(group):
 # an optimizer inside a Wrap as a base: it makes the update, and has options and state of its own
 INNER = Base(
     rule=lambda group: None,
-    numbers=lambda group, lr, step: (),
+    numbers=lambda group, info: (),
     options={},
+    checked=_checked,
     # a checkpoint of the inner optimizer alone: the lookahead begins now
     uncounted=0.0,
-    checked=_checked,
     allocated=_with_gradient,
-    decay=None,
     dense_only=False,
 )
 
@@ -261,5 +260,5 @@ def _completed(inner, group, entries):
 def _check_options(index, given, group, inner):
     """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
     check_rate(index, group, inner)
-    method = check_method(group)
+    method = check_method(group, INNER)
     warn_of_typos(f"group {index}", given, {*group_entries(method, group), *CLOCK})

@@ -7,8 +7,7 @@ import torch
 
 from ..backends import shards, storage
 from ..backends.layout import dense_strides, same_bits
-from ..matrix.shapes import is_stack
-from ..rules import LOOKAHEAD_STATE, POINT_STATE, POSITIONS, ROWWISE
+from ..rules import LOOKAHEAD_STATE, POINT_STATE, State
 from .clock import SCALARS, Scalars
 from .edits import Edits
 
@@ -22,9 +21,10 @@ class Bucket:
     """Parameters of one group that share a device and a dtype, with their state.
 
     Each state name is one flat buffer, and ``optimizer.state[p][name]`` is the view of p, shaped
-    and strided like it. State is float32 for parameters of 32 bits or fewer, else float64. Each
-    parameter also carries two 0-d ``Scalars``, ``step`` and ``lookahead``. Of a ``DTensor`` the
-    local part is stepped, and the views are visible as ``DTensor`` too.
+    and strided like it, or as its ``rules.State`` says. State is float32 for parameters of 32 bits
+    or fewer, else float64. Each parameter also carries two 0-d ``Scalars``, ``step`` and
+    ``lookahead``. Of a ``DTensor`` the local part is stepped, and the views are visible as
+    ``DTensor`` too.
 
     Nothing is visible in ``optimizer.state`` before ``publish``.
 
@@ -32,11 +32,10 @@ class Bucket:
         params: the parameters.
         state: the optimizer's ``state``; entries found there are copied.
         key: state name -> its key in ``state[p]``.
-        stack: whether parameters of three and more dimensions are stacks of matrices.
     """
 
-    def __init__(self, params, state, key, stack=False):
-        self.params, self.state, self.key, self.stack = params, state, key, stack
+    def __init__(self, params, state, key):
+        self.params, self.state, self.key = params, state, key
         # what is computed on: the parameters, or the parts of them that lie here
         self.tensors = shards.locals_of(params)
         self.mesh = shards.mesh_of(params[0])
@@ -49,6 +48,7 @@ class Bucket:
         self.shapes = [p.shape for p in params]
         self.views = {}
         self.visible = {}  # the views as they are in ``optimizer.state``
+        self._kinds = {}  # name of state -> its kind for each parameter; see ``kind_of``
         self._memos: dict[Any, dict] = {}
         self.device_plan: Any = None  # what finds a step's numbers on the device
         self.scalars = Scalars(len(params), self.device)
@@ -83,16 +83,17 @@ class Bucket:
                 "capturable=True needs parameters that were stepped equally often; these were not"
             )
 
-    def allocate(self, names):
+    def allocate(self, names, group):
         """Allocate the named state where it is missing: positions as copies, the rest as zeros."""
-        for name in names:
+        for name in map(State, names):
             if name in self.views:
                 continue
+            self._kinds[name] = kinds = [kind_of(name, p, group) for p in self.params]
             complex_ = self.param_dtype.is_complex
             dtype = self.dtype.to_complex() if complex_ else self.dtype
-            likes = [shape_like(name, t, self.stack) for t in self.tensors]
+            likes = [shaped(*each) for each in zip(self.tensors, kinds, strict=True)]
             views = _views(likes, dtype, self.device)
-            if name in POSITIONS:
+            if name.position:
                 for view, t in zip(views, self.tensors, strict=True):
                     view.copy_(t.detach())
             self.views[name] = self.visible[name] = views
@@ -117,15 +118,19 @@ class Bucket:
 
     def _visible(self, name, i, view):
         """A view as ``optimizer.state`` shows it."""
-        p = self.params[i]
-        like = shape_like(name, p, self.stack)
-        return shards.as_dtensor(view, p, like.shape, like.stride(), _dims(name, p, self.stack))
+        p, kind = self.params[i], self._kind(name, i)
+        like = shaped(p, kind)
+        return shards.as_dtensor(view, p, like.shape, like.stride(), kind and kind[0])
+
+    def _kind(self, name, i):
+        """That of a parameter's state; what is kept aside is as the parameter."""
+        return self._kinds[name][i] if name in self._kinds else None
 
     def _placed(self, name, i, tensor):
         """A tensor of the user's as a view."""
-        p = self.params[i]
         if name not in SCALARS:
-            tensor = shards.placed(tensor, p, _dims(name, p, self.stack))
+            kind = self._kind(name, i)
+            tensor = shards.placed(tensor, self.params[i], kind and kind[0])
         if not (self.fake or storage.in_storage(tensor)):
             where = f"state {self.key(name)!r} of a parameter of shape {tuple(self.shapes[i])}"
             storage.refuse(where, tensor)
@@ -314,23 +319,18 @@ def _tensor(value):
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
-def _dims(name, p, stack):
-    """How many dimensions of a parameter its state has; None: all."""
-    if name not in ROWWISE:
-        return None
-    return 2 if is_stack(p, stack) else 1
+def kind_of(name, p, group):
+    """Of a parameter's state, how many dimensions are the parameter's, and its other sizes.
 
-
-def shape_like(name, p, stack):
-    """A tensor without values that has the shape and the strides of a parameter's state.
-
-    Args:
-        name: of the state.
-        p: the parameter.
-        stack: the option of its group.
+    None: it is as the parameter.
     """
-    dims = _dims(name, p, stack)
-    return p if dims is None else torch.empty(*p.shape[:dims], 1, device="meta")
+    shape: Any = State(name).shape
+    return None if shape is None else shape(p, group)
+
+
+def shaped(p, kind):
+    """A tensor that has the shape and the strides of a parameter's state; of no other use."""
+    return p if kind is None else torch.empty((*p.shape[: kind[0]], *kind[1]), device="meta")
 
 
 def forget_others(entries, key, names):

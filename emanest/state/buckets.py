@@ -62,7 +62,7 @@ class Buckets:
                 # before more is allocated, which shows everything anew
                 if bucket.published:
                     bucket.adopt()
-                bucket.allocate(names)
+                bucket.allocate(names, group)
         return list(chosen.items())
 
     def keep(self, params):
@@ -154,8 +154,7 @@ class Buckets:
             fake = storage.is_fake(shards.local(p))
             kind = p.device, p.dtype, shards.mesh_of(p), fake, self._progress(p, group)
             together.setdefault(kind, []).append(p)
-        stack = bool(group.get("stack"))
-        buckets = [Bucket(same, self.state, self.key, stack) for same in together.values()]
+        buckets = [Bucket(same, self.state, self.key) for same in together.values()]
         homes = {p: (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
         for bucket in buckets:
             bucket.edits.own(self.owned)

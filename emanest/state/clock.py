@@ -90,11 +90,12 @@ def planned(group, method, base, clock, step, ahead, grad_scale=None):
         optimizer makes the update; and the numbers of the pass: a factor of the gradients, the
         base's and the lookahead's, or the lookahead's alone.
     """
-    decay = 0.0 if base.decay is None else group[base.decay]
+    # a lookahead may move it to another point; that of an inner optimizer stays in u
+    decay = group["weight_decay"] if "weight_decay" in base.options else 0.0
     info = StepInfo(clock.t, step, ahead, clock.lr, decay)
     plan = method.plan(info, clock.memory)
     if plan.base is None:
-        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, clock.lr, step)
+        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, info)
     else:
         rule, numbers = plan.base
     if rule is None:

@@ -178,4 +178,5 @@ def scales_on_device(optimizer):
 
 
 def _methods_can(optimizer):
-    return all(check_method(group).capturable for group in optimizer.param_groups)
+    bases = ((group, optimizer._base(group)) for group in optimizer.param_groups)
+    return all(base.capturable and check_method(group, base).capturable for group, base in bases)

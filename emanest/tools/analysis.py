@@ -18,8 +18,7 @@ import torch
 
 from ..methods.method import NO_LOOKAHEAD, Method, Plan, StepInfo
 from ..optimizers.sgd import BASE as SGD
-from ..options import check_group
-from ..rules import BASES, LOOKAHEADS, POINTS, POSITIONS, step
+from ..rules import BASES, LOOKAHEADS, POINTS, step
 from ..values import count, real
 
 SETTLED = 10_000  # the default t: late enough for every start-up effect to have gone
@@ -171,7 +170,7 @@ def trajectory(method, gradient, start, lr, steps, **base):
     group = _group(method, lr, **base)
     x = y = torch.as_tensor(start, dtype=torch.float64)
     names = (*BASES[SGD.rule(group)].state, *method.state)
-    state = {name: y if name in POSITIONS else torch.zeros_like(y) for name in names}
+    state = {name: y if name in method.positions else torch.zeros_like(y) for name in names}
     xs, ys = [x], [y]
     plans = _plans(method, group["lr"], group["weight_decay"])
     for info, plan in itertools.islice(plans, count("steps", steps, 0)):
@@ -193,7 +192,7 @@ def _group(method, lr, **base):
     options = {**SGD.options, "lr": real("lr", lr, 0)}
     for name in base.keys() - options.keys():
         raise TypeError(f"{name} is no option of SGD, the base here: {list(options)}")
-    group = check_group({**options, **base})
+    group = SGD.checked({**options, **base})
     method.check_base(group)
     return group
 
@@ -227,7 +226,7 @@ _cached_cycle = functools.lru_cache(maxsize=64)(_find_cycle)
 
 def _step(group, info, plan, y, g, state):
     group = {**group, **plan.options}
-    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info.lr, info.step))
+    row, numbers = plan.base or (SGD.rule(group), SGD.numbers(group, info))
     base, lookahead = BASES[row], LOOKAHEADS[plan.rule]
     held = tuple(tuple(state[name] for name in rule.state) for rule in (base, lookahead))
     y, *new = step(base.function, lookahead.function, y, g, *held, numbers, plan.numbers)
@@ -267,7 +266,7 @@ def _response(method, frequencies, t, drive, read):
         y, state, next_x = _follow(method, plan, y, drive(plan, x, y, state, signal), state)
         outputs.append(read(x, next_x, y))
         x = next_x
-    held = [row - y * (name in POSITIONS) for name, row in state.items()]
+    held = [row - y * (name in method.positions) for name, row in state.items()]
     rows = torch.stack([*held, *outputs]).to(torch.complex128)
     within, entering = rows[:size].split((size, steps), dim=1)
     seen, passing = rows[size:].split((size, steps), dim=1)
