@@ -1,5 +1,7 @@
 """Parameter groups: checked when they are added, read at every step."""
 
+import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +10,8 @@ from torch.nn.parameter import is_lazy
 from . import backends, rules
 from .backends import shards
 from .methods.method import Method, group_entries, method_of
-from .options import CHECKS, SEQUENCES
-from .state.clock import CLOCK
+from .options import CHECKS
+from .state.clock import CLOCK, settle_memory
 from .values import check_parameter, choice, learning_rate, warn_of_typos
 
 
@@ -108,28 +110,59 @@ class Setup(NamedTuple):
     method: Method  # its lookahead
     base: Any  # its ``optimizers.base.Base``
     state: tuple[str, ...]  # names of all state that its parameters need
+    # the entries that all this was found from: their keys, and their values
+    keys: tuple[str, ...] = ()
+    values: tuple[Any, ...] = ()
+    size: int = 0  # how many entries there are
+
+    def holds(self, group):
+        """Whether a group has the very entries that this was found from."""
+        return (
+            group is self.group
+            and len(group) == self.size
+            and all(map(operator.is_, map(group.get, self.keys), self.values))
+        )
 
 
-def setups(optimizer):
+def setups(optimizer, known=()):
     """How each group is stepped.
+
+    Args:
+        optimizer: whose groups.
+        known: what was found last; the same list again if nothing has changed.
 
     Raises:
         TypeError, ValueError: an option that was set since, by a scheduler say, is not valid.
     """
-    found = []
-    for index, group in enumerate(optimizer.param_groups):
-        learning_rate(f"lr of group {index}", group.get("lr"))
-        base = optimizer._base(group)
-        for name in SEQUENCES:
-            # one of another kind would not be saved as it is, nor seen to change on a device
-            if name in base.options and not isinstance(group.get(name, ()), (tuple, str)):
-                group[name] = base.checked(group)[name]
-        policy = group.get("nonfinite", "propagate")
-        if policy != "propagate":
-            CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
-        method = check_method(group, base)
-        found.append(Setup(group, method, base, state_names(group, method, base)))
-    return found
+    groups = optimizer.param_groups
+    for index, group in enumerate(groups):
+        lr = group.get("lr")
+        if type(lr) is not float or not 0.0 <= lr < math.inf:
+            learning_rate(f"lr of group {index}", lr)
+    if len(groups) == len(known) and all(map(Setup.holds, known, groups)):
+        return known
+    return [_setup(index, group, optimizer._base(group)) for index, group in enumerate(groups)]
+
+
+def _setup(index, group, base):
+    """How a group is stepped; its options may have changed since they were checked."""
+    policy = group.get("nonfinite", "propagate")
+    if policy != "propagate":
+        CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
+    try:
+        checked = base.checked(group)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {index}: {error}") from None
+    # one of another kind would not be saved as it is, nor seen to change on a device; lr may be a
+    # tensor, which stays
+    group.update({k: checked[k] for k in base.options if k != "lr" and k in checked})
+    method = check_method(group, base)
+    settle_memory(group, method)
+    # what goes on from step to step, or is looked at in every step
+    moving = {"lr", "initial_lr", *CLOCK, *method.memory_entries}
+    keys = tuple(key for key in group if key not in moving)
+    values = tuple(group[key] for key in keys)
+    return Setup(group, method, base, state_names(group, method, base), keys, values, len(group))
 
 
 def state_names(group, method, base):

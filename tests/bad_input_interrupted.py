@@ -109,12 +109,12 @@ def fails_everywhere(function, make_ready, prepared, check):
 
 
 def failing_at(original, n):
-    def replacement(*args):
+    def replacement(*args, **options):
         nonlocal n
         n -= 1
         if n < 0:
             raise torch.OutOfMemoryError("out of memory")
-        return original(*args)
+        return original(*args, **options)
 
     return replacement
 

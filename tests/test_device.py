@@ -10,9 +10,9 @@ from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, 
 from emanest.backends.eager import plan_
 from emanest.backends.program import record, symbol
 from emanest.optimizers.adamw import ADAMW
+from emanest.state.joint import Part
 from emanest.step import nonfinite, plan
 from emanest.step.on_device import DevicePlan, options, trace_clock
-from emanest.step.select import Part
 from helpers import bits
 
 each_method = pytest.mark.parametrize("method", METHODS)

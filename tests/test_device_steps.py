@@ -136,7 +136,7 @@ def test_a_pass_that_fails_moves_no_clock(monkeypatch):
     run(optimizer, range(3))
     before = content(optimizer)
 
-    def fail(*_):
+    def fail(*_, **options):
         raise RuntimeError("no launch")
 
     with monkeypatch.context() as patch:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import emanest
 import helpers
-from emanest import SNOO, EMANesterov
+from emanest import SNOO, EMANesterov, backends
+from emanest.matrix import directions, newton_schulz
 from helpers import LR, METHODS, content, differing, params_of, run, values
 
 BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
@@ -182,3 +184,64 @@ def test_tied_weights_are_stepped_once(base):
     for optimizer in (tied, once):
         run(optimizer, range(4))
     assert differing(content(tied), content(once)) == []
+
+
+# optimizer -> how it is made of groups, and its calls of a back end at a step
+LAUNCHES = {
+    "adamw": (emanest.AdamW, ["step"]),
+    "sgd": (emanest.SGD, ["step"]),
+    "muon": (emanest.Muon, ["momentum", "step"]),
+    "normuon": (emanest.NorMuon, ["momentum", "normuon", "step"]),
+    "wrap": (lambda groups, **o: emanest.Wrap(torch.optim.AdamW(groups), **o), ["follow"]),
+}
+
+
+def unlike_groups():
+    """Groups of which no two have the same numbers; one is a stack of the others' matrices."""
+    shapes = [(6, 4), (6, 4), (2, 6, 4), (6, 4)]
+    params = helpers.parameters(shapes=shapes)
+    numbers = enumerate(zip(params, (0.01, 0.03, 0.07, 0.02), strict=True))
+    groups = [{"params": [p], "lr": lr, "weight_decay": 0.1 * k} for k, (p, lr) in numbers]
+    groups[2]["stack"] = True
+    return groups
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_groups_and_parameters_out_of_step_share_a_launch(name, monkeypatch):
+    make_of, expected = LAUNCHES[name]
+    together = make_of(unlike_groups(), lookahead=EMANesterov(0.5, 0.9))
+    alone = [make_of([group], lookahead=EMANesterov(0.5, 0.9)) for group in unlike_groups()]
+    calls, batches, call = [], [], backends.call
+
+    def counted(function, device_type, choice, *args, **options):
+        calls.append(args[0])
+        return call(function, device_type, choice, *args, **options)
+
+    def iterated(u, *args):
+        batches.append(len(u))
+        return newton_schulz.orthogonal(u, *args)
+
+    for t in range(5):
+        generator = torch.Generator().manual_seed(t)
+        pairs = zip(params_of(together), map(params_of, alone), strict=True)
+        for k, (p, (q,)) in enumerate(pairs):
+            g = torch.randn(p.shape, generator=generator)
+            # one of them is stepped less often than the others from then on
+            p.grad, q.grad = (None if (t, k) == (2, 1) else g.clone() for _ in range(2))
+        for optimizer in alone:
+            optimizer.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, "call", counted)
+            patch.setattr(directions, "orthogonal", iterated)
+            together.step()
+        assert calls == expected
+        assert batches == ([4 if t == 2 else 5] if "momentum" in expected else [])
+        calls.clear()
+        batches.clear()
+    for optimizer, q in zip(alone, params_of(together), strict=True):
+        (p,) = params_of(optimizer)
+        assert helpers.bits(p) == helpers.bits(q)
+        its, others = optimizer.state[p], together.state[q]
+        assert {k: helpers.bits(its[k]) for k in its} == {
+            k: helpers.bits(others[k]) for k in others
+        }

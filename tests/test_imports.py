@@ -24,7 +24,7 @@ ROOMS = {
     "options": {"values"},
     "state": {"backends", "methods", "rules", "values"},
     "groups": {"backends", "methods", "options", "rules", "state", "values"},
-    "step": {"backends", "groups", "methods", "rules", "state"},
+    "step": {"backends", "groups", "methods", "state"},
     "optimizers": {
         *("backends", "groups", "matrix", "methods", "options", "rules", "state", "step", "values"),
     },

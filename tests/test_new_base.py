@@ -51,10 +51,9 @@ class AdaGrad(Optimizer):
 class _Directions:
     """Gradients, with a factor for each row."""
 
-    def __init__(self, part):
-        self.params = part.bucket.params_of(part.indices)
-        (self.sums,) = part.bucket.columns(("sum",), part.indices)
-        self.eps = part.group["eps"]
+    def __init__(self, joint):
+        self.params, (self.sums,) = joint.params, joint.columns(("sum",))
+        self.eps = joint.parts[0].group["eps"]
 
     def __call__(self, gs, numbers, skip):
         scales = []

@@ -49,6 +49,11 @@ def is_fake(tensor):
     return isinstance(tensor, FakeTensor)
 
 
+def made_fake():
+    """Whether tensors that are made now are fake: inside a ``FakeTensorMode``."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 def like(tensor):
     """Where tensors are made to stand beside one: a context, in which beside fake ones all are."""
     return tensor.fake_mode if is_fake(tensor) else contextlib.nullcontext()

@@ -11,13 +11,16 @@ NorMuon finds a factor for each row before the tail (the row rule). The first pa
 parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
 
+import itertools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import backends
 from ..backends import capture
+from ..backends.per_tensor import PerTensor
 from ..backends.products import empty
 from ..rules import MOMENTA, ROWS
 from .coefficients import polynomials
@@ -29,7 +32,7 @@ BATCH = 1 << 27
 
 
 class Numbers(NamedTuple):
-    """The numbers of a step along directions, pass by pass; each is a tuple, or part of a vector.
+    """The numbers of a step along directions, pass by pass; each as back ends take them.
 
     Attributes:
         momentum: of the momentum rule; once known, after a factor of the gradients.
@@ -42,11 +45,11 @@ class Numbers(NamedTuple):
     step: Any
 
     @classmethod
-    def of(cls, vector, row_rule):
-        """Cut one vector; ``row_rule`` is a row of ``rules.ROWS`` or None."""
+    def of(cls, numbers, row_rule):
+        """Cut those of a step; ``row_rule`` is a row of ``rules.ROWS`` or None."""
         rows = 1 + len(MOMENTA["ema"].numbers)
         step = rows + (len(ROWS[row_rule].numbers) if row_rule else 0)
-        return cls(vector[:rows], vector[rows:step], vector[step:])
+        return cls(*(cut(numbers, *ends) for ends in ((0, rows), (rows, step), (step, None))))
 
     def joined(self):
         """All of them in one tuple, as ``Base.numbers`` returns them."""
@@ -54,26 +57,33 @@ class Numbers(NamedTuple):
         return *self.momentum, *self.rows, 1.0, *self.step
 
 
+def cut(numbers, begin, end):
+    """Some of the numbers of a pass, in the form in which they all are."""
+    if isinstance(numbers, PerTensor):
+        return PerTensor([each[begin:end] for each in numbers.values], numbers.of)
+    return numbers[begin:end]
+
+
 class Directions:
-    """The orthogonal directions of some parameters of a bucket.
+    """The orthogonal directions of some parameters.
 
     Args:
-        part: the parameters.
+        joint: the parameters, of parts that are ``alike``.
         row_rule: a row of ``rules.ROWS``, which finds a factor for each row; None: there is none.
 
     Raises:
         TypeError, ValueError: an option does not fit a parameter, or its state.
     """
 
-    def __init__(self, part, row_rule=None):
-        self.group, self.bucket, self.indices = part.group, part.bucket, part.indices
-        self.check = part.base.check
-        self.backend = self.group.get("backend")
+    # what groups have in common whose matrices are iterated together
+    ALIKE = "ns_coefficients", "ns_steps", "ns_form", "ns_dtype", "eps"
+
+    def __init__(self, joint, row_rule=None):
+        self.joint, self.bucket, self.group = joint, joint.first, joint.parts[0].group
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
         self.polynomials = polynomials(coefficients, steps)
-        self.memo = self.bucket.memo(self.indices)
         self.row_rule: Any = row_rule
         self.shapes, self.scales = self._layout()
 
@@ -90,9 +100,10 @@ class Directions:
         if not self.row_rule:
             return directions, self.scales, numbers.step
         owners = [(shape, i) for shape in self.shapes for i in shape.params]
-        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
+        columns = self.joint.columns(ROWS[self.row_rule].state)
         columns = [self.matrices(column) for column in columns]
-        factors = self.even(owners, self.matrices(directions), columns, numbers.rows, skip)
+        rows = self.of_matrices(numbers.rows)
+        factors = self.even(owners, self.matrices(directions), columns, rows, skip)
         scales = list(self.scales)
         for (_, i), factor in zip(owners, factors, strict=True):
             scales[i] = factor
@@ -100,38 +111,44 @@ class Directions:
 
     def tensors(self):
         """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
-        return [self.bucket.tensors[i] for i in self.indices]
+        return [part.bucket.tensors[i] for part in self.joint.parts for i in part.indices]
 
     def _layout(self):
-        """The shapes, and for each parameter a vector with its scale."""
-        stack, split, scale = (self.group[name] for name in ("stack", "split", "adjust_lr_fn"))
-        key = "shapes", stack, split, scale
-        if key not in self.memo:
+        """The shapes, and for each parameter a vector with its scale.
+
+        Shapes whose matrices are iterated together follow each other.
+        """
+        key = "shapes", *(tuple(map(part.group.get, _LAYOUT)) for part in self.joint.parts)
+        memo = self.joint.memo
+        if key not in memo:
             what = "no step had these shapes and scales so far"
             capture.need_warm_up(self.bucket.device.type, what)
-            scale, together = SCALES[scale or "original"], {}
             row_state = ROWS[self.row_rule].state if self.row_rule else ()
-            held = zip(self.tensors(), *self.bucket.columns(row_state, self.indices), strict=True)
-            for i, (p, *column) in enumerate(held):
-                self.check("a parameter", p, self.group)
-                first = 1 if is_stack(p, stack) else 0
-                if any(state.dim() != first + 2 for state in column):
-                    raise ValueError(
-                        f"stack={bool(stack)} came after state with a value for each row of each "
-                        f"matrix: set it to {not stack} again, or make a new optimizer"
-                    )
-                rows, *others = p.shape[first:]
-                alike = rows // split, math.prod(others), tuple(p.shape[:first])
-                together.setdefault(alike, []).append(i)
-            shapes, scales = [], [1.0] * len(self.indices)
-            for (rows, columns, stacked), params in together.items():
-                shapes.append(Shape(rows, columns, stacked, split, params))
-                for i in params:
-                    # an empty matrix has no scale, but must not be an error
-                    scales[i] = scale(max(rows, 1), max(columns, 1))
+            held = zip(self.tensors(), *self.joint.columns(row_state), strict=True)
+            scales, together, held = [], {}, enumerate(held)
+            for part in self.joint.parts:
+                for i, (p, *column) in itertools.islice(held, len(part.indices)):
+                    part.base.check("a parameter", p, part.group)
+                    shape, scale = _shape_of(p, part.group)
+                    if any(state.dim() != len(shape[2]) + 2 for state in column):
+                        stack = bool(part.group["stack"])
+                        raise ValueError(
+                            f"stack={stack} came after state with a value for each row of each "
+                            f"matrix: set it to {not stack} again, or make a new optimizer"
+                        )
+                    together.setdefault(shape[:2], {}).setdefault(shape, []).append(i)
+                    scales.append(scale)
+            shapes = [Shape(*s, its) for each in together.values() for s, its in each.items()]
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
-            self.memo[key] = shapes, list(vector.split(1))
-        return self.memo[key]
+            memo[key] = shapes, list(vector.split(1))
+        return memo[key]
+
+    def of_matrices(self, numbers):
+        """The numbers of parameters as those of their matrices."""
+        if not isinstance(numbers, PerTensor):
+            return numbers
+        of = [[k] * s.per_param for s in self.shapes for k in map(numbers.of.__getitem__, s.params)]
+        return PerTensor(numbers.values, [*itertools.chain.from_iterable(of)])
 
     def matrices(self, tensors):
         """The matrices of tensors that are shaped like the parameters, or like rows of them."""
@@ -152,21 +169,25 @@ class Directions:
         return squares
 
     def _call(self, function, *args, **options):
-        args = self.bucket.device.type, self.backend, *args, self.bucket.dtype
-        backends.call(function, *args, **options, memo=self.memo)
+        args = self.bucket.device.type, self.joint.backend, *args, self.bucket.dtype
+        backends.call(function, *args, **options, memo=self.joint.memo)
 
     def momentum(self, gs, numbers, skip):
-        """Run the momentum pass: for each shape the updates, and the norms of all of them."""
+        """Run the momentum pass: for each batch the updates, and the norms of all of them."""
         updates = [
-            empty((len(s.params) * s.per_param, s.rows, s.columns), dtype, self.bucket.device)
-            for dtype in [self.update_dtype]
-            for s in self.shapes
+            empty((sum(s.matrices for s in batch), *size), self.update_dtype, self.bucket.device)
+            for size, batch in self.batches()
         ]
         gs = self.matrices(gs)
         us = [u for each in updates for u in each.unbind()]
         us = [_shaped(u, g) for u, g in zip(us, gs, strict=True)]
-        state = [self.matrices(c) for c in self.bucket.columns(MOMENTA["ema"].state, self.indices)]
-        return updates, self.average(us, gs, state, numbers, skip).sqrt_()
+        state = [self.matrices(c) for c in self.joint.columns(MOMENTA["ema"].state)]
+        return updates, self.average(us, gs, state, self.of_matrices(numbers), skip).sqrt_()
+
+    def batches(self):
+        """Pairs of a size and the shapes of that size, whose matrices are iterated together."""
+        size = operator.attrgetter("rows", "columns")
+        return [(its, list(batch)) for its, batch in itertools.groupby(self.shapes, size)]
 
     def inverses(self, norms):
         """Factors that divide updates by their norms, which are overwritten."""
@@ -179,7 +200,7 @@ class Directions:
             u: updates.
             factors: of each, which divide it by its norm.
         """
-        how = self.polynomials[0], self.dtype, self.group["ns_form"], self.backend
+        how = self.polynomials[0], self.dtype, self.group["ns_form"], self.joint.backend
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
             return orthogonal(u, factors, *how, u)
@@ -195,13 +216,14 @@ class Directions:
         updates, norms = self.momentum(gs, numbers, skip)
         factors = self.inverses(norms).split([len(u) for u in updates])
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
-        for shape, its in zip(self.shapes, factors, strict=True):
+        for (_, batch), its in zip(self.batches(), factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
             o = self.orthogonal(updates.pop(0), its)
-            # most are of one shape, and a view of each costs as much as a launch
-            o = o.view(len(shape.params), *gs[shape.params[0]].shape)
-            for i, each in zip(shape.params, o.unbind(), strict=True):
-                found[i] = _shaped(each, gs[i])
+            for shape, some in zip(batch, o.split([s.matrices for s in batch]), strict=True):
+                # most are of one shape, and a view of each costs as much as a launch
+                some = some.view(len(shape.params), *gs[shape.params[0]].shape)
+                for i, each in zip(shape.params, some.unbind(), strict=True):
+                    found[i] = _shaped(each, gs[i])
         return found
 
     def even(self, owners, os, columns, numbers, skip):
@@ -224,6 +246,20 @@ class Directions:
             os = [o.flatten(1) for o in os]
             self._call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)
         return wholes
+
+
+# options that say what matrices a parameter is, and their scale
+_LAYOUT = "stack", "split", "adjust_lr_fn"
+
+
+def _shape_of(p, group):
+    """Of a parameter the first entries of its ``Shape``, and its scale."""
+    stack, split, scale = map(group.get, _LAYOUT)
+    first = 1 if is_stack(p, stack) else 0
+    rows, columns = p.shape[first] // split, math.prod(p.shape[first + 1 :])
+    # an empty matrix has no scale, but must not be an error
+    factor = SCALES[scale or "original"](max(rows, 1), max(columns, 1))
+    return (rows, columns, tuple(p.shape[:first]), split), factor
 
 
 def _shaped(t, like):

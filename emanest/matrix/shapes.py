@@ -32,6 +32,11 @@ class Shape(NamedTuple):
         """How many matrices a parameter is."""
         return math.prod(self.stack) * self.split
 
+    @property
+    def matrices(self):
+        """How many matrices all parameters are."""
+        return len(self.params) * self.per_param
+
     def cut(self, tensors):
         """The matrices of tensors, each of which has those of a parameter, or rows of them."""
         if self.stack:

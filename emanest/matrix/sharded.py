@@ -50,7 +50,7 @@ class ShardedDirections(Directions):
         """As ``Directions``."""
         numbers = Numbers.of(numbers, self.row_rule)
         us = [torch.empty(g.shape, dtype=self.update_dtype, device=g.device) for g in gs]
-        state = self.bucket.columns(MOMENTA["ema"].state, self.indices)
+        state = self.joint.columns(MOMENTA["ema"].state)
         self.average(us, gs, state, numbers.momentum, skip)
         found, scales, start = list(us), list(self.scales), 0
         for shape in self.shapes:
@@ -70,7 +70,7 @@ class ShardedDirections(Directions):
 
     def tensors(self):
         """What matrices are made of: the parameters as wholes."""
-        return self.bucket.params_of(self.indices)
+        return self.joint.params
 
     def _together(self, shape, units, start, us, parts, factors, numbers, skip):
         """Find directions of some units of one shape, and factors of them, by parameter."""
@@ -91,14 +91,14 @@ class ShardedDirections(Directions):
         if not wholes:
             return []
         u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
-        o = self.orthogonal(u, self.inverses(norms_of(u, self.backend)))
+        o = self.orthogonal(u, self.inverses(norms_of(u, self.joint.backend)))
         return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
     def _even_rows(self, exchange, shape, units, os, factors, numbers, skip):
         """Find a factor for each row; an average over rows lies beside the rows."""
         params = self.tensors()
         shardings = [unit.sharding(params, dims=1) for unit in units]
-        columns = self.bucket.columns(ROWS[self.row_rule].state, self.indices)
+        columns = self.joint.columns(ROWS[self.row_rule].state)
         held = [[unit.of(column) for unit in units] for column in columns]
         wholes = [exchange.gather(shardings, parts) for parts in held]
         owners = [(shape, units[k].member) for k in exchange.mine]
@@ -133,21 +133,29 @@ class Divided:
         return found, scales, step
 
 
-def divided(part, row_rule):
-    """The ``Directions`` of some parameters of a bucket: local where matrices lie here as wholes.
+def alike(part):
+    """What parts have in common whose directions are found together."""
+    # processes exchange the matrices of one part
+    sharded = part.bucket.mesh and (part.bucket.number, *part.indices[:1])
+    return sharded, *map(part.group.get, Directions.ALIKE)
+
+
+def divided(joint, row_rule):
+    """The ``Directions`` of some parameters: local where matrices lie here as wholes.
 
     Args:
-        part, row_rule: as these take them.
+        joint, row_rule: as these take them.
     """
+    if joint.first.mesh is None:
+        return Directions(joint, row_rule)
+    (part,) = joint.parts
     bucket, stack = part.bucket, part.group["stack"]
-    if bucket.mesh is None:
-        return Directions(part, row_rule)
     kinds = {Directions: [], ShardedDirections: []}
     for k, i in enumerate(part.indices):
         whole = _whole_here(bucket.params[i], stack)
         kinds[Directions if whole else ShardedDirections].append(k)
     found = [
-        (positions, kind(part._replace(indices=[part.indices[k] for k in positions]), row_rule))
+        (positions, kind(joint.some(positions), row_rule))
         for kind, positions in kinds.items()
         if positions
     ]

@@ -20,9 +20,10 @@ class Base(NamedTuple):
     be traced and evaluated on a device. How weights decay is said by the group, where a lookahead
     may have changed it for a step. What directions have to know of a step is among the numbers.
 
-    ``directions(part)`` is called while a step is planned; it may raise, nothing has changed. What
+    ``directions(joint)`` is called while a step is planned; it may raise, nothing has changed. What
     it returns is called as (gradients, numbers, skip) before the pass, and returns what the pass
-    takes in their place: directions, factors of them, and the numbers of the pass.
+    takes in their place: directions, factors of them, and the numbers of the pass. Its parameters
+    are of one device and dtype, and of parts for which ``alike(part)`` is equal.
     """
 
     rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere
@@ -31,6 +32,8 @@ class Base(NamedTuple):
     checked: Callable[[dict], dict]  # a group -> the same, its options checked
     uncounted: float | None = None  # `step` of state that was saved without it; None: an error
     directions: Callable | None = None
+    # part -> what those have in common whose directions are found together
+    alike: Callable[[Any], Any] = lambda part: (part.bucket.number, *part.indices[:1])
     state: tuple[str, ...] = ()  # what directions are found with; each may be a rules.State
     check: Callable[[str, Any, dict], None] | None = None  # (name, parameter, group): may raise
     # group -> those of its parameters whose state is allocated together, at the first step

@@ -10,7 +10,7 @@ from ..matrix.coefficients import check_coefficients
 from ..matrix.directions import Numbers
 from ..matrix.newton_schulz import check_dtype, check_form
 from ..matrix.shapes import SCALES, is_stack, rows
-from ..matrix.sharded import divided
+from ..matrix.sharded import alike, divided
 from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
 from ..rules import MOMENTA, ROWS, State
 from ..values import by, choice, count, flag, optional, suggesting
@@ -73,11 +73,6 @@ def check_matrix(name, p, group):
         raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 
 
-def directions(row_rule, part):
-    """The directions of some parameters; options may have changed since they were checked."""
-    return divided(part._replace(group=part.base.checked(part.group)), row_rule)
-
-
 def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: ()):
     """The base of an optimizer that steps along orthogonal directions.
 
@@ -102,7 +97,8 @@ def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group:
         *own_options(optimizer, _check_options, *check_together),
         # torch saves no `step` for Muon, whose steps are all alike
         uncounted=1.0,
-        directions=functools.partial(directions, row_rule),
+        directions=functools.partial(divided, row_rule=row_rule),
+        alike=alike,
         state=(*MOMENTA["ema"].state, *(State(name, rows) for name in row_state)),
         check=check_matrix,
     )

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from ..backends.guards import gradients
-from ..groups import check_fit, check_params_of, completed, defaults_of, setups
+from ..groups import check_fit, check_params_of, completed, defaults_of
 from ..methods.method import group_entries
 from ..state import modes
 from ..state.clock import CLOCK
@@ -177,7 +177,7 @@ class Optimizer(torch.optim.Optimizer):
             )
 
     def _step(self):
-        groups = setups(self)
+        groups = self._selection.setups(self)
         parts = self._selection.with_gradients(self, groups)
         if parts is None:
             self._skipped()
@@ -192,7 +192,7 @@ class Optimizer(torch.optim.Optimizer):
             self._skipped()
             return
         restart_edited(self, parts)
-        launches, after = plan.plan(self, groups, parts, skip)
+        launches, after = plan.plan(self, groups, parts, skip, self._selection)
         with self.buckets.ours(parts):
             self._run(launches)
         for done in after:
@@ -214,7 +214,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _publish(self, launches):
         if not self._selection.steady:
-            self.buckets.publish([launch.part for launch in launches])
+            self.buckets.publish(part for launch in launches for part in launch.joint.parts)
 
     def _run_passes(self, launches):
         """Collect the inputs of all passes, then run them: what fails before moves no parameter."""

@@ -1,5 +1,6 @@
 """A lookahead around any torch optimizer."""
 
+import contextlib
 from collections import defaultdict
 
 import torch
@@ -225,17 +226,18 @@ class Wrap(Optimizer):
         super()._allocate(parts)
 
     def _run(self, launches):
-        raw = [launch for launch in launches if launch.base is not None]
-        followed = [launch for launch in launches if launch.base is None]
-        for launch in followed:
-            launch.part.bucket.edits.take_snapshots(launch.part.indices)
-        raw_params = [launch.part.bucket.params_of(launch.part.indices) for launch in raw]
-        self._step_inner([p for params in raw_params for p in params])
+        raw = [launch for launch in launches if launch.kind.base is not None]
+        followed = [launch for launch in launches if launch.kind.base is None]
+        parts = [part for launch in followed for part in launch.joint.parts]
+        for part in parts:
+            part.bucket.edits.take_snapshots(part.indices)
+        self._step_inner([p for launch in raw for p in launch.joint.params])
         self._publish(launches)
         for launch in followed:
-            with launch.numbers as numbers:
-                launch.follow(numbers)
-            launch.part.bucket.edits.snapshots_taken(launch.part.indices)
+            with contextlib.ExitStack() as stack:
+                launch.follow(launch.enter(stack))
+        for part in parts:
+            part.bucket.edits.snapshots_taken(part.indices)
         self._run_passes(raw)
 
     @staticmethod

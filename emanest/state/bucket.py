@@ -1,5 +1,6 @@
 """Parameters that are stepped together, and their state in flat buffers."""
 
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,8 @@ from .edits import Edits
 _ALIGNMENT = 16
 # sets of parameters whose memos are kept
 _MEMOS = 8
+# a name for each bucket there ever was
+_NUMBERS = itertools.count()
 
 
 class Bucket:
@@ -42,6 +45,11 @@ class Bucket:
         self.fake = storage.is_fake(self.tensors[0])
         self.device, self.param_dtype = params[0].device, params[0].dtype
         self.dtype = torch.float64 if self.param_dtype.to_real() == torch.float64 else torch.float32
+        self.number = next(_NUMBERS)
+        # what buckets have in common whose parameters share a call of a back end; text has its hash
+        self.format = f"{self.param_dtype} on {self.device}"
+        # whether gradients are what back ends take
+        self.plain = self.mesh is None and not self.param_dtype.is_complex
         self.published = False
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
         self.edits = Edits(params, self.tensors, found)
@@ -211,9 +219,9 @@ class Bucket:
         """What ``tensors_of`` held before the step; see ``Edits.take_snapshots``."""
         return self._column(self.edits.snapshots, indices)
 
-    def columns(self, names, indices):
-        """For each name the state of some parameters, complex as pairs of reals."""
-        return [self._column(self.views[name], indices) for name in names]
+    def column(self, name, indices):
+        """State of some parameters, complex as pairs of reals."""
+        return self._column(self.views[name], indices)
 
     def gradients_of(self, indices, gradients):
         """Gradients of some parameters as back ends take them, like ``tensors_of``."""
@@ -232,16 +240,25 @@ class Bucket:
             tensors = [tensors[i] for i in indices]
         return self.reals(tensors) if self.param_dtype.is_complex else tensors
 
-    def memo(self, indices):
-        """What back ends keep about a set of parameters that is stepped together."""
-        key = None if len(indices) == len(self.params) else tuple(indices)
+    def memo(self, indices, others=()):
+        """What back ends keep about a set of parameters that is stepped together.
+
+        Args:
+            indices: of the parameters.
+            others: further buckets, and the indices of parameters of theirs.
+        """
+        key = tuple(each._set(some) for each, some in ((self, indices), *others))
         if key not in self._memos:
-            # parameters that fall out of step make new sets; a few recur. That of all of them
+            # parameters that fall out of step make new sets; a few recur. That of whole buckets
             # stays: a captured graph may read what it holds
             if len(self._memos) >= _MEMOS:
-                self._memos = {k: memo for k, memo in self._memos.items() if k is None}
+                self._memos = {k: m for k, m in self._memos.items() if all(s is None for _, s in k)}
             self._memos[key] = {}
         return self._memos[key]
+
+    def _set(self, indices):
+        """A name for some parameters that no others ever have."""
+        return self.number, None if len(indices) == len(self.params) else tuple(indices)
 
     def keep_y(self, i, y):
         """Keep a parameter's y in its state while it holds x; None: none is kept."""
@@ -303,7 +320,7 @@ class Bucket:
 
     def moved(self):
         """Whether a ``DTensor`` has another part than before, or one that is not in its storage."""
-        return self.mesh is not None and not all(map(_in_place, self.params, self.tensors))
+        return not all(map(_in_place, self.params, self.tensors))
 
 
 def _in_place(p, part):

@@ -1,5 +1,6 @@
 """Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
+import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,11 +39,13 @@ def clock_of(method, read):
 
 def host_clock(group, method):
     """A group's clock in numbers of the host; a tensor lr is read, as torch does."""
-    numbers = {}
-    for name, value in clock_entries(group, method).items():
-        number = value.item() if isinstance(value, torch.Tensor) else value
-        # steps are counted in whole numbers
-        numbers[name] = number if isinstance(number, int) else float(number)
+    numbers = clock_entries(group, method)
+    for name, value in numbers.items():
+        if type(value) is not float:
+            number = value.item() if isinstance(value, torch.Tensor) else value
+            numbers[name] = number if isinstance(number, int) else float(number)
+    # steps are counted in whole numbers
+    numbers["lookahead_t"] = int(numbers["lookahead_t"])
     return clock_of(method, numbers.__getitem__)
 
 
@@ -56,22 +59,19 @@ def clock_entries(group, method):
     return entries
 
 
-def place_clock(group, method, device):
-    """Keep what the clock carries from step to step on a device, or as numbers (device None)."""
+def settle_memory(group, method):
+    """Have a group remember what its method does: one may have taken another one's place."""
     for name in MEMORY:
-        # a method that has taken another one's place has none yet, and leaves none behind
         if name in method.memory:
             group.setdefault(f"lookahead_{name}", method.memory[name])
         elif not hasattr(method, name):  # a setting may have the name of another's memory
             group.pop(f"lookahead_{name}", None)
+
+
+def place_clock(group, method, device):
+    """Keep what the clock carries from step to step on a device."""
     for name in ("lookahead_t", *method.memory_entries):
-        held = group[name]
-        if device is not None:
-            group[name] = torch.as_tensor(held, dtype=torch.float64, device=device)
-        elif isinstance(held, torch.Tensor):
-            group[name] = held.item()
-    if device is None:
-        group["lookahead_t"] = int(group["lookahead_t"])
+        group[name] = torch.as_tensor(group[name], dtype=torch.float64, device=device)
 
 
 def planned(group, method, base, clock, step, ahead, grad_scale=None):
@@ -121,6 +121,8 @@ class Scalars:
     def __init__(self, count, device):
         self.count, self.device = count, device
         self.on_device = False  # where the vectors are
+        # the numbers of all parameters, and the versions of the vectors that hold them
+        self._known: Any = None
         self.steps = torch.zeros(count, dtype=torch.float32, device="cpu")
         # in float64: the recurrence of a float64 parameter must see the exact number
         self.lookaheads = torch.zeros(count, dtype=torch.float64, device="cpu")
@@ -135,7 +137,7 @@ class Scalars:
 
         On the device they must be the same for all parameters: see ``uniform``. Views change.
         """
-        self.on_device = on_device
+        self.on_device, self._known = on_device, None
         self.steps = self._placed(self.steps)
         self.lookaheads = self._placed(self.lookaheads)
 
@@ -155,8 +157,11 @@ class Scalars:
         """Group parameters by (step, lookahead), read on the host: normally one entry."""
         if not indices:
             return {}
-        if self.uniform():
-            return {(self.steps[0].item(), self.lookaheads[0].item()): indices}
+        if self._known is None or self._known[1] != self._versions():
+            known = (self.steps[0].item(), self.lookaheads[0].item()) if self.uniform() else None
+            self._known = known and (known, self._versions())
+        if self._known is not None:
+            return {self._known[0]: indices}
         steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
         groups = {}
         for i in indices:
@@ -174,13 +179,22 @@ class Scalars:
     def advance(self, indices, counts, lookahead):
         """Record a step: base updates if it ``counts``, and how far parameters are ahead."""
         if len(indices) == self.count:
+            step, before = (math.inf, None) if self._known is None else self._known[0]
             self.steps += counts
-            self.lookaheads.fill_(lookahead)
+            # the bits, too: 0.0 is equal to -0.0
+            if before != lookahead or not lookahead:
+                self.lookaheads.fill_(lookahead)
+            # reading them at the next step would cost more than this one; further on float32 rounds
+            if step < 2**24:
+                self._known = (step + counts, float(lookahead)), self._versions()
         else:
             # not where a user's default device is
             index = torch.tensor(indices, device=self.steps.device)
             self.steps[index] += counts
             self.lookaheads[index] = lookahead
+
+    def _versions(self):
+        return self.steps._version, self.lookaheads._version
 
     def arrive(self, i):
         """Record that a parameter is at x."""

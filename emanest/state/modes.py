@@ -11,6 +11,7 @@ import torch
 from ..methods.method import NO_LOOKAHEAD
 from ..rules import LOOKAHEAD_STATE
 from .edits import restart_at, restart_edited, warn_once
+from .joint import Joint
 
 # unlike torch.compiler.disable this does not import dynamo
 _eager = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -112,7 +113,7 @@ def move(point, part, distance, copies=None):
         copies: tensors that go in place of the parameters, which stay.
     """
     ys = None if copies is None else part.bucket.reals(copies)
-    part.apply_("move", (point,), (distance,), state=part.method.state[:1], ys=ys)
+    Joint([part]).apply_("move", (point,), (distance,), state=part.method.state[:1], ys=ys)
 
 
 def copies_of(parts):

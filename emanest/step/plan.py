@@ -15,28 +15,46 @@ import torch
 from .. import backends
 from ..groups import check_method
 from ..state.clock import clock_entries, host_clock, place_clock, planned
+from ..state.joint import Joint
 from .on_device import DevicePlan, trace_clock
-from .select import Part
+
+
+class Kind(NamedTuple):
+    """What parameters have in common that take the same step, whatever their numbers."""
+
+    base: Any  # a row of ``rules.BASES``; None: another optimizer makes the update
+    lookahead: str  # a row of ``rules.LOOKAHEADS``
+    on_device: bool  # whether a device finds the numbers
+    format: str  # ``Bucket.format``
+    backend: str | None  # the group's choice
+    directed: bool  # whether the base finds directions first
+    alike: Any  # ``Base.alike`` where it does
 
 
 class Launch(NamedTuple):
-    """Parameters that take the same step: one call of a back end.
+    """Parameters of one kind: one call of a back end.
 
     Attributes:
-        part: the parameters.
-        base: a row of ``rules.BASES``; None: another optimizer makes the update.
-        lookahead: a row of ``rules.LOOKAHEADS``.
-        numbers: those of the pass, as a back end takes them, for the ``with`` block that runs it.
+        joint: the parameters.
+        kind: what they have in common.
+        numbers: of each part, as a back end takes them; those that a device finds are for the
+            ``with`` block that runs the pass.
         directions: what ``Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
 
-    part: Part
-    base: Any
-    lookahead: str
-    numbers: contextlib.AbstractContextManager[Any]
+    joint: Joint
+    kind: Kind
+    numbers: list[Any]
     directions: Callable | None = None
     skip: torch.Tensor | None = None
+
+    def enter(self, stack):
+        """The numbers of the pass, which runs in an ``ExitStack``."""
+        numbers = self.numbers
+        if self.kind.on_device:
+            numbers = [stack.enter_context(each) for each in numbers]
+        return self.joint.per_part(numbers)
 
     def inputs(self, gradients, stack):
         """What the pass takes as gradients, further factors of them, and its numbers.
@@ -45,24 +63,24 @@ class Launch(NamedTuple):
             gradients: parameters -> their gradients.
             stack: an ``ExitStack`` in which the pass runs.
         """
-        bucket, indices = self.part.bucket, self.part.indices
-        numbers = stack.enter_context(self.numbers)
-        gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
+        numbers = self.enter(stack)
+        gs = self.joint.gradients(gradients)
         if self.directions is None:
             return gs, (), numbers
         return self.directions(gs, numbers, self.skip)
 
     def step(self, gs, scales, numbers):
         """Run the pass: base update and lookahead."""
-        self.part.apply_("step", (self.base, self.lookahead), numbers, gs, self.skip, scales)
+        rules = self.kind[:2]
+        self.joint.apply_("step", rules, numbers, gs, skip=self.skip, scales=scales)
 
     def follow(self, numbers):
         """Run the pass after the update of another optimizer."""
-        snapshots = self.part.bucket.snapshots_of(self.part.indices)
-        self.part.apply_("follow", (self.lookahead,), numbers, snapshots, self.skip)
+        rules, snapshots = self.kind[1:2], self.joint.snapshots
+        self.joint.apply_("follow", rules, numbers, snapshots, skip=self.skip)
 
 
-def plan(optimizer, setups, parts, skip):
+def plan(optimizer, setups, parts, skip, selection):
     """Decide everything about a step.
 
     Args:
@@ -70,56 +88,75 @@ def plan(optimizer, setups, parts, skip):
         setups: of its groups.
         parts: what is stepped.
         skip: a flag on the device, or None.
+        selection: the optimizer's, which found them.
 
     Returns:
         Its launches, and functions to be called once they have happened: they move the scalars of
         the parameters on, and the clocks of the groups.
     """
     grad_scale = getattr(optimizer, "grad_scale", None)
-    launches, after, of_group = [], [], {}
-    for part in parts:
-        # one that cannot be had is an error now, while nothing has changed
-        backends.pick(part.bucket.device.type, part.group.get("backend"))
-        of_group.setdefault(id(part.group), []).append(part)
-    for setup in setups:
-        its = of_group.get(id(setup.group), [])
-        on_device = skip is not None or setup.group.get("capturable", False)
-        where = _on_device if on_device else _on_host
-        planned, done = where(setup, its, skip, grad_scale)
-        launches += planned
-        after += done
-    return launches, after
+    together, moves, after, launches = {}, [], [], []
+    if not selection.steady:
+        for part in parts:
+            # one that cannot be had is an error now, while nothing has changed
+            backends.pick(part.bucket.device.type, part.group.get("backend"))
+    for setup, its in zip(setups, selection.by_group, strict=True):
+        if skip is not None or setup.group.get("capturable", False):
+            after += _on_device(setup, its, skip, grad_scale, together)
+        else:
+            moves.append(_on_host(setup, its, grad_scale, together))
+    for kind, pieces in together.items():
+        some, numbers = zip(*pieces, strict=True)
+        joint = selection.joint(kind, some)
+        directions = some[0].base.directions(joint) if kind.directed else None
+        flag = skip if kind.on_device else None
+        launches.append(Launch(joint, kind, numbers, directions, flag))
+    return launches, [functools.partial(_move_on, moves), *after]
 
 
-def _on_host(setup, parts, skip, grad_scale):
-    group, method, base, _ = setup
-    place_clock(group, method, None)
-    clock, launches, after = host_clock(group, method), [], []
+def _add(together, part, numbers, rules, on_device=False, directed=True):
+    """Add parameters, and the numbers of their pass, to those of their kind."""
+    directed = directed and part.base.directions is not None
+    alike = part.base.alike(part) if directed else None
+    where = part.bucket.format, part.group.get("backend")
+    kind = Kind(*rules, on_device, *where, directed, alike)
+    together.setdefault(kind, []).append((part, numbers))
+
+
+def _on_host(setup, parts, grad_scale, together):
+    group, method, base = setup[:3]
+    clock, moves = host_clock(group, method), []
     for part in parts:
-        part.bucket.place_scalars(on_device=False)
+        if part.bucket.scalars.on_device:
+            part.bucket.place_scalars(on_device=False)
         scalars = part.bucket.scalars
         for (step, ahead), same in scalars.groups(part.indices).items():
-            its = part._replace(indices=same)
+            its = part if same is part.indices else part._replace(indices=same)
             plan, rule, numbers = planned(group, method, base, clock, step, ahead, grad_scale)
             # a base of the method's own takes gradients as they are
             counts = plan.base is None
-            directions = base.directions(its) if counts and base.directions else None
-            known = contextlib.nullcontext(numbers)
-            launches.append(Launch(its, rule, plan.rule, known, directions))
-            after.append(functools.partial(scalars.advance, same, counts, plan.ahead))
-    return launches, [*after, functools.partial(group.update, clock.after())]
+            _add(together, its, numbers, (rule, plan.rule), directed=counts)
+            moves.append((scalars, same, counts, plan.ahead))
+    return group, clock, moves
 
 
-def _on_device(setup, parts, skip, grad_scale):
-    group, method, base, _ = setup
+def _move_on(groups):
+    for group, clock, moves in groups:
+        for scalars, *moved in moves:
+            scalars.advance(*moved)
+        group.update(clock.after())
+
+
+def _on_device(setup, parts, skip, grad_scale, together):
+    group, method, base = setup[:3]
     parts = [part for part in parts if part.indices]
     for part in parts:
         part.bucket.check_together(part.indices)
     if not group["params"]:
-        return [], []
+        return []
     device, backend = _only_device(group, parts), group.get("backend")
     place_clock(group, method, device)
-    clock, launches = clock_entries(group, method), []
+    clock = clock_entries(group, method)
     for part in parts:
         bucket = part.bucket
         bucket.place_scalars(on_device=True)
@@ -131,12 +168,10 @@ def _on_device(setup, parts, skip, grad_scale):
         scalars = {"step": bucket.scalars.steps[:1], "lookahead": bucket.scalars.lookaheads[:1]}
         inputs = {**clock, **scalars, "grad_scale": grad_scale}
         numbers = _found(plan, traced, inputs, skip, backend)
-        directions = base.directions(part) if base.directions else None
-        launches.append(Launch(part, traced.base, traced.lookahead, numbers, directions, skip))
-    if launches:
-        return launches, []
-    alone = functools.partial(DevicePlan(device).run, trace_clock(method), clock, skip, backend)
-    return [], [alone]
+        _add(together, part, numbers, (traced.base, traced.lookahead), on_device=True)
+    if parts:
+        return []
+    return [functools.partial(DevicePlan(device).run, trace_clock(method), clock, skip, backend)]
 
 
 @contextlib.contextmanager

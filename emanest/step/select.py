@@ -1,64 +1,27 @@
 """Which parameters a step, an evaluation or a load is about: parts of groups, in their buckets."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .. import backends
 from ..backends import capture, shards, storage
 from ..backends.guards import Guard
-from ..groups import Setup, parameter_name, state_names
+from ..groups import Setup, parameter_name, setups, state_names
 from ..methods.method import method_of
-from ..rules import PASSES
-from ..state.bucket import Bucket
 from ..state.buckets import Buckets, all_fake, check_overlap
-
-
-class Part(NamedTuple):
-    """The parameters of a group that lie in one bucket, all of them or some."""
-
-    group: dict[str, Any]
-    method: Any  # a Method
-    base: Any  # an ``optimizers.base.Base``
-    bucket: Bucket
-    indices: list[int]  # of the parameters, in the bucket
-
-    def apply_(self, name, rules, numbers, inputs=(), skip=None, scales=(), state=None, ys=None):
-        """Do a pass over the parameters; see ``backends.eager.apply_``.
-
-        Args:
-            name, rules, numbers, inputs, skip, scales: as there.
-            state: the names of its state; None: as the rules have them.
-            ys: tensors in place of the parameters.
-        """
-        bucket, indices = self.bucket, self.indices
-        backends.call(
-            "apply_",
-            bucket.device.type,
-            self.group.get("backend"),
-            name,
-            rules,
-            bucket.tensors_of(indices) if ys is None else ys,
-            inputs,
-            bucket.columns(_state(name, rules) if state is None else state, indices),
-            numbers,
-            bucket.dtype,
-            skip=skip,
-            scales=scales,
-            memo=bucket.memo(indices) if ys is None else None,
-        )
-
-
-@functools.cache
-def _state(name, rules):
-    return tuple(key for row in PASSES[name].rows(rules) for key in row.state)
+from ..state.joint import Joint, Part
 
 
 class Selection:
     """The parts of an optimizer that have gradients, and its buckets.
 
     A step that finds everything as the last one left it does not look at the parameters one by one.
+
+    Attributes:
+        buckets: where their state is.
+        steady: whether a step found everything as the last one left it.
+        fake: whether what was found has no values.
+        by_group: the parts that were found, for each group.
 
     Args:
         state: the optimizer's ``state``.
@@ -68,12 +31,21 @@ class Selection:
 
     def __init__(self, state, key, owned=False):
         self.buckets = Buckets(state, key, owned)
-        self.steady = False  # whether a step found everything as the last one left it
-        self.fake = False  # whether what was found has no values
+        self.steady = self.fake = False
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
         # the place of a group, a bucket of its, and the indices of what is stepped there
         self._found: Any = None
         self._guard = self._known = None
+        self._joints: dict[Any, Joint] = {}
+        self._setups: list[Setup] = []
+        # the parts as one list, and the setups that they were made for
+        self.by_group: list[list[Part]] = []
+        self._parts: tuple[list[Part], Any] = [], None
+
+    def setups(self, optimizer):
+        """How each group is stepped; see ``groups.setups``."""
+        self._setups = setups(optimizer, self._setups)
+        return self._setups
 
     def with_gradients(self, optimizer, setups):
         """The parts that a step is taken on.
@@ -87,6 +59,7 @@ class Selection:
         Raises:
             RuntimeError: a CUDA graph is being captured, and the last step found something else, or
                 the step's numbers would be those of the capture.
+            TypeError: it would make fake tensors beside parameters that are not.
         """
         self.steady = self._holds(optimizer, setups)
         if not self.steady:
@@ -97,15 +70,24 @@ class Selection:
                 capture.need_warm_up(device_type, what)
             # before the next look: what was found may hold parameters that have left
             self._guard = self._found = None
+            self._parts, self.by_group = ([], None), []
+            self._joints.clear()
             self._found = self._look(optimizer, setups)
+            if storage.made_fake() and not self.fake:
+                raise TypeError(
+                    f"step() of {type(optimizer).__name__} inside a FakeTensorMode, which would "
+                    "make state of no values: the parameters are not fake; step outside of it"
+                )
         if self._found is None:
             return None
         for device_type in self._capturable:
             capture.check(optimizer, device_type)
-        return [
-            Part(setups[k].group, setups[k].method, setups[k].base, bucket, indices)
-            for k, bucket, indices in self._found
-        ]
+        if not self.steady or setups is not self._parts[1]:
+            self.by_group = [[] for _ in setups]
+            for k, bucket, indices in self._found:
+                self.by_group[k].append(Part(*setups[k][:3], bucket, indices))
+            self._parts = [part for its in self.by_group for part in its], setups
+        return self._parts[0]
 
     def with_state(self, optimizer, wanted=None):
         """The parts that hold state.
@@ -128,6 +110,18 @@ class Selection:
                 parts += its_parts
         return parts
 
+    def joint(self, key, parts):
+        """Some of the parts as one; the same as the last step's, if their parameters are those.
+
+        Args:
+            key: what they have in common.
+            parts: of those found for this step.
+        """
+        found = self._joints.get(key)
+        if found is None or not found.holds(parts):
+            found = self._joints[key] = Joint(parts)
+        return found
+
     def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
         lists, mappings, self._known = _looked_at(optimizer, setups)
@@ -144,11 +138,11 @@ class Selection:
     def _holds(self, optimizer, setups):
         """Whether everything is as the last step left it."""
         lists, mappings, known = _looked_at(optimizer, setups)
-        if self._guard is None or known != self._known:
+        if self._guard is None or known != self._known or storage.made_fake():
             return False
         if not self._guard.unchanged(lists, mappings):
             return False
-        return not any(bucket.moved() for _, bucket, _ in self._found)
+        return not any(bucket.moved() for _, bucket, _ in self._found if bucket.mesh is not None)
 
     def _look(self, optimizer, setups):
         found = _with_gradients(optimizer, setups)
