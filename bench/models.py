@@ -51,6 +51,7 @@ MODELS = {
     "Llama 1.3B": llama(24, 2048, 5461),
     "1000 tiny": tiny(),
     "150 of 16": vectors(),
+    "465 of 16": vectors(465),
     "4000 small": small(),
     "GPT-2 matrices": gpt2_matrices(),
     "two GPT-2 blocks": gpt2_matrices(2),

@@ -1,6 +1,7 @@
 """What is timed of the optimizers that work element by element, ours and others."""
 
 import contextlib
+import dataclasses
 import functools
 
 import torch
@@ -39,6 +40,16 @@ def fused(options):
 def emanest_adamw(params, capturable, lookahead=EMA, options=ADAMW, **more):
     options = {**options, **more, "capturable": capturable}
     return ours(emanest.AdamW(params, **options, lookahead=lookahead), params)
+
+
+def in_groups(make):
+    """As ``make``, with a group for each parameter; all lrs are one, which nobody makes use of."""
+
+    def made(params, capturable):
+        found = make([{"params": [p]} for p in params], capturable)
+        return dataclasses.replace(found, iterate=lambda: params)
+
+    return made
 
 
 def emanest_sgd(params, capturable):
@@ -124,6 +135,7 @@ own = functools.partial(Variant, own=True)
 
 # float32 state, whatever the parameters
 OURS = "emanest AdamW + EMA-Nesterov"
+OURS_GROUPS = "emanest AdamW + EMA-Nesterov, a group each"
 OURS_ALONE = "emanest AdamW"
 OURS_SGD = "emanest SGD + EMA-Nesterov"
 OURS_WRAP = "emanest Wrap around an idle optimizer"
@@ -141,6 +153,7 @@ TWO_PHASE_SGD = "two-phase around torch fused SGD"
 TWO_PHASE_IDLE = "two-phase around an idle optimizer"
 COMPILED = "torch.compile of the flat one-pass formula"
 FUSED = "torch fused AdamW"
+FUSED_GROUPS = "torch fused AdamW, a group each"
 FOREACH = "torch foreach AdamW"
 COMPILED_ALONE = "torch.compile of flat AdamW"
 OPTIMI = "optimi AdamW"
@@ -151,6 +164,7 @@ TorchAdamW = torch.optim.AdamW
 
 VARIANTS = {
     OURS: own("ema adamw", emanest_adamw, Traffic(2, 1, 6, 4)),
+    OURS_GROUPS: own("ema adamw", in_groups(emanest_adamw), Traffic(2, 1, 6, 4)),
     OURS_ALONE: own("adamw", emanest_method(None), Traffic(2, 1, 4, 4)),
     OURS_SGD: own("ema sgd", emanest_sgd, Traffic(2, 1, 4, 4)),
     # the snapshot has the parameters' dtype
@@ -176,10 +190,9 @@ VARIANTS = {
     COMPILED: Variant(
         "ema adamw", compiled(reference.flat_ema_adamw, 3), Traffic(2, 1, 6), flat=True
     ),
-    FUSED: Variant(
-        "adamw",
-        lambda params, capturable: torch_adamw(params, capturable, fused=True),
-        Traffic(2, 1, 4),
+    FUSED: Variant("adamw", functools.partial(torch_adamw, fused=True), Traffic(2, 1, 4)),
+    FUSED_GROUPS: Variant(
+        "adamw", in_groups(functools.partial(torch_adamw, fused=True)), Traffic(2, 1, 4)
     ),
     FOREACH: Variant(
         "adamw",
