@@ -41,7 +41,7 @@ class Joint:
         if len(parts) != len(self.parts):
             return False
         for a, b in zip(parts, self.parts, strict=True):
-            if a.indices is not b.indices or a.bucket is not b.bucket:
+            if a is not b and not (a.indices is b.indices and a.group is b.group):
                 return False
         return True
 

@@ -27,8 +27,8 @@ class Kind(NamedTuple):
     on_device: bool  # whether a device finds the numbers
     format: str  # ``Bucket.format``
     backend: str | None  # the group's choice
-    directed: bool  # whether the base finds directions first
-    alike: Any  # ``Base.alike`` where it does
+    directions: Callable | None  # ``Base.directions``, where the base finds them first
+    alike: Any  # and ``Base.alike``
 
 
 class Launch(NamedTuple):
@@ -108,7 +108,7 @@ def plan(optimizer, setups, parts, skip, selection):
     for kind, pieces in together.items():
         some, numbers = zip(*pieces, strict=True)
         joint = selection.joint(kind, some)
-        directions = some[0].base.directions(joint) if kind.directed else None
+        directions = kind.directions and kind.directions(joint)
         flag = skip if kind.on_device else None
         launches.append(Launch(joint, kind, numbers, directions, flag))
     return launches, [functools.partial(_move_on, moves), *after]
@@ -116,10 +116,10 @@ def plan(optimizer, setups, parts, skip, selection):
 
 def _add(together, part, numbers, rules, on_device=False, directed=True):
     """Add parameters, and the numbers of their pass, to those of their kind."""
-    directed = directed and part.base.directions is not None
-    alike = part.base.alike(part) if directed else None
+    directions = part.base.directions if directed else None
+    alike = part.base.alike(part) if directions else None
     where = part.bucket.format, part.group.get("backend")
-    kind = Kind(*rules, on_device, *where, directed, alike)
+    kind = Kind(*rules, on_device, *where, directions, alike)
     together.setdefault(kind, []).append((part, numbers))
 
 
