@@ -36,13 +36,12 @@ def apply_(
     if scales:
         inputs, scales = scaled(inputs, ys, scales, dtype)
     target = _target(ys, numbers, skip, memo, (name, *rules))
-    double = dtype == torch.float64
     run = getattr(_C, f"{name}_")
-    run = functools.partial(run, rules, double, target, list(scales), squares)
-    if run(ys, inputs or [], state):
+    given = rules, dtype == torch.float64, target, list(scales), squares
+    if run(*given, ys, inputs or [], state):
         return
     with flat(ys, inputs, state, dtype, "input" in pass_.writes) as tensors:
-        if not run(*tensors):
+        if not run(*given, *tensors):
             raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
 
 
