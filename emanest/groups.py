@@ -146,6 +146,8 @@ def setups(optimizer, known=()):
 
 def _setup(index, group, base):
     """How a group is stepped; its options may have changed since they were checked."""
+    for device_type in {p.device.type for p in group["params"]}:
+        backends.require(device_type, group.get("backend"))
     policy = group.get("nonfinite", "propagate")
     if policy != "propagate":
         CHECKS["nonfinite"](f"nonfinite of group {index}", policy)

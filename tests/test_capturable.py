@@ -176,3 +176,26 @@ def test_a_checkpoint_resumes_exactly(method, make):
     for optimizer in (saved, loaded):
         run(optimizer, range(7, 12))
     assert differing(content(saved), content(loaded)) == []
+
+
+@pytest.mark.parametrize("method", CAPTURABLE)
+def test_launches_of_two_groups_come_in_any_order(method):
+    """Each group has a dtype that the other's first launch has, and its clock goes on once."""
+
+    def stepped(capturable):
+        shapes = {"shapes": [(5, 3)]}
+        single, half = (
+            [*helpers.parameters(dtype, **shapes), *helpers.parameters(dtype, **shapes)]
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        groups = [{"params": [single[0], half[0]]}, {"params": [half[1], single[1]], "lr": 0.03}]
+        optimizer = sgd(groups, CAPTURABLE[method], lr=0.05, capturable=capturable)
+        for t in range(4):
+            # of Schedule-Free, weights that differ from step to step
+            for group in optimizer.param_groups:
+                group["lr"] *= 1.5
+            run(optimizer, [t])
+        assert [float(group["lookahead_t"]) for group in optimizer.param_groups] == [4, 4]
+        return [bits(p) for p in params_of(optimizer)]
+
+    assert stepped(True) == stepped(False)

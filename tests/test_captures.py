@@ -251,8 +251,8 @@ def test_a_flag_of_the_host_is_no_copy():
 def test_the_memo_of_all_parameters_stays():
     """A graph reads what is in it, whatever else falls out of step."""
     bucket = Bucket(helpers.parameters(shapes=[(1,)] * 5), {}, str)
-    kept = bucket.memo(range(5))
+    kept = bucket.memo((bucket, range(5)))
     for bits in range(1, 2 * _MEMOS):
-        assert bucket.memo([i for i in range(4) if bits >> i & 1]) == {}
-    assert bucket.memo(range(5)) is kept
+        assert bucket.memo((bucket, [i for i in range(4) if bits >> i & 1])) == {}
+    assert bucket.memo((bucket, range(5))) is kept
     assert len(bucket._memos) <= _MEMOS

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import emanest
 import helpers
 from emanest import Wrap
 from helpers import ALONG, LR, METHODS, adamw, bits, content, differing, params_of, run, ulp, values
@@ -206,6 +207,24 @@ def test_data_edits_are_not_seen(method):
         expected.x = [x + (i + 1) / WEIGHTS[method] for i, x in enumerate(expected.x)]
     assert_goes_on(optimizer, expected, range(3, 9))
     assert_at(optimizer, expected)
+
+
+@pytest.mark.parametrize("of", [lambda t: t, lambda t: t.data], ids=["seen", "data"])
+def test_steps_are_counted_from_what_state_says(of):
+    """Collectives and NumPy write without a trace, as ``.data`` does."""
+    optimizer = emanest.AdamW(helpers.parameters(), betas=(0.9, 0.99))
+    expected = emanest.AdamW(helpers.parameters(), betas=(0.9, 0.99))
+    run(optimizer, range(2))
+    run(expected, range(2))
+    state = expected.state_dict()
+    for entries in state["state"].values():
+        entries["step"] = torch.tensor(7.0)
+    expected.load_state_dict(state)
+    for p in params_of(optimizer):
+        of(optimizer.state[p]["step"]).fill_(7)
+    run(optimizer, range(2, 4))
+    run(expected, range(2, 4))
+    assert differing(content(optimizer), content(expected)) == []
 
 
 @each_method

@@ -186,6 +186,30 @@ def test_tied_weights_are_stepped_once(base):
     assert differing(content(tied), content(once)) == []
 
 
+def test_a_back_end_that_cannot_be_had_is_an_error_at_the_step_and_changes_nothing():
+    params = *helpers.parameters(torch.float32), *helpers.parameters(torch.float64)
+    optimizer = emanest.AdamW([{"params": [p]} for p in params], lookahead=METHODS["ema"])
+    run(optimizer, range(2))
+    optimizer.param_groups[-1]["backend"] = "fortran"
+    before = content(optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"backend must be .* got 'fortran'"):
+            run(optimizer, [2])
+    assert differing(content(optimizer), before) == []
+
+
+def test_a_group_may_be_replaced_by_one_with_other_settings():
+    replaced, changed = (emanest.Muon(helpers.parameters(shapes=[(6, 4)])) for _ in range(2))
+    for optimizer in (replaced, changed):
+        run(optimizer, range(2))
+    other = {"adjust_lr_fn": "match_rms_adamw"}
+    replaced.param_groups[0] = {**replaced.param_groups[0], **other}
+    changed.param_groups[0].update(other)
+    for optimizer in (replaced, changed):
+        run(optimizer, [2])
+    assert differing(content(replaced), content(changed)) == []
+
+
 # optimizer -> how it is made of groups, and its calls of a back end at a step
 LAUNCHES = {
     "adamw": (emanest.AdamW, ["step"]),
@@ -245,3 +269,23 @@ def test_groups_and_parameters_out_of_step_share_a_launch(name, monkeypatch):
         assert {k: helpers.bits(its[k]) for k in its} == {
             k: helpers.bits(others[k]) for k in others
         }
+
+
+def test_nothing_is_kept_of_launches_that_were_shared_with_parameters_that_left():
+    optimizer = emanest.AdamW([{"params": helpers.parameters()}])
+    optimizer.add_param_group({"params": helpers.parameters()})
+    buckets = optimizer.buckets
+    for t in range(20):
+        optimizer.param_groups[1]["params"] = helpers.parameters()
+        optimizer.param_groups[1]["eps"] = 1e-8 * (t + 1)
+        run(optimizer, [t])
+    homes = {buckets._homes[p][0] for p in params_of(optimizer)}
+    assert sum(len(bucket._memos) for bucket in homes) == 1
+
+
+def test_an_option_of_every_step_gathers_no_launches():
+    optimizer = emanest.Muon(helpers.parameters(shapes=[(6, 4)]))
+    for t in range(20):
+        optimizer.param_groups[0]["eps"] = 1e-7 * (t + 1)
+        run(optimizer, [t])
+    assert len(optimizer._selection._joints) == 1

@@ -240,14 +240,13 @@ class Bucket:
             tensors = [tensors[i] for i in indices]
         return self.reals(tensors) if self.param_dtype.is_complex else tensors
 
-    def memo(self, indices, others=()):
-        """What back ends keep about a set of parameters that is stepped together.
+    def memo(self, *sets):
+        """What back ends keep about parameters that are stepped together.
 
         Args:
-            indices: of the parameters.
-            others: further buckets, and the indices of parameters of theirs.
+            sets: pairs of a bucket, none of them newer than this one, and indices of parameters.
         """
-        key = tuple(each._set(some) for each, some in ((self, indices), *others))
+        key = tuple(bucket._set(indices) for bucket, indices in sets)
         if key not in self._memos:
             # parameters that fall out of step make new sets; a few recur. That of whole buckets
             # stays: a captured graph may read what it holds

@@ -1,5 +1,6 @@
 """Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
+import ctypes
 import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -121,7 +122,7 @@ class Scalars:
     def __init__(self, count, device):
         self.count, self.device = count, device
         self.on_device = False  # where the vectors are
-        # the numbers of all parameters, and the versions of the vectors that hold them
+        # the numbers of all parameters, and the bytes of the vectors that hold them
         self._known: Any = None
         self.steps = torch.zeros(count, dtype=torch.float32, device="cpu")
         # in float64: the recurrence of a float64 parameter must see the exact number
@@ -157,9 +158,9 @@ class Scalars:
         """Group parameters by (step, lookahead), read on the host: normally one entry."""
         if not indices:
             return {}
-        if self._known is None or self._known[1] != self._versions():
+        if self._known is None or self._known[1] != self._bytes():
             known = (self.steps[0].item(), self.lookaheads[0].item()) if self.uniform() else None
-            self._known = known and (known, self._versions())
+            self._known = known and (known, self._bytes())
         if self._known is not None:
             return {self._known[0]: indices}
         steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
@@ -186,15 +187,16 @@ class Scalars:
                 self.lookaheads.fill_(lookahead)
             # reading them at the next step would cost more than this one; further on float32 rounds
             if step < 2**24:
-                self._known = (step + counts, float(lookahead)), self._versions()
+                self._known = (step + counts, float(lookahead)), self._bytes()
         else:
             # not where a user's default device is
             index = torch.tensor(indices, device=self.steps.device)
             self.steps[index] += counts
             self.lookaheads[index] = lookahead
 
-    def _versions(self):
-        return self.steps._version, self.lookaheads._version
+    def _bytes(self):
+        # no version counters: .data, NumPy and collectives write without a trace
+        return [ctypes.string_at(v.data_ptr(), v.nbytes) for v in (self.steps, self.lookaheads)]
 
     def arrive(self, i):
         """Record that a parameter is at x."""

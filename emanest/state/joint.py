@@ -70,8 +70,9 @@ class Joint:
     @property
     def memo(self):
         """What back ends keep about these parameters."""
-        (first, indices), *others = ((part.bucket, part.indices) for part in self.parts)
-        return first.memo(indices, others)
+        sets = [(part.bucket, part.indices) for part in self.parts]
+        # the newest has them: the others may outlive it, and would gather those of its successors
+        return max((bucket for bucket, _ in sets), key=lambda bucket: bucket.number).memo(*sets)
 
     def columns(self, names):
         """For each name the state of the parameters, complex as pairs of reals."""

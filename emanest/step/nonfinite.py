@@ -95,7 +95,7 @@ def _nonfinite(part):
     bucket, indices = part.bucket, part.indices
     gs = bucket.gradients_of(indices, gradients(bucket.params_of(indices)))
     device_type, backend = bucket.device.type, part.group.get("backend")
-    flag = backends.call("nonfinite", device_type, backend, gs, bucket.memo(indices))
+    flag = backends.call("nonfinite", device_type, backend, gs, bucket.memo((bucket, indices)))
     return shards.agree(flag, bucket.mesh)
 
 

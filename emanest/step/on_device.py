@@ -7,6 +7,7 @@ and, unless the step is skipped, moves them on. What it computes is traced from 
 formulas as on the host: ``remember`` and ``plan`` of the method, the numbers of the base.
 """
 
+import functools
 from numbers import Number
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def trace(group, method, base, *, scaled=False, clock=True):
         method: its lookahead method.
         base: its ``optimizers.base.Base``.
         scaled: divide gradients by an input ``grad_scale``.
-        clock: this is the group's last bucket, or its only one.
+        clock: this is the group's only bucket.
     """
     now = clock_of(method, symbol)
     step, ahead = symbol("step"), symbol("lookahead")
@@ -53,8 +54,9 @@ def trace(group, method, base, *, scaled=False, clock=True):
     return Traced(*record(numbers, after), rule, plan.rule)
 
 
+@functools.lru_cache
 def trace_clock(method):
-    """Record what a step changes in a group none of whose parameters has a gradient."""
+    """Record what a step changes in a group besides its parameters."""
     return Traced(*record((), clock_of(method, symbol).after()))
 
 

@@ -162,15 +162,16 @@ def _on_device(setup, parts, skip, grad_scale, together):
         bucket.place_scalars(on_device=True)
         # it stays with the bucket: a captured graph goes on writing to its memory
         plan = bucket.device_plan = bucket.device_plan or DevicePlan(device)
-        # the group's last launch moves its clock on
-        scaled, last = grad_scale is not None, part is parts[-1]
-        traced = plan.trace(group, method, base, scaled=scaled, clock=last)
+        # that of a group's only launch moves its clock on, too
+        scaled, alone = grad_scale is not None, len(parts) == 1
+        traced = plan.trace(group, method, base, scaled=scaled, clock=alone)
         scalars = {"step": bucket.scalars.steps[:1], "lookahead": bucket.scalars.lookaheads[:1]}
         inputs = {**clock, **scalars, "grad_scale": grad_scale}
         numbers = _found(plan, traced, inputs, skip, backend)
         _add(together, part, numbers, (traced.base, traced.lookahead), on_device=True)
-    if parts:
+    if len(parts) == 1:
         return []
+    # launches of other kinds may come in any order: the clock waits for all of them
     return [functools.partial(DevicePlan(device).run, trace_clock(method), clock, skip, backend)]
 
 

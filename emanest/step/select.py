@@ -82,7 +82,9 @@ class Selection:
             return None
         for device_type in self._capturable:
             capture.check(optimizer, device_type)
-        if not self.steady or setups is not self._parts[1]:
+        if setups is not self._parts[1]:
+            # what is joined is read from groups, too
+            self._joints.clear()
             self.by_group = [[] for _ in setups]
             for k, bucket, indices in self._found:
                 self.by_group[k].append(Part(*setups[k][:3], bucket, indices))
