@@ -1,8 +1,9 @@
 """Numbers of a pass that differ between tensors: one call for many groups of parameters."""
 
 from array import array
+from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +22,7 @@ class PerTensor(NamedTuple):
         of: for each tensor the index of its set in ``values``.
     """
 
-    values: list
+    values: Sequence[Any]
     of: list[int]
 
 

@@ -130,15 +130,17 @@ class Directions:
                 for i, (p, *column) in itertools.islice(held, len(part.indices)):
                     part.base.check("a parameter", p, part.group)
                     shape, scale = _shape_of(p, part.group)
-                    if any(state.dim() != len(shape[2]) + 2 for state in column):
+                    if any(state.dim() != len(shape.stack) + 2 for state in column):
                         stack = bool(part.group["stack"])
                         raise ValueError(
                             f"stack={stack} came after state with a value for each row of each "
                             f"matrix: set it to {not stack} again, or make a new optimizer"
                         )
-                    together.setdefault(shape[:2], {}).setdefault(shape, []).append(i)
+                    size = shape.rows, shape.columns
+                    together.setdefault(size, {}).setdefault(shape, []).append(i)
                     scales.append(scale)
-            shapes = [Shape(*s, its) for each in together.values() for s, its in each.items()]
+            alike = [pair for shapes in together.values() for pair in shapes.items()]
+            shapes = [shape._replace(params=params) for shape, params in alike]
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
             memo[key] = shapes, list(vector.split(1))
         return memo[key]
@@ -253,13 +255,13 @@ _LAYOUT = "stack", "split", "adjust_lr_fn"
 
 
 def _shape_of(p, group):
-    """Of a parameter the first entries of its ``Shape``, and its scale."""
+    """The ``Shape`` of a parameter, not yet of any, and its scale."""
     stack, split, scale = map(group.get, _LAYOUT)
     first = 1 if is_stack(p, stack) else 0
     rows, columns = p.shape[first] // split, math.prod(p.shape[first + 1 :])
     # an empty matrix has no scale, but must not be an error
     factor = SCALES[scale or "original"](max(rows, 1), max(columns, 1))
-    return (rows, columns, tuple(p.shape[:first]), split), factor
+    return Shape(rows, columns, tuple(p.shape[:first]), split), factor
 
 
 def _shaped(t, like):

@@ -1,6 +1,7 @@
 """Which matrices a parameter is: one, several below each other, or a stack of them."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -25,7 +26,7 @@ class Shape(NamedTuple):
     columns: int
     stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
     split: int
-    params: list[int]  # parameters
+    params: Sequence[int] = ()  # parameters
 
     @property
     def per_param(self):

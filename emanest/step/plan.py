@@ -7,7 +7,7 @@ small launch before each pass finds its numbers and moves them on.
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +45,7 @@ class Launch(NamedTuple):
 
     joint: Joint
     kind: Kind
-    numbers: list[Any]
+    numbers: Sequence[Any]
     directions: Callable | None = None
     skip: torch.Tensor | None = None
 
@@ -118,8 +118,9 @@ def _add(together, part, numbers, rules, on_device=False, directed=True):
     """Add parameters, and the numbers of their pass, to those of their kind."""
     directions = part.base.directions if directed else None
     alike = part.base.alike(part) if directions else None
-    where = part.bucket.format, part.group.get("backend")
-    kind = Kind(*rules, on_device, *where, directions, alike)
+    base, lookahead = rules
+    format_, backend = part.bucket.format, part.group.get("backend")
+    kind = Kind(base, lookahead, on_device, format_, backend, directions, alike)
     together.setdefault(kind, []).append((part, numbers))
 
 

@@ -87,7 +87,8 @@ class Selection:
             self._joints.clear()
             self.by_group = [[] for _ in setups]
             for k, bucket, indices in self._found:
-                self.by_group[k].append(Part(*setups[k][:3], bucket, indices))
+                group, method, base = setups[k][:3]
+                self.by_group[k].append(Part(group, method, base, bucket, indices))
             self._parts = [part for its in self.by_group for part in its], setups
         return self._parts[0]
 
