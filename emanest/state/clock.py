@@ -1,7 +1,7 @@
 """Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
 import ctypes
-import math
+import struct
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -122,8 +122,7 @@ class Scalars:
     def __init__(self, count, device):
         self.count, self.device = count, device
         self.on_device = False  # where the vectors are
-        # the numbers of all parameters, and the bytes of the vectors that hold them
-        self._known: Any = None
+        self._memory: Any = None  # the vectors' own, as Python reads it
         self.steps = torch.zeros(count, dtype=torch.float32, device="cpu")
         # in float64: the recurrence of a float64 parameter must see the exact number
         self.lookaheads = torch.zeros(count, dtype=torch.float64, device="cpu")
@@ -138,7 +137,7 @@ class Scalars:
 
         On the device they must be the same for all parameters: see ``uniform``. Views change.
         """
-        self.on_device, self._known = on_device, None
+        self.on_device, self._memory = on_device, None
         self.steps = self._placed(self.steps)
         self.lookaheads = self._placed(self.lookaheads)
 
@@ -151,19 +150,23 @@ class Scalars:
         """Whether all parameters have the same numbers; those on a device have."""
         if self.on_device:
             return True
-        steps, lookaheads = self.steps, self.lookaheads
-        return bool((steps == steps[0]).all()) and bool((lookaheads == lookaheads[0]).all())
+        return all(map(_all_alike, self._read()))
+
+    def _read(self):
+        # an operation of torch would take as long as all else that a step does for a parameter, and
+        # a number that is kept would miss what .data, NumPy and collectives write without a trace
+        if self._memory is None:
+            steps, lookaheads = map(_memory_of, (self.steps, self.lookaheads))
+            self._memory = steps.cast("f"), lookaheads.cast("d")
+        return self._memory
 
     def groups(self, indices):
         """Group parameters by (step, lookahead), read on the host: normally one entry."""
         if not indices:
             return {}
-        if self._known is None or self._known[1] != self._bytes():
-            known = (self.steps[0].item(), self.lookaheads[0].item()) if self.uniform() else None
-            self._known = known and (known, self._bytes())
-        if self._known is not None:
-            return {self._known[0]: indices}
-        steps, lookaheads = self.steps.tolist(), self.lookaheads.tolist()
+        steps, lookaheads = self._read()
+        if self.uniform():
+            return {(steps[0], lookaheads[0]): indices}
         groups = {}
         for i in indices:
             groups.setdefault((steps[i], lookaheads[i]), []).append(i)
@@ -180,26 +183,28 @@ class Scalars:
     def advance(self, indices, counts, lookahead):
         """Record a step: base updates if it ``counts``, and how far parameters are ahead."""
         if len(indices) == self.count:
-            step, before = (math.inf, None) if self._known is None else self._known[0]
             self.steps += counts
-            # the bits, too: 0.0 is equal to -0.0
-            if before != lookahead or not lookahead:
+            if self._read()[1].tobytes() != struct.pack("d", lookahead) * self.count:
                 self.lookaheads.fill_(lookahead)
-            # reading them at the next step would cost more than this one; further on float32 rounds
-            if step < 2**24:
-                self._known = (step + counts, float(lookahead)), self._bytes()
         else:
             # not where a user's default device is
             index = torch.tensor(indices, device=self.steps.device)
             self.steps[index] += counts
             self.lookaheads[index] = lookahead
 
-    def _bytes(self):
-        # no version counters: .data, NumPy and collectives write without a trace
-        return [ctypes.string_at(v.data_ptr(), v.nbytes) for v in (self.steps, self.lookaheads)]
-
     def arrive(self, i):
         """Record that a parameter is at x."""
         # on the device one number serves all; whoever asks is where any is right
         if not self.on_device:
             self.lookaheads[i] = 0.0
+
+
+def _memory_of(vector):
+    """The memory of a vector on the CPU, which must stay; in bytes."""
+    return memoryview((ctypes.c_char * vector.nbytes).from_address(vector.data_ptr())).cast("B")
+
+
+def _all_alike(values):
+    """Whether all values in some memory have the same bytes."""
+    held = values.tobytes()
+    return held == held[: values.itemsize] * len(values)
