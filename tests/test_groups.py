@@ -198,6 +198,15 @@ def test_a_back_end_that_cannot_be_had_is_an_error_at_the_step_and_changes_nothi
     assert differing(content(optimizer), before) == []
 
 
+def test_a_base_that_does_not_exist_is_an_error_at_the_step():
+    optimizer = make("adamw", "ema", steps=2)
+    optimizer.param_groups[0]["base"] = "adam"
+    before = content(optimizer)
+    with pytest.raises(ValueError, match=r"base must be one of \['adamw'\], got 'adam'"):
+        run(optimizer, [2])
+    assert differing(content(optimizer), before) == []
+
+
 def test_a_group_may_be_replaced_by_one_with_other_settings():
     replaced, changed = (emanest.Muon(helpers.parameters(shapes=[(6, 4)])) for _ in range(2))
     for optimizer in (replaced, changed):

@@ -1,4 +1,4 @@
-"""The C++ back end: one pass over a bucket, on the CPU, or on a GPU where it was built with CUDA.
+"""The C++ back end: one pass over all tensors of a call, on the CPU, or a GPU if built with CUDA.
 
 ``eager`` documents the functions. Where tensors differ in memory order or format, so that one index
 does not serve them all, they are copied first (``layout.flat``).

@@ -1,6 +1,6 @@
 """The orthogonal directions of Muon and NorMuon, found before the pass.
 
-A step has three parts, each for all matrices of a bucket:
+A step has three parts, each for all matrices of groups that are ``alike``:
 
     momentum pass    gradients and momenta -> updates and the squares of their norms
     Newton-Schulz    updates -> orthogonal directions, matrices of one shape in one batch

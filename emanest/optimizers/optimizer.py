@@ -14,13 +14,16 @@ from ..state.edits import restart_edited
 from ..state.metrics import metrics
 from ..step import nonfinite, plan
 from ..step.select import Selection
-from ..values import check_params
+from ..values import check_params, choice
 from . import checkpoint
 from .base import Base
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of all optimizers here: a base update followed by a lookahead, one launch per bucket.
+    """Base of all optimizers here: a base update followed by a lookahead.
+
+    One launch steps all parameters of the same rules, dtype, device and back end, whatever their
+    groups and numbers.
 
     While training, the parameters hold y, the point where gradients are taken. ``eval()`` writes
     the iterate x into them, ``train()`` brings y back bit for bit; evaluate and save in between.
@@ -94,7 +97,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _base(self, group) -> Base:
         """The base optimizer of a group."""
-        return self.bases[group["base"]]
+        return self.bases[choice("base", group.get("base"), self.bases)]
 
     def _defaults(self, group):
         """The options of a group by name, with their defaults; its other entries are the user's."""
