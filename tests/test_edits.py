@@ -227,6 +227,19 @@ def test_steps_are_counted_from_what_state_says(of):
     assert differing(content(optimizer), content(expected)) == []
 
 
+def test_state_may_be_moved_to_shared_memory():
+    """As for other processes: what is sent to one is moved, too."""
+    moved, left = (emanest.AdamW(helpers.parameters()) for _ in range(2))
+    for optimizer in (moved, left):
+        run(optimizer, range(2))
+    for entries in moved.state.values():
+        for tensor in entries.values():
+            tensor.share_memory_()
+    for optimizer in (moved, left):
+        run(optimizer, range(2, 4))
+    assert differing(content(moved), content(left)) == []
+
+
 @each_method
 @each_base
 def test_data_edits_in_eval_mode_are_not_seen(method, base):

@@ -122,7 +122,7 @@ class Scalars:
     def __init__(self, count, device):
         self.count, self.device = count, device
         self.on_device = False  # where the vectors are
-        self._memory: Any = None  # the vectors' own, as Python reads it
+        self._memory: Any = None, None  # the vectors' addresses, and what Python reads there
         self.steps = torch.zeros(count, dtype=torch.float32, device="cpu")
         # in float64: the recurrence of a float64 parameter must see the exact number
         self.lookaheads = torch.zeros(count, dtype=torch.float64, device="cpu")
@@ -137,7 +137,7 @@ class Scalars:
 
         On the device they must be the same for all parameters: see ``uniform``. Views change.
         """
-        self.on_device, self._memory = on_device, None
+        self.on_device = on_device
         self.steps = self._placed(self.steps)
         self.lookaheads = self._placed(self.lookaheads)
 
@@ -155,10 +155,12 @@ class Scalars:
     def _read(self):
         # an operation of torch would take as long as all else that a step does for a parameter, and
         # a number that is kept would miss what .data, NumPy and collectives write without a trace
-        if self._memory is None:
+        # share_memory_() of a view moves all of its vector
+        where = self.steps.data_ptr(), self.lookaheads.data_ptr()
+        if self._memory[0] != where:
             steps, lookaheads = map(_memory_of, (self.steps, self.lookaheads))
-            self._memory = steps.cast("f"), lookaheads.cast("d")
-        return self._memory
+            self._memory = where, (steps.cast("f"), lookaheads.cast("d"))
+        return self._memory[1]
 
     def groups(self, indices):
         """Group parameters by (step, lookahead), read on the host: normally one entry."""
@@ -200,7 +202,7 @@ class Scalars:
 
 
 def _memory_of(vector):
-    """The memory of a vector on the CPU, which must stay; in bytes."""
+    """The memory of a vector on the CPU, in bytes; of no use once it is elsewhere."""
     return memoryview((ctypes.c_char * vector.nbytes).from_address(vector.data_ptr())).cast("B")
 
 
