@@ -1,6 +1,7 @@
 """What a back end is given in one call: parameters of one part, or of several that go together."""
 
 import itertools
+import operator
 from typing import Any, NamedTuple
 
 from .. import backends
@@ -37,13 +38,8 @@ class Joint:
         self._given: dict[Any, tuple] = {}
 
     def holds(self, parts):
-        """Whether these are the parts; of lists of indices that are the same objects."""
-        if len(parts) != len(self.parts):
-            return False
-        for a, b in zip(parts, self.parts, strict=True):
-            if a is not b and not (a.indices is b.indices and a.group is b.group):
-                return False
-        return True
+        """Whether these are the parts themselves."""
+        return len(parts) == len(self.parts) and all(map(operator.is_, parts, self.parts))
 
     def some(self, positions):
         """Some of the parameters of a single part."""
