@@ -1,4 +1,4 @@
-"""The Triton back end: for all tensors of a bucket one launch, and no copies.
+"""The Triton back end: for all tensors of a call one launch, and no copies.
 
 Gradients of several dtypes in one bucket take a launch for each dtype. Under TRITON_INTERPRET=1 it
 serves CPU tensors, without it those of a GPU.

@@ -1,4 +1,4 @@
-"""The kernels: one pass over all tensors of a bucket, with any rule.
+"""The kernels: one pass over all tensors of a call, with any rule.
 
 A program takes one chunk: BLOCK elements of one parameter and of all that goes with it. ``chunks``
 and ``rows`` are those of ``table.Table``. Arguments that the kernels share:

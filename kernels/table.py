@@ -1,4 +1,4 @@
-"""Where a kernel finds the tensors of a bucket.
+"""Where a kernel finds the tensors of a call.
 
 Two levels: ``chunks`` says which part of which parameter each program takes and depends on sizes
 alone; ``rows`` has the addresses, and changes with them. A back end keeps both in the memo that it

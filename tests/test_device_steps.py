@@ -146,6 +146,28 @@ def test_a_pass_that_fails_moves_no_clock(monkeypatch):
     assert differing(content(optimizer), before) == []
 
 
+def test_a_clock_that_fails_lets_no_parameter_move(monkeypatch):
+    """That of a group with two launches has one of its own."""
+    params = [*helpers.parameters(torch.float32), *helpers.parameters(torch.float64)]
+    optimizer = helpers.adamw(params, METHODS["ema"], capturable=True, backend="eager")
+    run(optimizer, range(3))
+    before, calls = content(optimizer), []
+    plan_ = emanest.backends.eager.plan_
+
+    def fails_last(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("no launch")
+        return plan_(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emanest.backends.eager, "plan_", fails_last)
+        with pytest.raises(RuntimeError, match="no launch"):
+            run(optimizer, [3])
+    assert differing(content(optimizer), before) == []
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("method", [*METHODS, None])
 def test_scaling_is_claimed_where_the_host_need_not_wait(method):
     """On the CPU there is nothing to wait for, and GradScaler does it."""

@@ -195,11 +195,10 @@ class Optimizer(torch.optim.Optimizer):
             self._skipped()
             return
         restart_edited(self, parts)
-        launches, after = plan.plan(self, groups, parts, skip, self._selection)
+        launches, clocks, done = plan.plan(self, groups, parts, skip, self._selection)
         with self.buckets.ours(parts):
-            self._run(launches)
-        for done in after:
-            done()
+            self._run(launches, clocks)
+        done()
         if not self._selection.steady:
             self._selection.remember(self, groups)
         if not self.training:
@@ -211,18 +210,20 @@ class Optimizer(torch.optim.Optimizer):
     def _allocate(self, parts):
         self.buckets.publish(parts)
 
-    def _run(self, launches):
+    def _run(self, launches, clocks):
         self._publish(launches)
-        self._run_passes(launches)
+        self._run_passes(launches, clocks)
 
     def _publish(self, launches):
         if not self._selection.steady:
             self.buckets.publish(part for launch in launches for part in launch.joint.parts)
 
-    def _run_passes(self, launches):
+    def _run_passes(self, launches, clocks=()):
         """Collect the inputs of all passes, then run them: what fails before moves no parameter."""
         with contextlib.ExitStack() as stack:
             inputs = [launch.inputs(self._gradients, stack) for launch in launches]
+            for clock in clocks:
+                stack.enter_context(clock)
             for launch, each in zip(launches, inputs, strict=True):
                 launch.step(*each)
 

@@ -225,7 +225,7 @@ class Wrap(Optimizer):
         self._step_inner(())
         super()._allocate(parts)
 
-    def _run(self, launches):
+    def _run(self, launches, clocks):
         raw = [launch for launch in launches if launch.kind.base is not None]
         followed = [launch for launch in launches if launch.kind.base is None]
         parts = [part for launch in followed for part in launch.joint.parts]
@@ -233,9 +233,12 @@ class Wrap(Optimizer):
             part.bucket.edits.take_snapshots(part.indices)
         self._step_inner([p for launch in raw for p in launch.joint.params])
         self._publish(launches)
-        for launch in followed:
-            with contextlib.ExitStack() as stack:
-                launch.follow(launch.enter(stack))
+        with contextlib.ExitStack() as stack:
+            numbers = [launch.enter(stack) for launch in followed]
+            for clock in clocks:
+                stack.enter_context(clock)
+            for launch, its in zip(followed, numbers, strict=True):
+                launch.follow(its)
         for part in parts:
             part.bucket.edits.snapshots_taken(part.indices)
         self._run_passes(raw)

@@ -91,18 +91,19 @@ def plan(optimizer, setups, parts, skip, selection):
         selection: the optimizer's, which found them.
 
     Returns:
-        Its launches, and functions to be called once they have happened: they move the scalars of
-        the parameters on, and the clocks of the groups.
+        Its launches; ``with`` blocks to enter between the numbers of all launches and their passes,
+        which move clocks on a device on; and a function to be called once all has happened, which
+        does that to what the host keeps: the scalars of parameters, and clocks.
     """
     grad_scale = getattr(optimizer, "grad_scale", None)
-    together, moves, after, launches = {}, [], [], []
+    together, moves, clocks, launches = {}, [], [], []
     if not selection.steady:
         for part in parts:
             # one that cannot be had is an error now, while nothing has changed
             backends.pick(part.bucket.device.type, part.group.get("backend"))
     for setup, its in zip(setups, selection.by_group, strict=True):
         if skip is not None or setup.group.get("capturable", False):
-            after += _on_device(setup, its, skip, grad_scale, together)
+            clocks += _on_device(setup, its, skip, grad_scale, together)
         else:
             moves.append(_on_host(setup, its, grad_scale, together))
     for kind, pieces in together.items():
@@ -111,7 +112,7 @@ def plan(optimizer, setups, parts, skip, selection):
         directions = kind.directions and kind.directions(joint)
         flag = skip if kind.on_device else None
         launches.append(Launch(joint, kind, numbers, directions, flag))
-    return launches, [functools.partial(_move_on, moves), *after]
+    return launches, clocks, functools.partial(_move_on, moves)
 
 
 def _add(together, part, numbers, rules, on_device=False, directed=True):
@@ -173,7 +174,7 @@ def _on_device(setup, parts, skip, grad_scale, together):
     if len(parts) == 1:
         return []
     # launches of other kinds may come in any order: the clock waits for all of them
-    return [functools.partial(DevicePlan(device).run, trace_clock(method), clock, skip, backend)]
+    return [_found(DevicePlan(device), trace_clock(method), clock, skip, backend)]
 
 
 @contextlib.contextmanager
