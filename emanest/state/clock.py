@@ -167,7 +167,7 @@ class Scalars:
         if not indices:
             return {}
         steps, lookaheads = self._read()
-        if self.uniform():
+        if _all_alike(steps) and _all_alike(lookaheads):
             return {(steps[0], lookaheads[0]): indices}
         groups = {}
         for i in indices:
