@@ -139,7 +139,8 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
     total += bucket.tensors[i].size;
   }
   std::vector<double> sums(blocks.size());
-  at::parallel_for(0, int64_t(blocks.size()), grain(blocks.size(), total), [&](int64_t first, int64_t last) {
+  const int64_t worth = grain(blocks.size(), total);
+  at::parallel_for(0, int64_t(blocks.size()), worth, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; k++) {
       const Block block = blocks[size_t(k)];
       const Tensors& t = bucket.tensors[block.tensor];
@@ -147,7 +148,8 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
       Values<T> g(t.input, t.input_dtype, block.begin);
       // a loop that summed its squares would not be in vectors
       const auto update = [&](Values<T>& u, int64_t begin, int64_t size) {
-        loop<Average<T, M>>(numbers + t.numbers, T(1), u.here(), g.load(size), state_from<T>(t, begin), size);
+        loop<Average<T, M>>(numbers + t.numbers, T(1), u.here(), g.load(size),
+                            state_from<T>(t, begin), size);
         g.advance(size);
         return u.here();
       };
