@@ -15,7 +15,7 @@ from emanest.methods.method import NO_LOOKAHEAD, group_entries
 from emanest.optimizers.adamw import ADAMW
 from emanest.optimizers.sgd import BASE as SGD
 from emanest.state.clock import Clock, planned
-from emanest.step.on_device import DevicePlan, trace
+from emanest.step.on_device import DevicePlan, Found, trace
 
 METHODS = {
     "none": NO_LOOKAHEAD,
@@ -73,7 +73,7 @@ class Host:
         self.rules = rule, plan.rule
         if not skip:
             step = {"step": now["step"] + 1, "lookahead": plan.ahead}
-            self.entries = {**now, **step, **clock.after()}
+            self.entries = {**now, **step, **clock.after(self.method)}
         return [*numbers]
 
 
@@ -96,7 +96,8 @@ class Device:
         self.rules = traced.base, traced.lookahead
         scale, skip = torch.tensor([GRAD_SCALE]), torch.tensor([float(skip)])
         inputs = {**self.entries, "lr": lr, "initial_lr": 0.03, "grad_scale": scale}
-        return self.plan.run(traced, inputs, skip, self.backend).tolist()
+        self.found = Found(self.plan, traced, inputs, skip, self.backend)
+        return self.found.run().tolist()
 
 
 def error(found, expected):

@@ -20,10 +20,11 @@ class Base(NamedTuple):
     be traced and evaluated on a device. How weights decay is said by the group, where a lookahead
     may have changed it for a step. What directions have to know of a step is among the numbers.
 
-    ``directions(joint)`` is called while a step is planned; it may raise, nothing has changed. What
-    it returns is called as (gradients, numbers, skip) before the pass, and returns what the pass
-    takes in their place: directions, factors of them, and the numbers of the pass. Its parameters
-    are of one device and dtype, and of parts for which ``alike(part)`` is equal.
+    ``directions(joint)`` is called while a step is planned, and not again before parameters, state
+    or options are others; it may raise, nothing has changed. What it returns is called at every
+    step as (gradients, numbers, skip) before the pass, and returns what the pass takes in their
+    place: directions, factors of them, and the numbers of the pass. Its parameters are of one
+    device and dtype, and of parts for which ``alike(part)`` is equal.
     """
 
     rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere

@@ -196,8 +196,12 @@ class Optimizer(torch.optim.Optimizer):
             return
         restart_edited(self, parts)
         launches, clocks, done = plan.plan(self, groups, parts, skip, self._selection)
-        with self.buckets.ours(parts):
-            self._run(launches, clocks)
+        try:
+            with self.buckets.ours(parts):
+                self._run(launches, clocks)
+        except BaseException:
+            plan.undo(launches, clocks)
+            raise
         done()
         if not self._selection.steady:
             self._selection.remember(self, groups)
@@ -211,21 +215,20 @@ class Optimizer(torch.optim.Optimizer):
         self.buckets.publish(parts)
 
     def _run(self, launches, clocks):
-        self._publish(launches)
+        if not self._selection.steady:
+            self._publish(launches)
         self._run_passes(launches, clocks)
 
     def _publish(self, launches):
-        if not self._selection.steady:
-            self.buckets.publish(part for launch in launches for part in launch.joint.parts)
+        self.buckets.publish(part for launch in launches for part in launch.joint.parts)
 
     def _run_passes(self, launches, clocks=()):
         """Collect the inputs of all passes, then run them: what fails before moves no parameter."""
-        with contextlib.ExitStack() as stack:
-            inputs = [launch.inputs(self._gradients, stack) for launch in launches]
-            for clock in clocks:
-                stack.enter_context(clock)
-            for launch, each in zip(launches, inputs, strict=True):
-                launch.step(*each)
+        inputs = [launch.inputs(self._gradients) for launch in launches]
+        for clock in clocks:
+            clock.run()
+        for launch, each in zip(launches, inputs, strict=True):
+            launch.step(*each)
 
     _gradients = staticmethod(gradients)
 

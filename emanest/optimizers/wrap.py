@@ -1,6 +1,5 @@
 """A lookahead around any torch optimizer."""
 
-import contextlib
 from collections import defaultdict
 
 import torch
@@ -233,12 +232,11 @@ class Wrap(Optimizer):
             part.bucket.edits.take_snapshots(part.indices)
         self._step_inner([p for launch in raw for p in launch.joint.params])
         self._publish(launches)
-        with contextlib.ExitStack() as stack:
-            numbers = [launch.enter(stack) for launch in followed]
-            for clock in clocks:
-                stack.enter_context(clock)
-            for launch, its in zip(followed, numbers, strict=True):
-                launch.follow(its)
+        numbers = [launch.found() for launch in followed]
+        for clock in clocks:
+            clock.run()
+        for launch, its in zip(followed, numbers, strict=True):
+            launch.follow(its)
         for part in parts:
             part.bucket.edits.snapshots_taken(part.indices)
         self._run_passes(raw)

@@ -1,7 +1,7 @@
 """Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
 import ctypes
-import struct
+from array import array
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ class Clock(NamedTuple):
     lr: Any
     memory: dict[str, Any]  # of the lookahead method, this step included
 
-    def after(self):
-        """The group's entries once the step has happened."""
-        memory = {f"lookahead_{name}": value for name, value in self.memory.items()}
-        return {"lookahead_t": self.t + 1, **memory}
+    def after(self, method):
+        """The entries of the group, whose lookahead is the method, once the step has happened."""
+        memory = map(self.memory.__getitem__, method.memory)
+        return {"lookahead_t": self.t + 1, **dict(zip(method.memory_entries, memory, strict=True))}
 
 
 def clock_of(method, read):
@@ -34,7 +34,7 @@ def clock_of(method, read):
     t, lr = read("lookahead_t"), read("lr")
     if not method.memory:
         return Clock(t, lr, {})
-    memory = {name: read(f"lookahead_{name}") for name in method.memory}
+    memory = dict(zip(method.memory, map(read, method.memory_entries), strict=True))
     return Clock(t, lr, method.remember(t, lr, read("initial_lr"), memory))
 
 
@@ -42,7 +42,7 @@ def host_clock(group, method):
     """A group's clock in numbers of the host; a tensor lr is read, as torch does."""
     numbers = clock_entries(group, method)
     for name, value in numbers.items():
-        if type(value) is not float:
+        if type(value) not in (float, int):
             number = value.item() if isinstance(value, torch.Tensor) else value
             numbers[name] = number if isinstance(number, int) else float(number)
     # steps are counted in whole numbers
@@ -56,7 +56,8 @@ def clock_entries(group, method):
     if method.memory:
         # a scheduler's or the user's: not looked at where no method asks for it
         entries["initial_lr"] = group.get("initial_lr", 0.0)
-        entries.update({name: group[name] for name in method.memory_entries})
+        names = method.memory_entries
+        entries.update(zip(names, map(group.__getitem__, names), strict=True))
     return entries
 
 
@@ -96,7 +97,8 @@ def planned(group, method, base, clock, step, ahead, grad_scale=None):
     info = StepInfo(clock.t, step, ahead, clock.lr, decay)
     plan = method.plan(info, clock.memory)
     if plan.base is None:
-        rule, numbers = base.rule(group), base.numbers({**group, **plan.options}, info)
+        options = {**group, **plan.options} if plan.options else group
+        rule, numbers = base.rule(group), base.numbers(options, info)
     else:
         rule, numbers = plan.base
     if rule is None:
@@ -182,17 +184,15 @@ class Scalars:
             groups.setdefault(values[i], []).append(i)
         return groups
 
-    def advance(self, indices, counts, lookahead):
-        """Record a step: base updates if it ``counts``, and how far parameters are ahead."""
+    def advance(self, indices, step, lookahead):
+        """Record a step: base updates taken, and how far parameters are ahead."""
+        steps, lookaheads = self._read()
         if len(indices) == self.count:
-            self.steps += counts
-            if self._read()[1].tobytes() != struct.pack("d", lookahead) * self.count:
-                self.lookaheads.fill_(lookahead)
+            steps[:] = array("f", (step,)) * self.count
+            lookaheads[:] = array("d", (lookahead,)) * self.count
         else:
-            # not where a user's default device is
-            index = torch.tensor(indices, device=self.steps.device)
-            self.steps[index] += counts
-            self.lookaheads[index] = lookahead
+            for i in indices:
+                steps[i], lookaheads[i] = step, lookahead
 
     def arrive(self, i):
         """Record that a parameter is at x."""

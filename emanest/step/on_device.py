@@ -50,14 +50,14 @@ def trace(group, method, base, *, scaled=False, clock=True):
     step, ahead = symbol("step"), symbol("lookahead")
     grad_scale = symbol("grad_scale") if scaled else None
     plan, rule, numbers = planned(group, method, base, now, step, ahead, grad_scale)
-    after = {"step": step + 1, "lookahead": plan.ahead, **(now.after() if clock else {})}
+    after = {"step": step + 1, "lookahead": plan.ahead, **(now.after(method) if clock else {})}
     return Traced(*record(numbers, after), rule, plan.rule)
 
 
 @functools.lru_cache
 def trace_clock(method):
     """Record what a step changes in a group besides its parameters."""
-    return Traced(*record((), clock_of(method, symbol).after()))
+    return Traced(*record((), clock_of(method, symbol).after(method)))
 
 
 class DevicePlan:
@@ -73,7 +73,6 @@ class DevicePlan:
         self._traced: Any = None
         # never freed: a captured graph writes where it wrote when it was captured
         self._vectors = {}
-        self._moved: tuple = ()
 
     def trace(self, group, method, base, **kind):
         """As ``trace``, done again only if an option of the group has changed."""
@@ -95,7 +94,8 @@ class DevicePlan:
             backend: the choice of the group.
 
         Returns:
-            The numbers, one vector of float64 on the device; overwritten by the next ``run``.
+            The numbers, one vector of float64 on the device; and what has moved on, the tensors and
+            where they were. The next ``run`` overwrites both.
         """
         program = traced.program
         values = [_input(name, inputs[name], self.device) for name in program.inputs]
@@ -106,11 +106,28 @@ class DevicePlan:
         args = program, values, traced.constants, out, skip
         backends.call("plan_", self.device.type, backend, *args)
         moved = [values[i] for i, _ in program.after]
-        self._moved = moved, out[len(program.numbers) :]
-        return out[: len(program.numbers)]
+        return out[: len(program.numbers)], (moved, out[len(program.numbers) :])
+
+
+class Found:
+    """The numbers of one pass, found on a device, and all that moves on with them.
+
+    Args:
+        plan: a ``DevicePlan``.
+        args: of its ``run``.
+    """
+
+    def __init__(self, plan, *args):
+        self._plan, self._args = plan, args
+        self._moved: Any = (), ()
+
+    def run(self):
+        """The numbers; everything moves on."""
+        numbers, self._moved = self._plan.run(*self._args)
+        return numbers
 
     def undo(self):
-        """Put back what the last ``run`` moved on: the pass after it failed."""
+        """Put back what has moved on, if anything: a pass failed."""
         for tensor, old in zip(*self._moved, strict=True):
             tensor.copy_(old)
 

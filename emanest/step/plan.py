@@ -5,7 +5,6 @@ Usually the host knows every number. Where only the device knows whether steps w
 small launch before each pass finds its numbers and moves them on.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from .. import backends
 from ..groups import check_method
 from ..state.clock import clock_entries, host_clock, place_clock, planned
 from ..state.joint import Joint
-from .on_device import DevicePlan, trace_clock
+from .on_device import DevicePlan, Found, trace_clock
 
 
 class Kind(NamedTuple):
@@ -37,8 +36,7 @@ class Launch(NamedTuple):
     Attributes:
         joint: the parameters.
         kind: what they have in common.
-        numbers: of each part, as a back end takes them; those that a device finds are for the
-            ``with`` block that runs the pass.
+        numbers: of each part, as a back end takes them, or the ``Found`` of a device.
         directions: what ``Base.directions`` has made, or None.
         skip: a flag on the device, nothing happens unless it holds 0; or None.
     """
@@ -49,21 +47,20 @@ class Launch(NamedTuple):
     directions: Callable | None = None
     skip: torch.Tensor | None = None
 
-    def enter(self, stack):
-        """The numbers of the pass, which runs in an ``ExitStack``."""
+    def found(self):
+        """The numbers of the pass; those of a device move everything on."""
         numbers = self.numbers
         if self.kind.on_device:
-            numbers = [stack.enter_context(each) for each in numbers]
+            numbers = [each.run() for each in numbers]
         return self.joint.per_part(numbers)
 
-    def inputs(self, gradients, stack):
+    def inputs(self, gradients):
         """What the pass takes as gradients, further factors of them, and its numbers.
 
         Args:
             gradients: parameters -> their gradients.
-            stack: an ``ExitStack`` in which the pass runs.
         """
-        numbers = self.enter(stack)
+        numbers = self.found()
         gs = self.joint.gradients(gradients)
         if self.directions is None:
             return gs, (), numbers
@@ -91,9 +88,9 @@ def plan(optimizer, setups, parts, skip, selection):
         selection: the optimizer's, which found them.
 
     Returns:
-        Its launches; ``with`` blocks to enter between the numbers of all launches and their passes,
-        which move clocks on a device on; and a function to be called once all has happened, which
-        does that to what the host keeps: the scalars of parameters, and clocks.
+        Its launches; for clocks on a device a ``Found`` each, to be run between the numbers of all
+        launches and their passes; and a function to be called once all has happened, which moves on
+        what the host keeps: the scalars of parameters, and clocks.
     """
     grad_scale = getattr(optimizer, "grad_scale", None)
     together, moves, clocks, launches = {}, [], [], []
@@ -108,8 +105,7 @@ def plan(optimizer, setups, parts, skip, selection):
             moves.append(_on_host(setup, its, grad_scale, together))
     for kind, pieces in together.items():
         some, numbers = zip(*pieces, strict=True)
-        joint = selection.joint(kind, some)
-        directions = kind.directions and kind.directions(joint)
+        joint, directions = selection.joint(kind, some)
         flag = skip if kind.on_device else None
         launches.append(Launch(joint, kind, numbers, directions, flag))
     return launches, clocks, functools.partial(_move_on, moves)
@@ -138,15 +134,15 @@ def _on_host(setup, parts, grad_scale, together):
             # a base of the method's own takes gradients as they are
             counts = plan.base is None
             _add(together, its, numbers, (rule, plan.rule), directed=counts)
-            moves.append((scalars, same, counts, plan.ahead))
-    return group, clock, moves
+            moves.append((scalars, same, step + counts, plan.ahead))
+    return group, method, clock, moves
 
 
 def _move_on(groups):
-    for group, clock, moves in groups:
+    for group, method, clock, moves in groups:
         for scalars, *moved in moves:
             scalars.advance(*moved)
-        group.update(clock.after())
+        group.update(clock.after(method))
 
 
 def _on_device(setup, parts, skip, grad_scale, together):
@@ -169,23 +165,19 @@ def _on_device(setup, parts, skip, grad_scale, together):
         traced = plan.trace(group, method, base, scaled=scaled, clock=alone)
         scalars = {"step": bucket.scalars.steps[:1], "lookahead": bucket.scalars.lookaheads[:1]}
         inputs = {**clock, **scalars, "grad_scale": grad_scale}
-        numbers = _found(plan, traced, inputs, skip, backend)
+        numbers = Found(plan, traced, inputs, skip, backend)
         _add(together, part, numbers, (traced.base, traced.lookahead), on_device=True)
     if len(parts) == 1:
         return []
     # launches of other kinds may come in any order: the clock waits for all of them
-    return [_found(DevicePlan(device), trace_clock(method), clock, skip, backend)]
+    return [Found(DevicePlan(device), trace_clock(method), clock, skip, backend)]
 
 
-@contextlib.contextmanager
-def _found(plan, *args):
-    """The numbers that a device finds; it moves everything on, and back if the pass fails."""
-    numbers = plan.run(*args)
-    try:
-        yield numbers
-    except BaseException:
-        plan.undo()
-        raise
+def undo(launches, clocks):
+    """Put back what devices have moved on: the step failed."""
+    found = [each for launch in launches if launch.kind.on_device for each in launch.numbers]
+    for each in (*found, *clocks):
+        each.undo()
 
 
 def _only_device(group, parts):
