@@ -1,5 +1,6 @@
 // emanest/backends/guards.py's loops over all parameters, or all tensors of a call.
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -70,6 +71,7 @@ class Guard {
         params_.push_back(py::reinterpret_borrow<py::object>(p));
         facts_.emplace_back(THPVariable_Unpack(p.ptr()));
       }
+      ends_.push_back(params_.size());
     }
     for (py::handle each : mappings) {
       mappings_.push_back(py::reinterpret_borrow<py::dict>(each));
@@ -82,16 +84,18 @@ class Guard {
   }
 
   bool unchanged(const py::list& lists, const py::list& mappings) const {
-    size_t i = 0;
+    if (lists.size() != ends_.size() || mappings.size() != mappings_.size() || makes_fake()) {
+      return false;
+    }
+    size_t i = 0, end = 0;
     for (py::handle params : lists) {
+      // one that moves to the next list stays in its place among all
+      if (py::len(params) != ends_[end++] - i) return false;
       for (py::handle p : params) {
-        if (i == params_.size() || !p.is(params_[i])) return false;
-        if (!facts_[i].hold(THPVariable_Unpack(p.ptr()))) return false;
+        if (!p.is(params_[i]) || !facts_[i].hold(THPVariable_Unpack(p.ptr()))) return false;
         i++;
       }
     }
-    if (i != params_.size()) return false;
-    if (mappings.size() != mappings_.size()) return false;
     for (size_t k = 0; k < mappings_.size(); k++) {
       if (PyList_GET_ITEM(mappings.ptr(), k) != mappings_[k].ptr()) return false;
     }
@@ -101,6 +105,12 @@ class Guard {
 
  private:
   using Items = std::vector<std::pair<py::object, py::object>>;
+
+  // Whether tensors that are made now have no values: inside a FakeTensorMode.
+  static bool makes_fake() {
+    using c10::impl::TorchDispatchModeKey;
+    return c10::impl::TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FAKE).has_value();
+  }
 
   // The keys of a dict, and those of its values that must stay; a null value stands for any.
   void remember(const py::dict& mapping, const py::dict& fixed) {
@@ -125,6 +135,7 @@ class Guard {
 
   std::vector<py::object> params_;
   std::vector<Facts> facts_;
+  std::vector<size_t> ends_;  // of the lists, among all parameters
   std::vector<py::dict> mappings_;
   std::vector<std::pair<py::dict, Items>> dicts_;
 };

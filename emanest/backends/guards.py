@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import increment_version
 from torch.nn.parameter import is_lazy
 
-from .storage import dispatches, in_storage, waited
+from .storage import dispatches, in_storage, made_fake, waited
 
 
 def _gradients(params):
@@ -30,6 +30,7 @@ class _Guard:
     """
 
     def __init__(self, lists, mappings, entries):
+        self._sizes = [len(params) for params in lists]
         self._params = [p for params in lists for p in params]
         self._facts = [_facts(p) for p in self._params]
         self._mappings = list(mappings)
@@ -39,12 +40,15 @@ class _Guard:
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
 
-        Gradients, which must be dense, are there for those parameters that had one. Parameters and
-        gradients are in their storage, but for ``DTensor``, which are to be looked into.
+        False where tensors that are made would be fake. Gradients, which must be dense, are there
+        for those parameters that had one. Parameters and gradients are in their storage, but for
+        ``DTensor``, which are to be looked into.
         """
         params = [p for each in lists for p in each]
         return (
-            len(params) == len(self._params)
+            # with their sizes: one that moves to the next list stays in its place among all
+            [len(each) for each in lists] == self._sizes
+            and not made_fake()
             and all(p is q for p, q in zip(params, self._params, strict=True))
             and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
             and all(dispatches(p) or _both_in_storage(p) for p in params)

@@ -1,5 +1,6 @@
 """What a back end is given in one call: parameters of one part, or of several that go together."""
 
+import functools
 import itertools
 import operator
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ class Joint:
         """What the parameters held before the step; see ``Edits.take_snapshots``."""
         return self._joined(lambda b, i: b.snapshots_of(i))
 
-    @property
+    @functools.cached_property
     def memo(self):
         """What back ends keep about these parameters."""
         sets = [(part.bucket, part.indices) for part in self.parts]

@@ -8,6 +8,7 @@ from ..backends import capture, shards, storage
 from ..backends.guards import Guard
 from ..groups import Setup, parameter_name, setups, state_names
 from ..methods.method import method_of
+from ..state.bucket import Bucket
 from ..state.buckets import Buckets, all_fake, check_overlap
 from ..state.joint import Joint, Part
 
@@ -35,8 +36,11 @@ class Selection:
         self._capturable = frozenset()  # the types of devices it is on whose work can be captured
         # the place of a group, a bucket of its, and the indices of what is stepped there
         self._found: Any = None
-        self._guard = self._known = None
-        self._joints: dict[Any, Joint] = {}
+        # what the last step was taken on, and needed: state of each group, buckets of ``DTensor``
+        self._guard: Any = None
+        self._needed: list[tuple[str, ...]] = []
+        self._sharded: list[Bucket] = []
+        self._joints: dict[Any, tuple[Joint, Any]] = {}
         self._setups: list[Setup] = []
         # the parts as one list, and the setups that they were made for
         self.by_group: list[list[Part]] = []
@@ -113,23 +117,27 @@ class Selection:
                 parts += its_parts
         return parts
 
-    def joint(self, key, parts):
-        """Some of the parts as one; the same as the last step's, if their parameters are those.
+    def joint(self, kind, parts):
+        """Some of the parts as one, and their directions: the last step's, if it had these parts.
 
         Args:
-            key: what they have in common.
+            kind: what they have in common, a ``plan.Kind``.
             parts: of those found for this step.
         """
-        found = self._joints.get(key)
-        if found is None or not found.holds(parts):
-            found = self._joints[key] = Joint(parts)
-        return found
+        joint, directions = self._joints.get(kind, (None, None))
+        if joint is None or not joint.holds(parts):
+            joint = Joint(parts)
+            directions = kind.directions and kind.directions(joint)
+            self._joints[kind] = joint, directions
+        return joint, directions
 
     def remember(self, optimizer, setups):
         """Expect the next step to find what this one has found; called when its work is done."""
-        lists, mappings, self._known = _looked_at(optimizer, setups)
-        rows = [row for _, bucket, _ in self._found for row in bucket.entries()]
-        self._guard = Guard(lists, mappings, rows)
+        buckets = [bucket for _, bucket, _ in self._found]
+        rows = [row for bucket in buckets for row in bucket.entries()]
+        self._guard = Guard(*_looked_at(optimizer, setups), rows)
+        self._needed = [setup.state for setup in setups]
+        self._sharded = [bucket for bucket in buckets if bucket.mesh is not None]
 
     def _find(self, optimizer, setup, params, candidates):
         """The buckets of some parameters of a group; see ``Buckets.find``."""
@@ -140,12 +148,12 @@ class Selection:
 
     def _holds(self, optimizer, setups):
         """Whether everything is as the last step left it."""
-        lists, mappings, known = _looked_at(optimizer, setups)
-        if self._guard is None or known != self._known or storage.made_fake():
-            return False
-        if not self._guard.unchanged(lists, mappings):
-            return False
-        return not any(bucket.moved() for _, bucket, _ in self._found if bucket.mesh is not None)
+        return (
+            self._guard is not None
+            and [setup.state for setup in setups] == self._needed
+            and self._guard.unchanged(*_looked_at(optimizer, setups))
+            and not any(map(Bucket.moved, self._sharded))
+        )
 
     def _look(self, optimizer, setups):
         found = _with_gradients(optimizer, setups)
@@ -168,14 +176,9 @@ class Selection:
 
 
 def _looked_at(optimizer, setups):
-    """The lists of parameters, the dicts that hold state, and for each group what it needs."""
-    lists, needed = [], []
-    for setup in setups:
-        params = setup.group["params"]
-        lists.append(params)
-        # with their number: a parameter that moves to the next group stays in its place among all
-        needed.append((len(params), setup.state))
-    return lists, [each.state for each in optimizer._holders()], needed
+    """The lists of parameters, and the dicts that hold state."""
+    lists = [setup.group["params"] for setup in setups]
+    return lists, [each.state for each in optimizer._holders()]
 
 
 def _with_gradients(optimizer, setups):
