@@ -29,6 +29,7 @@ NUMBERS = {
     "outer_momentum": 0.5,
     "gain": 0.2,
     "mu": -0.4,
+    "blend": 0.3,
 }
 # averages of squares
 POSITIVE = {"exp_avg_sq", "max_exp_avg_sq"}
@@ -163,6 +164,38 @@ def test_moving_is_the_rule(backend, point, dtype):
     for y, at, old, kept in zip(ys, *before, copies(state, len(ys)), strict=True):
         check(y, POINTS[point].function(at, old, (0.4,)), dtype)
         assert torch.equal(old[0], kept[0])
+
+
+# every pass over state, with rules that keep some
+PASSES = {
+    "step": ("amsgrad", "snoo"),
+    "follow": ("gpa",),
+    "move": ("y_between",),
+    "momentum": ("ema",),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("state_dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_may_be_in_any_format(backend, name, dtype, state_dtype):
+    """As if it was converted before the pass, and rounded after it."""
+    pass_, names = rules.PASSES[name], PASSES[name]
+    rows = pass_.rows(names)
+
+    def run(convert):
+        ys, inputs = tensors(1, dtype), tensors(2, dtype) if "input" in pass_.reads else []
+        state = [c for k, r in enumerate(rows) for c in columns(r.state, 10 * k, state_dtype)]
+        state = [list(map(convert, column)) for column in state]
+        given = (SCALE,) * pass_.factor + tuple(n for r in rows for n in numbers(r))
+        squares = {"squares": torch.zeros(len(ys), dtype=torch.float64)} if pass_.squares else {}
+        backend.apply_(name, names, ys, inputs, state, given, torch.float32, **squares)
+        return ys, [t for column in state for t in column]
+
+    ys, state = run(lambda t: t)
+    expected, wide_state = run(lambda t: t.to(torch.float32))
+    assert all(map(torch.equal, ys, expected))
+    assert all(torch.equal(t, w.to(state_dtype)) for t, w in zip(state, wide_state, strict=True))
 
 
 @each_base

@@ -77,6 +77,12 @@ def test_moving_is_the_rule_in_other_dtypes(dtype):
     test_rules.test_moving_is_the_rule(backend, "y_between", dtype)
 
 
+@pytest.mark.parametrize("name", test_rules.PASSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_state_may_be_in_any_format(name, dtype):
+    test_rules.test_state_may_be_in_any_format(backend, name, FLOAT32, dtype)
+
+
 @pytest.mark.parametrize("grad_dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [FLOAT32, torch.float16], ids=str)
 def test_a_gradient_of_another_dtype_keeps_its_digits(grad_dtype, dtype):

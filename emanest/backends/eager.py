@@ -32,7 +32,8 @@ def apply_(
             tensors that receive the updates.
         inputs: gradients, shaped as ``ys``, of any real floating dtype; for "follow" the parameters
             before the step, of the same dtype, which receive the new y, too; for "move" nothing.
-        state: columns of tensors, those of each rule in turn, as the rules unpack them.
+        state: columns of tensors, those of each rule in turn, as the rules unpack them; of any real
+            floating dtype, rounded as it is written.
         numbers: for "step" and "momentum" a factor of the gradients (-1 to maximize), then those of
             each rule in turn: floats, or one vector on the device; or a ``PerTensor`` of either
             where tensors have numbers of their own, with the bits of a call for each.
@@ -57,7 +58,8 @@ def apply_(
     factors = map(by_row, scales, ys) if scales else [1.0] * len(ys)
     every = zip(read, written, factors, _rows(state, ys), _given(numbers, ys, dtype), strict=True)
     for i, (given, to, factor, old, own) in enumerate(every):
-        values, states, own = [t.to(dtype) for t in given], iter(old), iter(own)
+        values, own = [t.to(dtype) for t in given], iter(own)
+        states = iter([t.to(dtype) for t in old])
         if pass_.factor:
             values[-1] = values[-1] * next(own) * factor
         numbers = [tuple(itertools.islice(own, len(row.numbers))) for row in rows]
