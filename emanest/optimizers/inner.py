@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends import storage
 from ..groups import is_lookahead_entry
@@ -26,26 +27,19 @@ class States(MutableMapping):
 
     def __init__(self, optimizers):
         self._optimizers = optimizers
-        self._owners = {}  # id of a parameter -> a reference to it, its optimizer
+        # parameter -> its optimizer; weak: one that has left its group would be kept
+        self._owners = WeakTensorKeyDictionary()
 
     def _owner(self, p):
         """The optimizer that has state of a parameter, or shall have it."""
-        holder = next((o for o in self._optimizers if p in o.state), None)
-        return holder or self._stepped_by(p)
-
-    def _stepped_by(self, p):
-        found = self._owners.get(id(p))
-        if found is None or found[0]() is not p:
-            # no parameters in it: one that has left its group would be kept
-            self._owners = {
-                id(q): (weakref.ref(q), o)
-                for o in self._optimizers
-                for group in o.param_groups
-                for q in group["params"]
-            }
-            found = self._owners.get(id(p))
+        for optimizer in self._optimizers:
+            if p in optimizer.state:
+                return optimizer
+        if p not in self._owners:
+            groups = [(o, group) for o in self._optimizers for group in o.param_groups]
+            self._owners = WeakTensorKeyDictionary({q: o for o, g in groups for q in g["params"]})
         # an entry may belong to no parameter
-        return found[1] if found else self._optimizers[0]
+        return self._owners[p] if p in self._owners else self._optimizers[0]
 
     def __getitem__(self, p):
         return self._owner(p).state[p]
@@ -201,26 +195,23 @@ def _no_global_hooks():
         _INSIDE.reset(token)
 
 
-def give_groups(optimizers, param_groups):
-    """Give the optimizers other groups, each as many as it has; a single one takes all."""
+def shared_out(optimizers, param_groups):
+    """Pairs of an optimizer and its share of groups, as many as it has; a single one takes all."""
     if len(optimizers) == 1:
-        optimizers[0].param_groups = param_groups
-        return
+        return [(optimizers[0], param_groups)]
     counts = [len(inner.param_groups) for inner in optimizers]
     if sum(counts) != len(param_groups):
         raise ValueError(f"{len(param_groups)} param_groups for optimizers with {counts} groups")
     remaining = iter(param_groups)
-    for inner, count in zip(optimizers, counts, strict=True):
-        inner.param_groups = list(itertools.islice(remaining, count))
+    shares = [list(itertools.islice(remaining, count)) for count in counts]
+    return zip(optimizers, shares, strict=True)
 
 
 def load_all(optimizers, state, param_groups):
     """Hand a checked state dict of the wrapper to the inner optimizers."""
-    remaining = iter(param_groups)
-    for inner in optimizers:
+    for inner, its in shared_out(optimizers, param_groups):
         groups, packed, ours, start = [], {}, {}, 0
-        for _ in inner.param_groups:
-            group = next(remaining)
+        for group in its:
             indices = range(start, start := start + len(group["params"]))
             groups.append({**group, "params": list(indices)})
             for i, p in zip(indices, group["params"], strict=True):

@@ -16,10 +16,10 @@ from .inner import (
     check_inner,
     check_rate,
     dense,
-    give_groups,
     guard,
     is_ours,
     load_all,
+    shared_out,
     step_all,
 )
 from .optimizer import Optimizer
@@ -94,14 +94,15 @@ class Wrap(Optimizer):
                 "some parameters belong to more than one of the optimizers, or to one of them "
                 "twice: they would be updated twice"
             )
-        entries = {**group_entries(lookahead), **CLOCK}
+        self.optimizers = inner
+        self.defaults = {**inner[0].defaults, **group_entries(lookahead), **CLOCK}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            complete = _completed(each, group, entries)
+            complete = self._completed(each, group)
             _check_options(i, group, complete, each)
             check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
-        self._hold({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+        self._hold(self.__getstate__())
 
     def __getstate__(self):
         """Everything is in the inner optimizers."""
@@ -134,7 +135,8 @@ class Wrap(Optimizer):
 
     def _load(self, state=None, param_groups=None):
         if state is None:
-            give_groups(self.optimizers, param_groups)
+            for inner, groups in shared_out(self.optimizers, param_groups):
+                inner.param_groups = groups
         elif param_groups is None:
             self.state = state  # pyright: ignore[reportIncompatibleVariableOverride]
         else:
@@ -201,9 +203,11 @@ class Wrap(Optimizer):
             raise
 
     def _completed(self, inner, group):
+        """A group with our entries; the options that it leaves to its optimizer stay out."""
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
-        shared = shared_clock(self.optimizers[0].param_groups)
-        return {**_completed(inner, group, entries), **shared}
+        complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
+        ours = {k: v for k, v in complete.items() if k in group or is_ours(k)}
+        return {**ours, **shared_clock(self.optimizers[0].param_groups)}
 
     def _skipped(self):
         for inner in self.optimizers:
@@ -254,12 +258,6 @@ class Wrap(Optimizer):
             step_all(self.optimizers, excluded, scaling)
         finally:
             self.stepping = False
-
-
-def _completed(inner, group, entries):
-    """A group with our entries; the options that it leaves to its optimizer stay out."""
-    complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
-    return {k: v for k, v in complete.items() if k in group or is_ours(k)}
 
 
 def _check_options(index, given, group, inner):
