@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import warnings
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -10,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from ..backends import shards, storage
 from ..backends.layout import dense_strides
 from .bucket import Bucket, forget_others
+from .edits import warn_once
 
 
 class Buckets:
@@ -27,7 +27,6 @@ class Buckets:
         self._published = {}  # the buckets in it, as keys
         # parameter -> its (``Edits``, index), of buckets that were taken apart
         self._displaced = {}
-        self._warned_of_move = False
 
     def find(self, params, candidates, names, group):
         """The buckets of some parameters of one group.
@@ -195,12 +194,12 @@ class Buckets:
             fits = bucket.fits(i)
             if not fits or bucket.emptied(i):
                 self._take_apart(bucket)
-                if not fits and not self._warned_of_move:
-                    self._warned_of_move = True
-                    warnings.warn(
-                        f"emanest: parameters moved from {bucket.param_dtype} on {bucket.device} "
-                        f"to {p.dtype} on {p.device}; their state follows them",
-                        stacklevel=2,
+                if not fits:
+                    warn_once(
+                        self,
+                        "moved",
+                        f"parameters moved from {bucket.param_dtype} on {bucket.device} to "
+                        f"{p.dtype} on {p.device}; their state follows them",
                     )
 
 

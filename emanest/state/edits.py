@@ -163,9 +163,9 @@ def restart_at(part):
         bucket.scalars.arrive(i)
 
 
-def warn_once(optimizer, kind, message):
-    """Warn of something once in the life of an optimizer."""
-    told = vars(optimizer).setdefault("_told", set())
+def warn_once(holder, kind, message):
+    """Warn of a kind of thing once in the life of an object, which holds what it was warned of."""
+    told = vars(holder).setdefault("_told", set())
     if kind not in told:
         told.add(kind)
         warn(message)
