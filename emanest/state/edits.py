@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..backends import capture
+from ..backends import capture, shards
 from ..backends.guards import versions
 from ..values import warn
 
@@ -159,7 +159,7 @@ def restart_at(part):
     bucket = part.bucket
     for i in part.indices:
         for name in part.method.positions:
-            bucket.views[name][i].copy_(bucket.tensors[i])
+            shards.local(bucket.views[name][i]).copy_(bucket.tensors[i])
         bucket.scalars.arrive(i)
 
 
