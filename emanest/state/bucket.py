@@ -229,7 +229,7 @@ class Bucket:
 
     def reals(self, tensors):
         """Tensors of the parameters' shapes as back ends take them: complex as pairs of reals."""
-        return [real_view(t) for t in tensors]
+        return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
 
     def _column(self, tensors, indices):
         # usually the list itself: copies would cost as much as a call over small tensors
@@ -364,11 +364,6 @@ def forget_others(entries, key, names):
         entries.pop(key("y"), None)
         if key("lookahead") in entries:
             entries[key("lookahead")] = 0.0
-
-
-def real_view(tensor):
-    """A complex tensor as pairs of reals, any other as it is."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _views(likes, dtype, device):

@@ -146,7 +146,10 @@ class Buckets:
     def _new_homes(self, params, names, group):
         candidates = [p for p in dict.fromkeys(params) if p not in self._homes]
         for p in candidates:
-            _check_memory(p)
+            name = f"a parameter of shape {tuple(p.shape)}"
+            if not storage.is_fake(shards.local(p)):
+                shards.check_storage(name, p)
+            shards.check_placements(p, name)
         for p in candidates:
             if p in self.state:
                 forget_others(self.state[p], self.key, names)
@@ -185,22 +188,18 @@ class Buckets:
 
         State that is still there will be copied into new buckets, the rest starts afresh.
         """
-        buckets = dict.fromkeys(self._homes[p][0] for p in params if p in self._homes)
-        # of all parameters: those that are not asked for may have lost their state, too
-        everyone = [(bucket, *each) for bucket in buckets for each in enumerate(bucket.params)]
-        for bucket, i, p in everyone:
-            if bucket not in self._published:
-                continue
-            fits = bucket.fits(i)
-            if not fits or bucket.emptied(i):
+        for bucket in dict.fromkeys(self._homes[p][0] for p in params if p in self._homes):
+            # of all parameters: those that are not asked for may have lost their state, too
+            moved = [p for i, p in enumerate(bucket.params) if not bucket.fits(i)]
+            if moved or any(map(bucket.emptied, range(len(bucket.params)))):
                 self._take_apart(bucket)
-                if not fits:
-                    warn_once(
-                        self,
-                        "moved",
-                        f"parameters moved from {bucket.param_dtype} on {bucket.device} to "
-                        f"{p.dtype} on {p.device}; their state follows them",
-                    )
+            if moved:
+                warn_once(
+                    self,
+                    "moved",
+                    f"parameters moved from {bucket.param_dtype} on {bucket.device} to "
+                    f"{moved[0].dtype} on {moved[0].device}; their state follows them",
+                )
 
 
 def all_fake(buckets):
@@ -211,13 +210,6 @@ def all_fake(buckets):
             "some parameters are fake tensors and others are not: fake tensors cannot be stepped"
         )
     return True in fakes
-
-
-def _check_memory(p):
-    name = f"a parameter of shape {tuple(p.shape)}"
-    if not storage.is_fake(shards.local(p)):
-        shards.check_storage(name, p)
-    shards.check_placements(p, name)
 
 
 def check_overlap(params):

@@ -25,7 +25,10 @@ def to_x(optimizer):
     moves = [
         (part, ahead)
         for part, ahead in by_ahead(parts)
-        if ahead != 0 or _keeps_y_at_x(part.method) or optimizer.buckets.owned
+        if ahead != 0
+        or optimizer.buckets.owned
+        # where y is x, state alone could not tell later that it was written
+        or (part.method.positions and not part.method.x_is_state)
     ]
     with _undone_by_errors(optimizer, parts, moves) as copies:
         for (part, _), ys in zip(moves, copies, strict=True):
@@ -51,7 +54,7 @@ def to_y(optimizer):
             kept += [(bucket, i) for i in unedited if bucket.kept_y(i) is not None]
             _warn_of_lost(optimizer, method, lost)
             found = [i for i in its.indices if i in edited]
-            for written, anchors in ((found, method.positions), (lost, _unknown_y(method))):
+            for written, anchors in ((found, method.positions), (lost, not method.points[1])):
                 its = part._replace(indices=written)
                 if anchors:
                     anchored.append(its)
@@ -224,15 +227,11 @@ def _write(bucket, i, tensor):
     bucket.tensors[i].copy_(tensor)
 
 
-def _unknown_y(method):
-    return method.points[1] is None
-
-
 def _warn_of_lost(optimizer, method, lost):
     """Parameters were loaded in eval mode without their y."""
     if lost:
         how = "lost: training goes on from x"
-        if not _unknown_y(method):
+        if method.points[1]:
             how = "recomputed from x (within rounding)"
         warn_once(
             optimizer,
@@ -240,8 +239,3 @@ def _warn_of_lost(optimizer, method, lost):
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
             "resume bit for bit",
         )
-
-
-def _keeps_y_at_x(method):
-    """Whether y is kept even where it is x: state alone cannot tell later that it was written."""
-    return bool(method.positions) and not method.x_is_state
