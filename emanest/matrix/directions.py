@@ -49,19 +49,16 @@ class Numbers(NamedTuple):
         """Cut those of a step; ``row_rule`` is a row of ``rules.ROWS`` or None."""
         rows = 1 + len(MOMENTA["ema"].numbers)
         step = rows + (len(ROWS[row_rule].numbers) if row_rule else 0)
-        return cls(*(cut(numbers, *ends) for ends in ((0, rows), (rows, step), (step, None))))
+        parts = slice(rows), slice(rows, step), slice(step, None)
+        if not isinstance(numbers, PerTensor):
+            return cls(*(numbers[part] for part in parts))
+        sets = ([each[part] for each in numbers.values] for part in parts)
+        return cls(*(PerTensor(values, numbers.of) for values in sets))
 
     def joined(self):
         """All of them in one tuple, as ``Base.numbers`` returns them."""
         # directions are taken as they are, their factor is 1
         return *self.momentum, *self.rows, 1.0, *self.step
-
-
-def cut(numbers, begin, end):
-    """Some of the numbers of a pass, in the form in which they all are."""
-    if isinstance(numbers, PerTensor):
-        return PerTensor([each[begin:end] for each in numbers.values], numbers.of)
-    return numbers[begin:end]
 
 
 class Directions:

@@ -11,9 +11,7 @@ import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends import storage
 from ..groups import is_lookahead_entry
-from ..values import learning_rate
 from .checkpoint import unpacked
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
@@ -99,20 +97,6 @@ def check_inner(optimizer):
         if reference is None or reference() is None:
             how = "was in a Wrap, or is the copy of one that was: make a new one of the parameters"
         raise ValueError(f"this {type(optimizer).__name__} {how}")
-
-
-def check_rate(index, group, optimizer):
-    """Check a group's learning rate, which lookaheads follow.
-
-    Raises:
-        TypeError, ValueError: there is none, or it is not valid.
-    """
-    if "lr" not in group:
-        raise ValueError(
-            f"group {index} of {type(optimizer).__name__} has no 'lr', which the lookahead would "
-            "follow; if the optimizer needs none, give its groups 'lr': 1.0"
-        )
-    learning_rate(f"lr of group {index}", group["lr"])
 
 
 def guard(optimizer, wrapper):
@@ -227,8 +211,3 @@ def load_all(optimizers, state, param_groups):
         for p, entries in ours.items():
             if entries:
                 inner.state[p].update(entries)
-
-
-def dense(gradient):
-    """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
-    return storage.waited(gradient if gradient.layout == torch.strided else gradient.to_dense())

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import torch
 
+from ..backends import storage
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
 from ..methods.method import group_entries
 from ..state.clock import CLOCK
@@ -14,8 +15,6 @@ from .base import Base
 from .inner import (
     States,
     check_inner,
-    check_rate,
-    dense,
     guard,
     is_ours,
     load_all,
@@ -249,7 +248,9 @@ class Wrap(Optimizer):
 
     @staticmethod
     def _gradients(params):
-        return [dense(p.grad) for p in params]
+        # an inner optimizer may take sparse ones
+        dense = [g if g.layout == torch.strided else g.to_dense() for g in (p.grad for p in params)]
+        return list(map(storage.waited, dense))
 
     def _step_inner(self, excluded):
         scaling = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
@@ -262,6 +263,11 @@ class Wrap(Optimizer):
 
 def _check_options(index, given, group, inner):
     """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
-    check_rate(index, group, inner)
+    if "lr" not in group:
+        raise ValueError(
+            f"group {index} of {type(inner).__name__} has no 'lr', which the lookahead would "
+            "follow; if the optimizer needs none, give its groups 'lr': 1.0"
+        )
+    learning_rate(f"lr of group {index}", group["lr"])
     method = check_method(group, INNER)
     warn_of_typos(f"group {index}", given, {*group_entries(method, group), *CLOCK})
