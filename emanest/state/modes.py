@@ -34,9 +34,7 @@ def to_x(optimizer):
         for (part, _), ys in zip(moves, copies, strict=True):
             for i, y in zip(part.indices, ys, strict=True):
                 part.bucket.keep_y(i, y)
-        for part, ahead in moves:
-            if ahead != 0:
-                move(part.method.points[0], part, ahead)
+        move(0, [(part, ahead) for part, ahead in moves if ahead != 0])
         _enter(optimizer, parts, train_mode=False)
 
 
@@ -61,8 +59,7 @@ def to_y(optimizer):
                 elif written and ahead != 0:
                     moves.append((its, ahead))
     with _undone_by_errors(optimizer, parts, moves):
-        for part, ahead in moves:
-            move(part.method.points[1], part, ahead)
+        move(1, moves)
         for part in anchored:
             restart_at(part)
         for bucket, i in kept:
@@ -98,25 +95,32 @@ def _x_of_then(part, i, ahead):
     return x_of(part.bucket.tensors[i], part, i, ahead) if at_rest else None
 
 
+@torch.no_grad()
 def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
-    x = _clone(y)
-    move(part.method.points[0], part._replace(indices=[i]), ahead, [x])
+    x, point, state = _clone(y), part.method.points[:1], part.method.state[:1]
+    one = Joint([part._replace(indices=[i])])
+    one.apply_("move", point, (ahead,), state=state, ys=part.bucket.reals([x]))
     return x
 
 
 @torch.no_grad()
-def move(point, part, distance, copies=None):
-    """Take parameters to another point.
+def move(end, moves):
+    """Take parameters to x or to y, those that go the same way in one call of a back end.
 
     Args:
-        point: a row of ``rules.POINTS``.
-        part: the parameters.
-        distance: the number of that row.
-        copies: tensors that go in place of the parameters, which stay.
+        end: 0 for x, 1 for y; as ``Method.points`` has them.
+        moves: pairs of a part and how far all its parameters are ahead.
     """
-    ys = None if copies is None else part.bucket.reals(copies)
-    Joint([part]).apply_("move", (point,), (distance,), state=part.method.state[:1], ys=ys)
+    together = {}
+    for part, ahead in moves:
+        way = part.method.points[end], part.method.state[:1]
+        kind = way, part.bucket.format, part.group.get("backend")
+        together.setdefault(kind, []).append((part, (ahead,)))
+    for ((point, state), *_), pairs in together.items():
+        parts, numbers = zip(*pairs, strict=True)
+        joint = Joint(parts)
+        joint.apply_("move", (point,), joint.per_part(numbers), state=state)
 
 
 def copies_of(parts):
