@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections.abc import MutableMapping
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -16,8 +17,8 @@ from .checkpoint import unpacked
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()
-# whether a Wrap is stepping what is inside it, on this thread
-_INSIDE = ContextVar("_INSIDE", default=False)
+# the Wrap that is stepping what is inside it, on this thread
+_STEPPING: ContextVar[Any] = ContextVar("_STEPPING", default=None)
 
 
 class States(MutableMapping):
@@ -111,7 +112,7 @@ def guard(optimizer, wrapper):
 def _only_by_its_wrapper(optimizer, args, kwargs):
     reference = _WRAPPERS.get(optimizer)
     wrapper = reference and reference()
-    if wrapper is not None and not wrapper.stepping:
+    if wrapper is not None and _STEPPING.get() is not wrapper:
         raise RuntimeError(
             f"this {type(optimizer).__name__} is inside a Wrap: its own step() would leave the "
             "lookahead out; call step() of the Wrap, and give that to GradScaler.step"
@@ -123,15 +124,15 @@ def is_ours(key):
     return is_lookahead_entry(key) or key == "train_mode"
 
 
-def step_all(optimizers, excluded, scaling):
-    """Step them, without those parameters whose gradient is not for them.
+def step_all(wrapper, excluded):
+    """Step the inner optimizers, without those parameters whose gradient is not for them.
 
     Args:
-        optimizers: the inner optimizers.
+        wrapper: the ``Wrap``; what a GradScaler gave to it for this step is handed down.
         excluded: parameters that are to stay as they are, whatever their gradient.
-        scaling: attributes that a GradScaler gave to the wrapper for this step.
     """
-    excluded = set(excluded)
+    scaling = {k: v for k, v in vars(wrapper).items() if k in ("grad_scale", "found_inf")}
+    excluded, optimizers = set(excluded), wrapper.optimizers
     kept = {p: p.grad for p in excluded}
     for p in excluded:
         p.grad = None
@@ -142,7 +143,7 @@ def step_all(optimizers, excluded, scaling):
             nothing = not excluded or excluded.isdisjoint(params)
             if nothing or any(p.grad is not None for p in params):
                 vars(inner).update(scaling)
-                with _no_global_hooks():
+                with _no_global_hooks(wrapper):
                     inner.step()
     finally:
         for inner in optimizers:
@@ -159,11 +160,11 @@ class _NotInside:
         self._hook = hook
 
     def __call__(self, *args):
-        return None if _INSIDE.get() else self._hook(*args)
+        return None if _STEPPING.get() else self._hook(*args)
 
 
 @contextlib.contextmanager
-def _no_global_hooks():
+def _no_global_hooks(wrapper):
     """Torch runs its global step hooks in every optimizer's step, as often as subclasses call it.
 
     Taking them away would take them from other threads, too.
@@ -172,11 +173,11 @@ def _no_global_hooks():
         for key, hook in list(hooks.items()):
             if not isinstance(hook, _NotInside):
                 hooks[key] = _NotInside(hook)
-    token = _INSIDE.set(True)
+    token = _STEPPING.set(wrapper)
     try:
         yield
     finally:
-        _INSIDE.reset(token)
+        _STEPPING.reset(token)
 
 
 def shared_out(optimizers, param_groups):

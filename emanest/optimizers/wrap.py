@@ -77,7 +77,6 @@ class Wrap(Optimizer):
     """
 
     optimizers: list[torch.optim.Optimizer]
-    stepping = False  # whether the inner optimizers are being stepped
 
     @suggesting
     def __init__(self, optimizer, lookahead):
@@ -225,7 +224,7 @@ class Wrap(Optimizer):
     def _allocate(self, parts):
         for part in parts:
             part.bucket.edits.take_snapshots(range(len(part.bucket.params)))
-        self._step_inner(())
+        step_all(self, ())
         super()._allocate(parts)
 
     def _run(self, launches, clocks):
@@ -234,7 +233,7 @@ class Wrap(Optimizer):
         parts = [part for launch in followed for part in launch.joint.parts]
         for part in parts:
             part.bucket.edits.take_snapshots(part.indices)
-        self._step_inner([p for launch in raw for p in launch.joint.params])
+        step_all(self, [p for launch in raw for p in launch.joint.params])
         self._publish(launches)
         with contextlib.ExitStack() as stack:
             numbers = [launch.enter(stack) for launch in followed]
@@ -251,14 +250,6 @@ class Wrap(Optimizer):
         # an inner optimizer may take sparse ones
         dense = [g if g.layout == torch.strided else g.to_dense() for g in (p.grad for p in params)]
         return list(map(storage.waited, dense))
-
-    def _step_inner(self, excluded):
-        scaling = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
-        self.stepping = True
-        try:
-            step_all(self.optimizers, excluded, scaling)
-        finally:
-            self.stepping = False
 
 
 def _check_options(index, given, group, inner):
