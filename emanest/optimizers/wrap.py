@@ -30,11 +30,6 @@ def _checked(group):
     return group
 
 
-def _with_gradient(group):
-    # the inner optimizer initialises a parameter's state at its first gradient, not before
-    return [p for p in group["params"] if p.grad is not None]
-
-
 # an optimizer inside a Wrap as a base: it makes the update, and has options and state of its own
 INNER = Base(
     rule=lambda group: None,
@@ -43,7 +38,8 @@ INNER = Base(
     checked=_checked,
     # a checkpoint of the inner optimizer alone: the lookahead begins now
     uncounted=0.0,
-    allocated=_with_gradient,
+    # the inner optimizer initialises a parameter's state at its first gradient, not before
+    allocated=lambda group: [p for p in group["params"] if p.grad is not None],
     dense_only=False,
 )
 
