@@ -1,5 +1,6 @@
 """Parameters that are stepped together, and their state in flat buffers."""
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -257,12 +258,8 @@ class Bucket:
         return self.number, None if len(indices) == len(self.params) else tuple(indices)
 
     def keep_y(self, i, y):
-        """Keep a parameter's y in its state while it holds x; None: none is kept."""
-        entries, key = self.state[self.params[i]], self.key("y")
-        if y is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = self._visible("y", i, y)
+        """Keep a parameter's y in its state while it holds x."""
+        self.state[self.params[i]][self.key("y")] = self._visible("y", i, y)
 
     def kept_y(self, i):
         """The y that was kept, or None."""
@@ -330,6 +327,19 @@ def _in_place(p, part):
 def _tensor(value):
     # a number goes to the CPU, not to a user's default device
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+
+
+@contextlib.contextmanager
+def restored_by_errors(mappings):
+    """Where a ``with`` block raises, dicts hold again what they held before it."""
+    before = [dict(each) for each in mappings]
+    try:
+        yield
+    except BaseException:
+        for each, old in zip(mappings, before, strict=True):
+            each.clear()
+            each.update(old)
+        raise
 
 
 def kind_of(name, p, group):

@@ -10,6 +10,7 @@ import torch
 
 from ..methods.method import NO_LOOKAHEAD
 from ..rules import LOOKAHEAD_STATE
+from .bucket import restored_by_errors
 from .edits import restart_at, restart_edited, warn_once
 from .joint import Joint
 
@@ -30,7 +31,7 @@ def to_x(optimizer):
         # where y is x, state alone could not tell later that it was written
         or (part.method.positions and not part.method.x_is_state)
     ]
-    with _undone_by_errors(optimizer, parts, moves) as copies:
+    with _undone_by_errors(optimizer, moves) as copies:
         for (part, _), ys in zip(moves, copies, strict=True):
             for i, y in zip(part.indices, ys, strict=True):
                 part.bucket.keep_y(i, y)
@@ -58,7 +59,7 @@ def to_y(optimizer):
                     anchored.append(its)
                 elif written and ahead != 0:
                     moves.append((its, ahead))
-    with _undone_by_errors(optimizer, parts, moves):
+    with _undone_by_errors(optimizer, moves):
         move(1, moves)
         for part in anchored:
             restart_at(part)
@@ -136,25 +137,19 @@ def put_back(parts, copies):
 
 
 @contextlib.contextmanager
-def _undone_by_errors(optimizer, parts, moves):
+def _undone_by_errors(optimizer, moves):
     """Yield copies of the parameters that moves write; where the block raises, put them back.
 
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
     """
     # all copies before the first move: running out of memory then changes nothing
-    moving = [part for part, _ in moves]
+    moving, groups = [part for part, _ in moves], optimizer.param_groups
     kept = copies_of(moving)
-    aside = [(part.bucket, i, part.bucket.kept_y(i)) for part in parts for i in part.indices]
-    was_training = optimizer.training
-    with optimizer.buckets.ours():
+    with restored_by_errors([*groups, *_entries(optimizer, groups)]), optimizer.buckets.ours():
         try:
             yield kept
         except BaseException:
             put_back(moving, kept)
-            for bucket, i, y in aside:
-                bucket.keep_y(i, y)
-            for group in optimizer.param_groups:
-                group["train_mode"] = was_training
             raise
 
 
