@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import defaultdict
+from typing import Any
 
 import torch
 
@@ -72,12 +73,11 @@ class Wrap(Optimizer):
         ValueError: already wrapped, a parameter that is there twice, or a group without ``lr``.
     """
 
-    optimizers: list[torch.optim.Optimizer]
-
     @suggesting
     def __init__(self, optimizer, lookahead):
         """See the class."""
-        inner = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+        several = isinstance(optimizer, (list, tuple))
+        inner: list[torch.optim.Optimizer] = list(optimizer) if several else [optimizer]
         if not inner:
             raise ValueError("optimizer must be an optimizer or a list of them, got an empty list")
         for each in inner:
@@ -127,7 +127,7 @@ class Wrap(Optimizer):
             for each in inner:
                 guard(each, self)
 
-    def _load(self, state=None, param_groups=None):
+    def _load(self, state=None, param_groups: Any = None):
         if state is None:
             for inner, groups in shared_out(self.optimizers, param_groups):
                 inner.param_groups = groups
