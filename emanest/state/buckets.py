@@ -25,8 +25,7 @@ class Buckets:
         self.state, self.key, self.owned = state, key, owned
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
-        # parameter -> its (``Edits``, index), of buckets that were taken apart
-        self._displaced = {}
+        self._displaced = {}  # parameter -> its ``Edits``, of buckets that were taken apart
 
     def find(self, params, candidates, names, group):
         """The buckets of some parameters of one group.
@@ -128,8 +127,7 @@ class Buckets:
     def own(self, everything):
         """Take whatever is written to unedited parameters for ours, or no longer."""
         self.owned = everything
-        displaced = dict.fromkeys(edits for edits, _ in self._displaced.values())
-        for edits in (*(bucket.edits for bucket in self._published), *displaced):
+        for edits in (*(bucket.edits for bucket in self._published), *self._displaced.values()):
             edits.own(everything)
 
     def publish(self, parts):
@@ -164,7 +162,7 @@ class Buckets:
             bucket.edits.own(self.owned)
         for p, (bucket, i) in homes.items():
             if p in self._displaced and not bucket.emptied(i):
-                bucket.edits.take_over(i, *self._displaced[p])
+                bucket.edits.take_over(i, self._displaced[p])
         return homes
 
     def _progress(self, p, group):
@@ -180,7 +178,7 @@ class Buckets:
     def _take_apart(self, bucket):
         for i, p in enumerate(bucket.params):
             del self._homes[p]
-            self._displaced[p] = bucket.edits, i
+            self._displaced[p] = bucket.edits.alone(i)
         del self._published[bucket]
 
     def _leave_misfits(self, params):

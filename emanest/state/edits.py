@@ -19,16 +19,17 @@ class Edits:
         params: the parameters.
         tensors: what lies here of each: the parameter itself, or the part of a ``DTensor``.
         unknown: whether, of each, it is not known what its values were.
+        ours: whether all that is written to those that are not edited yet counts as ours.
     """
 
-    def __init__(self, params, tensors, unknown):
+    def __init__(self, params, tensors, unknown, ours=False):
         self._params, self._tensors = params, tensors
         now = self._now(range(len(params)))
         self._versions: Any = [None if u else v for u, v in zip(unknown, now, strict=True)]
         # y before a step that another optimizer takes, and the counters they belong to
         self.snapshots: Any = [None] * len(params)
         self._snapshot_versions: Any = [None] * len(params)
-        self._ours = False  # whether all that is written to unedited parameters counts as ours
+        self._ours = ours
 
     def _now(self, indices):
         everything = len(indices) == len(self._params)
@@ -95,8 +96,16 @@ class Edits:
         self._tensors[i] = tensor
         self._versions[i] = self.snapshots[i] = self._snapshot_versions[i] = None
 
-    def take_over(self, i, other, j):
-        """Go on from what others knew of their parameter j, if that is still the same tensor."""
+    def alone(self, i):
+        """What is known of one parameter, for those who go on with it."""
+        params = [self._params[i]]
+        tensors = params if self._tensors is self._params else [self._tensors[i]]
+        found = Edits(params, tensors, [True], self._ours)
+        found.take_over(0, self, i)
+        return found
+
+    def take_over(self, i, other, j=0):
+        """Go on from what others knew of a parameter, if it is still the same tensor."""
         tensor, snapshot = self._tensors[i], other.snapshots[j]
         if tensor is not other._tensors[j]:
             return
