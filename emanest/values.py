@@ -170,7 +170,7 @@ def warn_of_typos(name, keys, known):
     for key in sorted(set(keys) - set(known), key=str):
         question = _did_you_mean(key, known)
         if question:
-            warnings.warn(f"emanest: {name} has the unknown key {key!r}{question}", stacklevel=5)
+            warn(f"{name} has the unknown key {key!r}{question}")
 
 
 def suggesting(init: Init) -> Init:
@@ -195,7 +195,7 @@ def check_params(params):
     """Return ``params`` as a list or a set, refusing what is not an iterable of tensors or groups.
 
     Raises:
-        TypeError: None, a module, a lone tensor, a dict.
+        TypeError: None, a module, a dict.
         ValueError: empty.
     """
     if params is None:
@@ -207,10 +207,8 @@ def check_params(params):
     if isinstance(params, dict):
         raise TypeError("params must be an iterable of groups: wrap the group (a dict) in a list")
     if isinstance(params, torch.Tensor):
-        raise TypeError(
-            "params argument given to the optimizer should be an iterable of Tensors or dicts, "
-            f"but got {torch.typename(params)}"
-        )
+        # torch says what is wrong with it
+        return params
     # of a set, whose order is another one in every run, torch warns from 2.15 on
     params = params if isinstance(params, set) else list(params)
     if not params:

@@ -85,8 +85,9 @@ def out_of_memory_in_train(name):
 
 
 def mixed(name):
-    """An optimizer with four buckets."""
-    params = [*matrices(), *matrices(torch.float64)]
+    """An optimizer with four buckets, none of which share a call."""
+    dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
+    params = [matrices(dtype)[0] for dtype in dtypes]
     return make(name, [{"params": params[::2]}, {"params": params[1::2]}])
 
 

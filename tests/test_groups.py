@@ -282,6 +282,32 @@ def test_groups_and_parameters_out_of_step_share_a_launch(name, monkeypatch):
         }
 
 
+def test_groups_go_to_x_in_one_call_however_far_each_is_ahead(monkeypatch):
+    together, alone = (unlike_groups() for _ in range(2))
+    for k, pair in enumerate(zip(together, alone, strict=True)):
+        for group in pair:
+            group["lookahead_stepsize"] = 0.1 * (k + 1)
+    options = {"lookahead": EMANesterov(0.5, 0.9)}
+    one, *each = (emanest.AdamW(its, **options) for its in (together, *([g] for g in alone)))
+    calls, call = [], backends.call
+
+    def counted(function, device_type, choice, *args, **options):
+        calls.append((args[0], len(args[2])))
+        return call(function, device_type, choice, *args, **options)
+
+    for optimizer in (one, *each):
+        for p in params_of(optimizer):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    for optimizer in each:
+        optimizer.eval()
+    monkeypatch.setattr(backends, "call", counted)
+    one.eval()
+    assert calls == [("move", 4)]
+    expected = [helpers.bits(p) for optimizer in each for p in params_of(optimizer)]
+    assert [helpers.bits(p) for p in params_of(one)] == expected
+
+
 def test_nothing_is_kept_of_launches_that_were_shared_with_parameters_that_left():
     optimizer = emanest.AdamW([{"params": helpers.parameters()}])
     optimizer.add_param_group({"params": helpers.parameters()})

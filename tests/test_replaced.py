@@ -241,6 +241,20 @@ def test_a_frozen_neighbour_keeps_no_buffer():
     assert bits(optimizer.state[second]["exp_avg"]) == before
 
 
+def test_a_neighbour_without_a_gradient_keeps_nothing_of_what_left():
+    first, second, third = helpers.parameters(shapes=[(3,)] * 3)
+    optimizer = adamw([{"params": [first, second]}, {"params": [third]}], METHODS["ema"])
+    run(optimizer, range(3))
+    optimizer.param_groups[0]["params"] = [second]
+    del optimizer.state[first]
+    second.grad, left = None, weakref.ref(first)
+    del first
+    helpers.set_gradients([third], 3)
+    optimizer.step()
+    gc.collect()
+    assert left() is None
+
+
 @pytest.mark.filterwarnings("ignore:emanest. .* restarts from their new values")
 @pytest.mark.parametrize("inside", [False, True], ids=["edited", "after part_of_step"])
 def test_a_step_that_fails_forgets_no_edit(inside):

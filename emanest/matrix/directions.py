@@ -13,7 +13,6 @@ parameter. ``sharded.py`` finds the directions of sharded matrices.
 
 import itertools
 import math
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -49,19 +48,16 @@ class Numbers(NamedTuple):
         """Cut those of a step; ``row_rule`` is a row of ``rules.ROWS`` or None."""
         rows = 1 + len(MOMENTA["ema"].numbers)
         step = rows + (len(ROWS[row_rule].numbers) if row_rule else 0)
-        return cls(*(cut(numbers, *ends) for ends in ((0, rows), (rows, step), (step, None))))
+        parts = slice(rows), slice(rows, step), slice(step, None)
+        if not isinstance(numbers, PerTensor):
+            return cls(*(numbers[part] for part in parts))
+        sets = ([each[part] for each in numbers.values] for part in parts)
+        return cls(*(PerTensor(values, numbers.of) for values in sets))
 
     def joined(self):
         """All of them in one tuple, as ``Base.numbers`` returns them."""
         # directions are taken as they are, their factor is 1
         return *self.momentum, *self.rows, 1.0, *self.step
-
-
-def cut(numbers, begin, end):
-    """Some of the numbers of a pass, in the form in which they all are."""
-    if isinstance(numbers, PerTensor):
-        return PerTensor([each[begin:end] for each in numbers.values], numbers.of)
-    return numbers[begin:end]
 
 
 class Directions:
@@ -85,7 +81,8 @@ class Directions:
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
         self.polynomials = polynomials(coefficients, steps)
         self.row_rule: Any = row_rule
-        self.shapes, self.scales = self._layout()
+        self.batches, self.scales = self._layout()
+        self.shapes = [shape for _, shapes in self.batches for shape in shapes]
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each or for each of its rows, and the numbers of the pass.
@@ -114,9 +111,9 @@ class Directions:
         return [part.bucket.tensors[i] for part in self.joint.parts for i in part.indices]
 
     def _layout(self):
-        """The shapes, and for each parameter a vector with its scale.
+        """Pairs of a size and its shapes, whose matrices are iterated together; parameters' scales.
 
-        Shapes whose matrices are iterated together follow each other.
+        Each scale is a vector of one element.
         """
         key = "shapes", *(tuple(map(part.group.get, _LAYOUT)) for part in self.joint.parts)
         memo = self.joint.memo
@@ -139,10 +136,12 @@ class Directions:
                     size = shape.rows, shape.columns
                     together.setdefault(size, {}).setdefault(shape, []).append(i)
                     scales.append(scale)
-            alike = [pair for shapes in together.values() for pair in shapes.items()]
-            shapes = [shape._replace(params=params) for shape, params in alike]
+            batches = [
+                (size, [shape._replace(params=params) for shape, params in alike.items()])
+                for size, alike in together.items()
+            ]
             vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
-            memo[key] = shapes, list(vector.split(1))
+            memo[key] = batches, list(vector.split(1))
         return memo[key]
 
     def of_matrices(self, numbers):
@@ -178,18 +177,13 @@ class Directions:
         """Run the momentum pass: for each batch the updates, and the norms of all of them."""
         updates = [
             empty((sum(s.matrices for s in batch), *size), self.update_dtype, self.bucket.device)
-            for size, batch in self.batches()
+            for size, batch in self.batches
         ]
         gs = self.matrices(gs)
         us = [u for each in updates for u in each.unbind()]
         us = [_shaped(u, g) for u, g in zip(us, gs, strict=True)]
         state = [self.matrices(c) for c in self.joint.columns(MOMENTA["ema"].state)]
         return updates, self.average(us, gs, state, self.of_matrices(numbers), skip).sqrt_()
-
-    def batches(self):
-        """Pairs of a size and the shapes of that size, whose matrices are iterated together."""
-        size = operator.attrgetter("rows", "columns")
-        return [(its, list(batch)) for its, batch in itertools.groupby(self.shapes, size)]
 
     def inverses(self, norms):
         """Factors that divide updates by their norms, which are overwritten."""
@@ -218,7 +212,7 @@ class Directions:
         updates, norms = self.momentum(gs, numbers, skip)
         factors = self.inverses(norms).split([len(u) for u in updates])
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
-        for (_, batch), its in zip(self.batches(), factors, strict=True):
+        for (_, batch), its in zip(self.batches, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
             o = self.orthogonal(updates.pop(0), its)
             for shape, some in zip(batch, o.split([s.matrices for s in batch]), strict=True):

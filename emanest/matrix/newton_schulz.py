@@ -167,7 +167,7 @@ def orthogonalize(
     check("g", g)
     backends.require(g.device.type, backend)
     rows, margin = polynomials(coefficients, steps)
-    form, dtype = check_form("form", form), check_dtype("dtype", dtype)
+    form, dtype = choice("form", form, (None, *FORMS)), check_dtype("dtype", dtype)
     dtype = working_dtype(g.device, g.dtype, form, dtype)
     # back ends read memory as it is
     matrices = g.detach().resolve_neg().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
@@ -176,16 +176,7 @@ def orthogonalize(
     # float16 and bfloat16 have too small a range, or too few digits, for factors
     factors = inverses(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
     found = orthogonal(matrices, factors, rows, dtype, form, backend)
-    if dtype != g.dtype:
-        rounded = torch.empty_like(found, dtype=g.dtype)
-        _with_products("scale", g.device, backend, found, None, rounded)
-        found = rounded
-    return found.view(g.shape)
-
-
-def check_form(name, value):
-    """Return the name of a form, or None; ValueError for anything else."""
-    return choice(name, value, (None, *FORMS))
+    return found.to(g.dtype).view(g.shape)
 
 
 def check_dtype(name, value):

@@ -113,26 +113,6 @@ class ShardedDirections(Directions):
             factors.setdefault(unit.member, []).append(new.view(-1))
 
 
-class Divided:
-    """Directions of some parameters of a bucket each, called as one.
-
-    Args:
-        kinds: (positions among all gradients, the directions of these).
-    """
-
-    def __init__(self, kinds):
-        self.kinds = kinds
-
-    def __call__(self, gs, numbers, skip):
-        """As ``Directions``."""
-        found, scales, step = list(gs), list(gs), numbers
-        for positions, directions in self.kinds:
-            *new, step = directions([gs[k] for k in positions], numbers, skip)
-            for k, direction, scale in zip(positions, *new, strict=True):
-                found[k], scales[k] = direction, scale
-        return found, scales, step
-
-
 def alike(part):
     """What parts have in common whose directions are found together."""
     # processes exchange the matrices of one part
@@ -141,25 +121,27 @@ def alike(part):
 
 
 def divided(joint, row_rule):
-    """The ``Directions`` of some parameters: local where matrices lie here as wholes.
+    """What finds the directions of some parameters: local where matrices lie here as wholes.
 
     Args:
         joint, row_rule: as these take them.
     """
     if joint.first.mesh is None:
         return Directions(joint, row_rule)
-    (part,) = joint.parts
-    bucket, stack = part.bucket, part.group["stack"]
-    kinds = {Directions: [], ShardedDirections: []}
-    for k, i in enumerate(part.indices):
-        whole = _whole_here(bucket.params[i], stack)
-        kinds[Directions if whole else ShardedDirections].append(k)
-    found = [
-        (positions, kind(joint.some(positions), row_rule))
-        for kind, positions in kinds.items()
-        if positions
-    ]
-    return found[0][1] if len(found) == 1 else Divided(found)
+    stack, kinds = joint.parts[0].group["stack"], {Directions: [], ShardedDirections: []}
+    for k, p in enumerate(joint.params):
+        kinds[Directions if _whole_here(p, stack) else ShardedDirections].append(k)
+    each = [(its, kind(joint.some(its), row_rule)) for kind, its in kinds.items() if its]
+
+    def find(gs, numbers, skip):
+        found, scales, step = list(gs), list(gs), numbers
+        for positions, directions in each:
+            *new, step = directions([gs[k] for k in positions], numbers, skip)
+            for k, direction, scale in zip(positions, *new, strict=True):
+                found[k], scales[k] = direction, scale
+        return found, scales, step
+
+    return find
 
 
 def _whole_here(p, stack):

@@ -56,7 +56,8 @@ class EMANesterov(Method):
         """Check what depends on other settings."""
         super().__post_init__()
         if not callable(self.stepsize):
-            self._set(stepsize=self._check_stepsize("stepsize", self.stepsize))
+            stepsize = self._check_stepsize("stepsize", self.stepsize)
+            object.__setattr__(self, "stepsize", stepsize)
         if self.rest is not None and self.rest <= self.warmup:
             raise ValueError(
                 f"rest must be above warmup: the window [{self.warmup}, {self.rest}) is empty "

@@ -99,7 +99,8 @@ class Method:
         """Check the settings, each by its ``checked``."""
         for f in fields(self):
             if "check" in f.metadata:
-                self._set(**{f.name: f.metadata["check"](f.name, getattr(self, f.name))})
+                value = f.metadata["check"](f.name, getattr(self, f.name))
+                object.__setattr__(self, f.name, value)
 
     @property
     def capturable(self):
@@ -114,10 +115,6 @@ class Method:
     def settings(self):
         """The settings as the plain entries of a parameter group."""
         return {f"lookahead_{f.name}": getattr(self, f.name) for f in fields(self)}
-
-    def _set(self, **checked):
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
 
     def note_base(self, group):
         """Entries of the group that say what its base was like as it was made."""

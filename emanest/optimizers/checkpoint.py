@@ -1,6 +1,5 @@
 """What goes into a state dict and how it comes back: exact, and all or nothing."""
 
-import contextlib
 import inspect
 import numbers
 
@@ -9,6 +8,7 @@ import torch
 from ..groups import is_lookahead_entry, parameter_name
 from ..methods.method import METHODS
 from ..options import CHECKS, SEQUENCES
+from ..state.bucket import restored_by_errors
 from ..values import items, warn
 from .saved import CALLABLE, LISTED, NEWEST, VERSION, checked_entries, is_finite, merged
 
@@ -77,20 +77,13 @@ def check_kind(state_dict):
             raise TypeError(f"group {i} of the state dict must be a dict with a list of params")
 
 
-@contextlib.contextmanager
 def all_or_nothing(optimizers):
     """Where a ``with`` block that gives optimizers other groups and state raises, it has not."""
     held = [vars(optimizer) for optimizer in optimizers]
     # a Wrap writes to groups that are there
-    held += [group for each in held for group in each.get("param_groups", ())]
-    before = [dict(each) for each in held]
-    try:
-        yield
-    except BaseException:
-        for each, old in zip(held, before, strict=True):
-            each.clear()
-            each.update(old)
-        raise
+    return restored_by_errors(
+        [*held, *(group for each in held for group in each.get("param_groups", ()))]
+    )
 
 
 def prepare(optimizer, state_dict):

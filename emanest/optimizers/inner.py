@@ -6,19 +6,19 @@ import itertools
 import weakref
 from collections.abc import MutableMapping
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends import storage
 from ..groups import is_lookahead_entry
-from ..values import learning_rate
 from .checkpoint import unpacked
 
 # optimizer -> a weak reference to its Wrap; no attribute of it, which its pickles would take along
 _WRAPPERS = weakref.WeakKeyDictionary()
-# whether a Wrap is stepping what is inside it, on this thread
-_INSIDE = ContextVar("_INSIDE", default=False)
+# the Wrap that is stepping what is inside it, on this thread
+_STEPPING: ContextVar[Any] = ContextVar("_STEPPING", default=None)
 
 
 class States(MutableMapping):
@@ -26,26 +26,19 @@ class States(MutableMapping):
 
     def __init__(self, optimizers):
         self._optimizers = optimizers
-        self._owners = {}  # id of a parameter -> a reference to it, its optimizer
+        # parameter -> its optimizer; weak: one that has left its group would be kept
+        self._owners = WeakTensorKeyDictionary()
 
     def _owner(self, p):
         """The optimizer that has state of a parameter, or shall have it."""
-        holder = next((o for o in self._optimizers if p in o.state), None)
-        return holder or self._stepped_by(p)
-
-    def _stepped_by(self, p):
-        found = self._owners.get(id(p))
-        if found is None or found[0]() is not p:
-            # no parameters in it: one that has left its group would be kept
-            self._owners = {
-                id(q): (weakref.ref(q), o)
-                for o in self._optimizers
-                for group in o.param_groups
-                for q in group["params"]
-            }
-            found = self._owners.get(id(p))
+        for optimizer in self._optimizers:
+            if p in optimizer.state:
+                return optimizer
+        if p not in self._owners:
+            groups = [(o, group) for o in self._optimizers for group in o.param_groups]
+            self._owners = WeakTensorKeyDictionary({q: o for o, g in groups for q in g["params"]})
         # an entry may belong to no parameter
-        return found[1] if found else self._optimizers[0]
+        return self._owners[p] if p in self._owners else self._optimizers[0]
 
     def __getitem__(self, p):
         return self._owner(p).state[p]
@@ -107,20 +100,6 @@ def check_inner(optimizer):
         raise ValueError(f"this {type(optimizer).__name__} {how}")
 
 
-def check_rate(index, group, optimizer):
-    """Check a group's learning rate, which lookaheads follow.
-
-    Raises:
-        TypeError, ValueError: there is none, or it is not valid.
-    """
-    if "lr" not in group:
-        raise ValueError(
-            f"group {index} of {type(optimizer).__name__} has no 'lr', which the lookahead would "
-            "follow; if the optimizer needs none, give its groups 'lr': 1.0"
-        )
-    learning_rate(f"lr of group {index}", group["lr"])
-
-
 def guard(optimizer, wrapper):
     """From now on the optimizer is stepped by the wrapper only, as long as there is one."""
     _WRAPPERS[optimizer] = weakref.ref(wrapper)
@@ -133,7 +112,7 @@ def guard(optimizer, wrapper):
 def _only_by_its_wrapper(optimizer, args, kwargs):
     reference = _WRAPPERS.get(optimizer)
     wrapper = reference and reference()
-    if wrapper is not None and not wrapper.stepping:
+    if wrapper is not None and _STEPPING.get() is not wrapper:
         raise RuntimeError(
             f"this {type(optimizer).__name__} is inside a Wrap: its own step() would leave the "
             "lookahead out; call step() of the Wrap, and give that to GradScaler.step"
@@ -145,15 +124,15 @@ def is_ours(key):
     return is_lookahead_entry(key) or key == "train_mode"
 
 
-def step_all(optimizers, excluded, scaling):
-    """Step them, without those parameters whose gradient is not for them.
+def step_all(wrapper, excluded):
+    """Step the inner optimizers, without those parameters whose gradient is not for them.
 
     Args:
-        optimizers: the inner optimizers.
+        wrapper: the ``Wrap``; what a GradScaler gave to it for this step is handed down.
         excluded: parameters that are to stay as they are, whatever their gradient.
-        scaling: attributes that a GradScaler gave to the wrapper for this step.
     """
-    excluded = set(excluded)
+    scaling = {k: v for k, v in vars(wrapper).items() if k in ("grad_scale", "found_inf")}
+    excluded, optimizers = set(excluded), wrapper.optimizers
     kept = {p: p.grad for p in excluded}
     for p in excluded:
         p.grad = None
@@ -164,7 +143,7 @@ def step_all(optimizers, excluded, scaling):
             nothing = not excluded or excluded.isdisjoint(params)
             if nothing or any(p.grad is not None for p in params):
                 vars(inner).update(scaling)
-                with _no_global_hooks():
+                with _no_global_hooks(wrapper):
                     inner.step()
     finally:
         for inner in optimizers:
@@ -181,11 +160,11 @@ class _NotInside:
         self._hook = hook
 
     def __call__(self, *args):
-        return None if _INSIDE.get() else self._hook(*args)
+        return None if _STEPPING.get() else self._hook(*args)
 
 
 @contextlib.contextmanager
-def _no_global_hooks():
+def _no_global_hooks(wrapper):
     """Torch runs its global step hooks in every optimizer's step, as often as subclasses call it.
 
     Taking them away would take them from other threads, too.
@@ -194,33 +173,30 @@ def _no_global_hooks():
         for key, hook in list(hooks.items()):
             if not isinstance(hook, _NotInside):
                 hooks[key] = _NotInside(hook)
-    token = _INSIDE.set(True)
+    token = _STEPPING.set(wrapper)
     try:
         yield
     finally:
-        _INSIDE.reset(token)
+        _STEPPING.reset(token)
 
 
-def give_groups(optimizers, param_groups):
-    """Give the optimizers other groups, each as many as it has; a single one takes all."""
+def shared_out(optimizers, param_groups):
+    """Pairs of an optimizer and its share of groups, as many as it has; a single one takes all."""
     if len(optimizers) == 1:
-        optimizers[0].param_groups = param_groups
-        return
+        return [(optimizers[0], param_groups)]
     counts = [len(inner.param_groups) for inner in optimizers]
     if sum(counts) != len(param_groups):
         raise ValueError(f"{len(param_groups)} param_groups for optimizers with {counts} groups")
     remaining = iter(param_groups)
-    for inner, count in zip(optimizers, counts, strict=True):
-        inner.param_groups = list(itertools.islice(remaining, count))
+    shares = [list(itertools.islice(remaining, count)) for count in counts]
+    return zip(optimizers, shares, strict=True)
 
 
 def load_all(optimizers, state, param_groups):
     """Hand a checked state dict of the wrapper to the inner optimizers."""
-    remaining = iter(param_groups)
-    for inner in optimizers:
+    for inner, its in shared_out(optimizers, param_groups):
         groups, packed, ours, start = [], {}, {}, 0
-        for _ in inner.param_groups:
-            group = next(remaining)
+        for group in its:
             indices = range(start, start := start + len(group["params"]))
             groups.append({**group, "params": list(indices)})
             for i, p in zip(indices, group["params"], strict=True):
@@ -236,8 +212,3 @@ def load_all(optimizers, state, param_groups):
         for p, entries in ours.items():
             if entries:
                 inner.state[p].update(entries)
-
-
-def dense(gradient):
-    """A gradient as a strided tensor; a sparse one reaches us only from inside a ``Wrap``."""
-    return storage.waited(gradient if gradient.layout == torch.strided else gradient.to_dense())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from ..backends import shards
 from ..matrix.coefficients import check_coefficients
 from ..matrix.directions import Numbers
-from ..matrix.newton_schulz import check_dtype, check_form
+from ..matrix.newton_schulz import FORMS, check_dtype
 from ..matrix.shapes import SCALES, is_stack, rows
 from ..matrix.sharded import alike, divided
 from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
@@ -23,7 +23,7 @@ Coefficients = Annotated[str | Sequence[Any], check_coefficients]
 Count = Annotated[int, count]
 Scale = Annotated[str | None, by(choice, (None, *SCALES))]
 Stack = Annotated[bool | None, by(optional, flag)]
-Form = Annotated[str | None, check_form]
+Form = Annotated[str | None, by(choice, (None, *FORMS))]
 Dtype = Annotated[str | None, check_dtype]
 
 

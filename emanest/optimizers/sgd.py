@@ -7,17 +7,11 @@ from ..values import real, suggesting
 from .base import Base
 from .optimizer import Optimizer
 
-# (has momentum, nesterov) -> rule
-_SGD_RULES = {
-    (False, False): "sgd",
-    (False, True): "sgd",
-    (True, False): "momentum",
-    (True, True): "nesterov",
-}
-
 
 def _sgd_rule(group):
-    return _SGD_RULES[group["momentum"] != 0, group["nesterov"]]
+    if group["momentum"] == 0:
+        return "sgd"
+    return "nesterov" if group["nesterov"] else "momentum"
 
 
 def _sgd_numbers(group, info):

@@ -1,9 +1,11 @@
 """A lookahead around any torch optimizer."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 
+from ..backends import storage
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
 from ..methods.method import group_entries
 from ..state.clock import CLOCK
@@ -13,12 +15,10 @@ from .base import Base
 from .inner import (
     States,
     check_inner,
-    check_rate,
-    dense,
-    give_groups,
     guard,
     is_ours,
     load_all,
+    shared_out,
     step_all,
 )
 from .optimizer import Optimizer
@@ -30,11 +30,6 @@ def _checked(group):
     return group
 
 
-def _with_gradient(group):
-    # the inner optimizer initialises a parameter's state at its first gradient, not before
-    return [p for p in group["params"] if p.grad is not None]
-
-
 # an optimizer inside a Wrap as a base: it makes the update, and has options and state of its own
 INNER = Base(
     rule=lambda group: None,
@@ -43,7 +38,8 @@ INNER = Base(
     checked=_checked,
     # a checkpoint of the inner optimizer alone: the lookahead begins now
     uncounted=0.0,
-    allocated=_with_gradient,
+    # the inner optimizer initialises a parameter's state at its first gradient, not before
+    allocated=lambda group: [p for p in group["params"] if p.grad is not None],
     dense_only=False,
 )
 
@@ -76,13 +72,11 @@ class Wrap(Optimizer):
         ValueError: already wrapped, a parameter that is there twice, or a group without ``lr``.
     """
 
-    optimizers: list[torch.optim.Optimizer]
-    stepping = False  # whether the inner optimizers are being stepped
-
     @suggesting
     def __init__(self, optimizer, lookahead):
         """See the class."""
-        inner = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+        several = isinstance(optimizer, (list, tuple))
+        inner: list[torch.optim.Optimizer] = list(optimizer) if several else [optimizer]
         if not inner:
             raise ValueError("optimizer must be an optimizer or a list of them, got an empty list")
         for each in inner:
@@ -93,14 +87,15 @@ class Wrap(Optimizer):
                 "some parameters belong to more than one of the optimizers, or to one of them "
                 "twice: they would be updated twice"
             )
-        entries = {**group_entries(lookahead), **CLOCK}
+        self.optimizers = inner
+        self.defaults = {**inner[0].defaults, **group_entries(lookahead), **CLOCK}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
-            complete = _completed(each, group, entries)
+            complete = self._completed(each, group)
             _check_options(i, group, complete, each)
             check_params_of(i, complete)
         self._warned_capturable_if_run_uncaptured = True
-        self._hold({"defaults": {**inner[0].defaults, **entries}, "optimizers": inner})
+        self._hold(self.__getstate__())
 
     def __getstate__(self):
         """Everything is in the inner optimizers."""
@@ -131,9 +126,10 @@ class Wrap(Optimizer):
             for each in inner:
                 guard(each, self)
 
-    def _load(self, state=None, param_groups=None):
+    def _load(self, state=None, param_groups: Any = None):
         if state is None:
-            give_groups(self.optimizers, param_groups)
+            for inner, groups in shared_out(self.optimizers, param_groups):
+                inner.param_groups = groups
         elif param_groups is None:
             self.state = state  # pyright: ignore[reportIncompatibleVariableOverride]
         else:
@@ -200,9 +196,11 @@ class Wrap(Optimizer):
             raise
 
     def _completed(self, inner, group):
+        """A group with our entries; the options that it leaves to its optimizer stay out."""
         entries = {k: v for k, v in self.defaults.items() if is_ours(k)}
-        shared = shared_clock(self.optimizers[0].param_groups)
-        return {**_completed(inner, group, entries), **shared}
+        complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
+        ours = {k: v for k, v in complete.items() if k in group or is_ours(k)}
+        return {**ours, **shared_clock(self.optimizers[0].param_groups)}
 
     def _skipped(self):
         for inner in self.optimizers:
@@ -221,7 +219,7 @@ class Wrap(Optimizer):
     def _allocate(self, parts):
         for part in parts:
             part.bucket.edits.take_snapshots(range(len(part.bucket.params)))
-        self._step_inner(())
+        step_all(self, ())
         super()._allocate(parts)
 
     def _run(self, launches, clocks):
@@ -230,7 +228,7 @@ class Wrap(Optimizer):
         parts = [part for launch in followed for part in launch.joint.parts]
         for part in parts:
             part.bucket.edits.take_snapshots(part.indices)
-        self._step_inner([p for launch in raw for p in launch.joint.params])
+        step_all(self, [p for launch in raw for p in launch.joint.params])
         self._publish(launches)
         numbers = [launch.found() for launch in followed]
         for clock in clocks:
@@ -243,25 +241,18 @@ class Wrap(Optimizer):
 
     @staticmethod
     def _gradients(params):
-        return [dense(p.grad) for p in params]
-
-    def _step_inner(self, excluded):
-        scaling = {k: getattr(self, k) for k in ("grad_scale", "found_inf") if hasattr(self, k)}
-        self.stepping = True
-        try:
-            step_all(self.optimizers, excluded, scaling)
-        finally:
-            self.stepping = False
-
-
-def _completed(inner, group, entries):
-    """A group with our entries; the options that it leaves to its optimizer stay out."""
-    complete = completed_entries(group, {**getattr(inner, "defaults", {}), **entries})
-    return {k: v for k, v in complete.items() if k in group or is_ours(k)}
+        # an inner optimizer may take sparse ones
+        dense = [g if g.layout == torch.strided else g.to_dense() for g in (p.grad for p in params)]
+        return list(map(storage.waited, dense))
 
 
 def _check_options(index, given, group, inner):
     """Check what a group of an inner optimizer is for us; ``given`` may have typos."""
-    check_rate(index, group, inner)
+    if "lr" not in group:
+        raise ValueError(
+            f"group {index} of {type(inner).__name__} has no 'lr', which the lookahead would "
+            "follow; if the optimizer needs none, give its groups 'lr': 1.0"
+        )
+    learning_rate(f"lr of group {index}", group["lr"])
     method = check_method(group, INNER)
     warn_of_typos(f"group {index}", given, {*group_entries(method, group), *CLOCK})

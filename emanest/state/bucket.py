@@ -1,5 +1,6 @@
 """Parameters that are stepped together, and their state in flat buffers."""
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -54,14 +55,13 @@ class Bucket:
         found = [self.key("lookahead") in state.get(p, ()) for p in params]
         self.edits = Edits(params, self.tensors, found)
         self.shapes = [p.shape for p in params]
-        self.views = {}
-        self.visible = {}  # the views as they are in ``optimizer.state``
+        self.views = {}  # name -> views as they are in ``optimizer.state``
         self._kinds = {}  # name of state -> its kind for each parameter; see ``kind_of``
         self._memos: dict[Any, dict] = {}
         self.device_plan: Any = None  # what finds a step's numbers on the device
         self.scalars = Scalars(len(params), self.device)
         for name, views in self.scalars.views().items():
-            self.views[name] = self.visible[name] = views
+            self.views[name] = views
             self._copy_existing(name)
 
     def place_scalars(self, on_device):
@@ -69,8 +69,7 @@ class Bucket:
         if on_device == self.scalars.on_device:
             return
         self.scalars.place(on_device)
-        for name, views in self.scalars.views().items():
-            self.views[name] = self.visible[name] = views
+        self.views.update(self.scalars.views())
         if self.published:
             self.publish()
 
@@ -104,9 +103,7 @@ class Bucket:
             if name.position:
                 for view, t in zip(views, self.tensors, strict=True):
                     view.copy_(t.detach())
-            self.views[name] = self.visible[name] = views
-            if self.mesh is not None:
-                self.visible[name] = [self._visible(name, i, view) for i, view in enumerate(views)]
+            self.views[name] = [self._visible(name, i, view) for i, view in enumerate(views)]
             self._copy_existing(name)
             if self.published:
                 self.publish()
@@ -120,7 +117,7 @@ class Bucket:
         if not others or not self.published or not set(params).issuperset(self.params):
             return
         for name in others:
-            del self.views[name], self.visible[name]
+            del self.views[name]
         for p in self.params:
             forget_others(self.state[p], self.key, names)
 
@@ -151,19 +148,19 @@ class Bucket:
                 existing = _tensor(existing)
                 if name not in SCALARS:
                     self._check_shape(name, i, existing)
-                self.views[name][i].copy_(self._placed(name, i, existing))
+                shards.local(self.views[name][i]).copy_(self._placed(name, i, existing))
 
     def publish(self):
         """Show the state in ``optimizer.state``."""
         for i, p in enumerate(self.params):
-            self.state[p].update({self.key(name): v[i] for name, v in self.visible.items()})
+            self.state[p].update({self.key(name): v[i] for name, v in self.views.items()})
         self.published = True
 
     def entries(self):
         """For each parameter its entries in ``optimizer.state``, and those of them that we keep."""
-        keys = [self.key(name) for name in self.visible]
-        for p, *visible in zip(self.params, *self.visible.values(), strict=True):
-            yield self.state[p], dict(zip(keys, visible, strict=True))
+        keys = [self.key(name) for name in self.views]
+        for p, *views in zip(self.params, *self.views.values(), strict=True):
+            yield self.state[p], dict(zip(keys, views, strict=True))
 
     def part_with(self, indices):
         """Make the state of parameters that leave tensors of their own in ``optimizer.state``.
@@ -172,34 +169,34 @@ class Bucket:
         """
         for i in indices:
             entries = self.state.get(self.params[i], {})
-            for name, visible in self.visible.items():
+            for name, views in self.views.items():
                 key = self.key(name)
-                if entries.get(key) is visible[i]:
-                    entries[key] = visible[i].clone()
+                if entries.get(key) is views[i]:
+                    entries[key] = views[i].clone()
 
     def adopt(self):
         """Use state tensors that the user put in place of ours, as they are."""
-        for name, visible in self.visible.items():
+        for name, views in self.views.items():
             key = self.key(name)
             for i, p in enumerate(self.params):
                 found = self.state[p].get(key)
-                if found is not visible[i]:
+                if found is not views[i]:
                     self._adopt_one(name, key, i, found)
 
     def _adopt_one(self, name, key, i, found):
-        visible = self.visible[name]
+        views = self.views[name]
         if found is not None and name in SCALARS:
             # scalars advance as one vector, so their value is taken and the view put back
-            visible[i].copy_(self._placed(name, i, _tensor(found)))
+            views[i].copy_(self._placed(name, i, _tensor(found)))
         elif found is not None:
             self._check_shape(name, i, found)
-            self.views[name][i] = view = self._placed(name, i, found)
+            placed = self._placed(name, i, found)
             # one that lies elsewhere was copied to where it belongs
-            visible[i] = found if view is found else self._visible(name, i, view)
-        self.state[self.params[i]][key] = visible[i]
+            views[i] = found if placed is found else self._visible(name, i, placed)
+        self.state[self.params[i]][key] = views[i]
 
     def _check_shape(self, name, i, found):
-        expected = self.visible[name][i].shape
+        expected = self.views[name][i].shape
         if found.shape != expected:
             raise RuntimeError(
                 f"state {self.key(name)!r} of shape {tuple(expected)} was replaced by a tensor of "
@@ -221,7 +218,8 @@ class Bucket:
 
     def column(self, name, indices):
         """State of some parameters, complex as pairs of reals."""
-        return self._column(self.views[name], indices)
+        views = self.views[name]
+        return self._column(views if self.mesh is None else shards.locals_of(views), indices)
 
     def gradients_of(self, indices, gradients):
         """Gradients of some parameters as back ends take them, like ``tensors_of``."""
@@ -232,7 +230,7 @@ class Bucket:
 
     def reals(self, tensors):
         """Tensors of the parameters' shapes as back ends take them: complex as pairs of reals."""
-        return [real_view(t) for t in tensors]
+        return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
 
     def _column(self, tensors, indices):
         # usually the list itself: copies would cost as much as a call over small tensors
@@ -260,12 +258,8 @@ class Bucket:
         return self.number, None if len(indices) == len(self.params) else tuple(indices)
 
     def keep_y(self, i, y):
-        """Keep a parameter's y in its state while it holds x; None: none is kept."""
-        entries, key = self.state[self.params[i]], self.key("y")
-        if y is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = self._visible("y", i, y)
+        """Keep a parameter's y in its state while it holds x."""
+        self.state[self.params[i]][self.key("y")] = self._visible("y", i, y)
 
     def kept_y(self, i):
         """The y that was kept, or None."""
@@ -335,6 +329,19 @@ def _tensor(value):
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
+@contextlib.contextmanager
+def restored_by_errors(mappings):
+    """Where a ``with`` block raises, dicts hold again what they held before it."""
+    before = [dict(each) for each in mappings]
+    try:
+        yield
+    except BaseException:
+        for each, old in zip(mappings, before, strict=True):
+            each.clear()
+            each.update(old)
+        raise
+
+
 def kind_of(name, p, group):
     """Of a parameter's state, how many dimensions are the parameter's, and its other sizes.
 
@@ -367,11 +374,6 @@ def forget_others(entries, key, names):
         entries.pop(key("y"), None)
         if key("lookahead") in entries:
             entries[key("lookahead")] = 0.0
-
-
-def real_view(tensor):
-    """A complex tensor as pairs of reals, any other as it is."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _views(likes, dtype, device):

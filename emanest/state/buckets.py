@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import warnings
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -10,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from ..backends import shards, storage
 from ..backends.layout import dense_strides
 from .bucket import Bucket, forget_others
+from .edits import warn_once
 
 
 class Buckets:
@@ -26,7 +26,6 @@ class Buckets:
         self._homes = {}  # parameter -> (bucket, index)
         self._published = {}  # the buckets in it, as keys
         self._displaced = {}  # parameter -> its ``Edits``, of buckets that were taken apart
-        self._warned_of_move = False
 
     def find(self, params, candidates, names, group):
         """The buckets of some parameters of one group.
@@ -87,7 +86,7 @@ class Buckets:
 
     def displaced(self, params):
         """Those parameters whose bucket was taken apart and that are in none yet."""
-        return [p for p in params if p in self._displaced] if self._displaced else []
+        return [p for p in params if p in self._displaced]
 
     @contextlib.contextmanager
     def ours(self, parts=()):
@@ -145,7 +144,10 @@ class Buckets:
     def _new_homes(self, params, names, group):
         candidates = [p for p in dict.fromkeys(params) if p not in self._homes]
         for p in candidates:
-            _check_memory(p)
+            name = f"a parameter of shape {tuple(p.shape)}"
+            if not storage.is_fake(shards.local(p)):
+                shards.check_storage(name, p)
+            shards.check_placements(p, name)
         for p in candidates:
             if p in self.state:
                 forget_others(self.state[p], self.key, names)
@@ -184,22 +186,18 @@ class Buckets:
 
         State that is still there will be copied into new buckets, the rest starts afresh.
         """
-        buckets = dict.fromkeys(self._homes[p][0] for p in params if p in self._homes)
-        # of all parameters: those that are not asked for may have lost their state, too
-        everyone = [(bucket, *each) for bucket in buckets for each in enumerate(bucket.params)]
-        for bucket, i, p in everyone:
-            if bucket not in self._published:
-                continue
-            fits = bucket.fits(i)
-            if not fits or bucket.emptied(i):
+        for bucket in dict.fromkeys(self._homes[p][0] for p in params if p in self._homes):
+            # of all parameters: those that are not asked for may have lost their state, too
+            moved = [p for i, p in enumerate(bucket.params) if not bucket.fits(i)]
+            if moved or any(map(bucket.emptied, range(len(bucket.params)))):
                 self._take_apart(bucket)
-                if not fits and not self._warned_of_move:
-                    self._warned_of_move = True
-                    warnings.warn(
-                        f"emanest: parameters moved from {bucket.param_dtype} on {bucket.device} "
-                        f"to {p.dtype} on {p.device}; their state follows them",
-                        stacklevel=2,
-                    )
+            if moved:
+                warn_once(
+                    self,
+                    "moved",
+                    f"parameters moved from {bucket.param_dtype} on {bucket.device} to "
+                    f"{moved[0].dtype} on {moved[0].device}; their state follows them",
+                )
 
 
 def all_fake(buckets):
@@ -210,13 +208,6 @@ def all_fake(buckets):
             "some parameters are fake tensors and others are not: fake tensors cannot be stepped"
         )
     return True in fakes
-
-
-def _check_memory(p):
-    name = f"a parameter of shape {tuple(p.shape)}"
-    if not storage.is_fake(shards.local(p)):
-        shards.check_storage(name, p)
-    shards.check_placements(p, name)
 
 
 def check_overlap(params):

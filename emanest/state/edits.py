@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..backends import capture
+from ..backends import capture, shards
 from ..backends.guards import versions
 from ..values import warn
 
@@ -71,19 +71,20 @@ class Edits:
 
     def written(self, indices):
         """Those that were written since ``record``, by us or by something else."""
-        now = self._now(indices)
-        if len(indices) == len(self._params) and now == self._versions:
-            return []
-        pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self._versions[i] not in (None, version)]
+        moved = self._moved(indices, self._versions)
+        return [i for i in moved if self._versions[i] is not None]
 
     def unedited(self, indices):
         """Those parameters that are known to be as we left them."""
+        moved = self._moved(indices, self._versions)
+        return sorted(set(indices).difference(moved)) if moved else indices
+
+    def _moved(self, indices, versions):
+        """Those parameters whose version counter is not the one that was noted, or none was."""
         now = self._now(indices)
-        if len(indices) == len(self._params) and now == self._versions:
-            return indices
-        pairs = zip(indices, now, strict=True)
-        return [i for i, version in pairs if self._versions[i] == version]
+        if len(indices) == len(self._params) and now == versions:
+            return []
+        return [i for i, version in zip(indices, now, strict=True) if versions[i] != version]
 
     def forget(self, indices):
         """Make parameters count as edited."""
@@ -116,14 +117,11 @@ class Edits:
 
     def take_snapshots(self, indices):
         """Make the snapshots equal to the parameters; they are, unless someone wrote to these."""
-        now = self._now(indices)
         # where there is no snapshot there is no version of one
-        if len(indices) == len(self._params) and now == self._snapshot_versions:
-            return
-        for i, version in zip(indices, now, strict=True):
+        for i in self._moved(indices, self._snapshot_versions):
             if self.snapshots[i] is None:
                 self.snapshots[i] = self._tensors[i].detach().clone()
-            elif self._snapshot_versions[i] != version:
+            else:
                 self.snapshots[i].copy_(self._tensors[i])
 
     def snapshots_taken(self, indices):
@@ -168,13 +166,13 @@ def restart_at(part):
     bucket = part.bucket
     for i in part.indices:
         for name in part.method.positions:
-            bucket.views[name][i].copy_(bucket.tensors[i])
+            shards.local(bucket.views[name][i]).copy_(bucket.tensors[i])
         bucket.scalars.arrive(i)
 
 
-def warn_once(optimizer, kind, message):
-    """Warn of something once in the life of an optimizer."""
-    told = vars(optimizer).setdefault("_told", set())
+def warn_once(holder, kind, message):
+    """Warn of a kind of thing once in the life of an object, which holds what it was warned of."""
+    told = vars(holder).setdefault("_told", set())
     if kind not in told:
         told.add(kind)
         warn(message)

@@ -41,7 +41,7 @@ def _squares(part, i, ahead):
         y = x if aside is None else aside
     m = x.new_zeros(0)
     if method.along:
-        m = bucket.views[method.state[0]][i]
+        m = shards.local(bucket.views[method.state[0]][i])
     wide = torch.complex128 if x.is_complex() else torch.float64
     each = x, m, y.to(wide) - x.to(wide)
     return torch.stack([torch.linalg.vector_norm(t, dtype=wide).square() for t in each])

@@ -10,6 +10,7 @@ import torch
 
 from ..methods.method import NO_LOOKAHEAD
 from ..rules import LOOKAHEAD_STATE
+from .bucket import restored_by_errors
 from .edits import restart_at, restart_edited, warn_once
 from .joint import Joint
 
@@ -25,15 +26,16 @@ def to_x(optimizer):
     moves = [
         (part, ahead)
         for part, ahead in by_ahead(parts)
-        if ahead != 0 or _keeps_y_at_x(part.method) or optimizer.buckets.owned
+        if ahead != 0
+        or optimizer.buckets.owned
+        # where y is x, state alone could not tell later that it was written
+        or (part.method.positions and not part.method.x_is_state)
     ]
-    with _undone_by_errors(optimizer, parts, moves) as copies:
+    with _undone_by_errors(optimizer, moves) as copies:
         for (part, _), ys in zip(moves, copies, strict=True):
             for i, y in zip(part.indices, ys, strict=True):
                 part.bucket.keep_y(i, y)
-        for part, ahead in moves:
-            if ahead != 0:
-                move(part.method.points[0], part, ahead)
+        move(0, [(part, ahead) for part, ahead in moves if ahead != 0])
         _enter(optimizer, parts, train_mode=False)
 
 
@@ -51,15 +53,14 @@ def to_y(optimizer):
             kept += [(bucket, i) for i in unedited if bucket.kept_y(i) is not None]
             _warn_of_lost(optimizer, method, lost)
             found = [i for i in its.indices if i in edited]
-            for written, anchors in ((found, method.positions), (lost, _unknown_y(method))):
+            for written, anchors in ((found, method.positions), (lost, not method.points[1])):
                 its = part._replace(indices=written)
                 if anchors:
                     anchored.append(its)
                 elif written and ahead != 0:
                     moves.append((its, ahead))
-    with _undone_by_errors(optimizer, parts, moves):
-        for part, ahead in moves:
-            move(part.method.points[1], part, ahead)
+    with _undone_by_errors(optimizer, moves):
+        move(1, moves)
         for part in anchored:
             restart_at(part)
         for bucket, i in kept:
@@ -95,25 +96,32 @@ def _x_of_then(part, i, ahead):
     return x_of(part.bucket.tensors[i], part, i, ahead) if at_rest else None
 
 
+@torch.no_grad()
 def x_of(y, part, i, ahead):
     """The x that belongs to a parameter's y, a tensor of the same dtype."""
-    x = _clone(y)
-    move(part.method.points[0], part._replace(indices=[i]), ahead, [x])
+    x, point, state = _clone(y), part.method.points[:1], part.method.state[:1]
+    one = Joint([part._replace(indices=[i])])
+    one.apply_("move", point, (ahead,), state=state, ys=part.bucket.reals([x]))
     return x
 
 
 @torch.no_grad()
-def move(point, part, distance, copies=None):
-    """Take parameters to another point.
+def move(end, moves):
+    """Take parameters to x or to y, those that go the same way in one call of a back end.
 
     Args:
-        point: a row of ``rules.POINTS``.
-        part: the parameters.
-        distance: the number of that row.
-        copies: tensors that go in place of the parameters, which stay.
+        end: 0 for x, 1 for y; as ``Method.points`` has them.
+        moves: pairs of a part and how far all its parameters are ahead.
     """
-    ys = None if copies is None else part.bucket.reals(copies)
-    Joint([part]).apply_("move", (point,), (distance,), state=part.method.state[:1], ys=ys)
+    together = {}
+    for part, ahead in moves:
+        way = part.method.points[end], part.method.state[:1]
+        kind = way, part.bucket.format, part.group.get("backend")
+        together.setdefault(kind, []).append((part, (ahead,)))
+    for ((point, state), *_), pairs in together.items():
+        parts, numbers = zip(*pairs, strict=True)
+        joint = Joint(parts)
+        joint.apply_("move", (point,), joint.per_part(numbers), state=state)
 
 
 def copies_of(parts):
@@ -129,25 +137,19 @@ def put_back(parts, copies):
 
 
 @contextlib.contextmanager
-def _undone_by_errors(optimizer, parts, moves):
+def _undone_by_errors(optimizer, moves):
     """Yield copies of the parameters that moves write; where the block raises, put them back.
 
     Then the mode and every y that was kept are as before, and what was ours counts as ours.
     """
     # all copies before the first move: running out of memory then changes nothing
-    moving = [part for part, _ in moves]
+    moving, groups = [part for part, _ in moves], optimizer.param_groups
     kept = copies_of(moving)
-    aside = [(part.bucket, i, part.bucket.kept_y(i)) for part in parts for i in part.indices]
-    was_training = optimizer.training
-    with optimizer.buckets.ours():
+    with restored_by_errors([*groups, *_entries(optimizer, groups)]), optimizer.buckets.ours():
         try:
             yield kept
         except BaseException:
             put_back(moving, kept)
-            for bucket, i, y in aside:
-                bucket.keep_y(i, y)
-            for group in optimizer.param_groups:
-                group["train_mode"] = was_training
             raise
 
 
@@ -224,15 +226,11 @@ def _write(bucket, i, tensor):
     bucket.tensors[i].copy_(tensor)
 
 
-def _unknown_y(method):
-    return method.points[1] is None
-
-
 def _warn_of_lost(optimizer, method, lost):
     """Parameters were loaded in eval mode without their y."""
     if lost:
         how = "lost: training goes on from x"
-        if not _unknown_y(method):
+        if method.points[1]:
             how = "recomputed from x (within rounding)"
         warn_once(
             optimizer,
@@ -240,8 +238,3 @@ def _warn_of_lost(optimizer, method, lost):
             f"the state was loaded in eval mode without y; y is {how}. Save in train mode to "
             "resume bit for bit",
         )
-
-
-def _keeps_y_at_x(method):
-    """Whether y is kept even where it is x: state alone cannot tell later that it was written."""
-    return bool(method.positions) and not method.x_is_state

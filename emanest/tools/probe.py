@@ -43,14 +43,13 @@ def probe_lookahead(optimizer, loss_fn, stepsizes):
             "no group of the optimizer has a lookahead direction m; EMANesterov and NAG have one"
         )
     stepsizes = [real("stepsizes", b) for b in stepsizes]
+    here = [(its, ahead if its.group["train_mode"] else 0.0) for its, ahead in by_ahead(parts)]
     losses, copies = [], copies_of(parts)
     with optimizer.buckets.ours():
         try:
             for b in stepsizes:
                 put_back(parts, copies)
-                for part, ahead in by_ahead(parts):
-                    here = ahead if part.group["train_mode"] else 0.0
-                    move(part.method.points[1], part, b - here)
+                move(1, [(part, b - ahead) for part, ahead in here])
                 losses.append(float(loss_fn()))
         finally:
             put_back(parts, copies)
