@@ -1,17 +1,15 @@
 """How kernels are launched: over the chunks of a table of columns of tensors."""
 
-import contextlib
 from array import array
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
-from ..backends.layout import flat
 from ..backends.upload import upload
 from .calls import call
 from .rounding import INTERPRETED
-from .table import lookup
+from .table import Tables, lookup, placed
 
 TYPES = {
     torch.float64: tl.float64,
@@ -47,15 +45,26 @@ class Prepared(NamedTuple):
     """What a launch over columns of tensors needs of these."""
 
     kernel: Any
-    programs: int
     dtype: torch.dtype  # of the arithmetic
     constants: dict
-    table: Any = None  # None: there are no tensors
-    addresses: list | None = None  # which the table had
+    tables: Tables
+    entries: array  # of the table
 
-    def current(self):
-        """Whether the table still has the addresses."""
-        return self.table is None or self.table.addresses is self.addresses
+    @property
+    def chunks(self):
+        """Which part of which parameter each program takes."""
+        return self.tables.chunks
+
+    @property
+    def sizes(self):
+        """Of each parameter, as the table has them."""
+        return self.entries[:: self.tables.width]
+
+    def moved(self, addresses):
+        """The same for tensors that lie elsewhere: bytes of their addresses, column by column."""
+        addresses, count = array("q", addresses), len(self.sizes)
+        columns = [addresses[k : k + count] for k in range(0, len(addresses), count)]
+        return self._replace(entries=placed(self.entries, self.tables.width, 1, columns))
 
     def launch(self, numbers, others):
         """The launch.
@@ -64,15 +73,13 @@ class Prepared(NamedTuple):
             numbers: as a back end gets them; None if the kernel takes none.
             others: the kernel's remaining arguments.
         """
-        if self.table is None:
-            return Launch(self.kernel, 0, torch.device("cpu"), (), {})
-        device, constants = self.table.device, self.constants
+        chunks, constants = self.chunks, self.constants
         if numbers is not None:
-            numbers = given(numbers, self.dtype, device)
+            numbers = given(numbers, self.dtype, chunks.device)
             constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
             others = (numbers, *others)
-        arguments = self.table.chunks, self.table.rows, *others
-        return Launch(self.kernel, self.programs, device, arguments, constants)
+        arguments = chunks, self.tables.find(self.entries), *others
+        return Launch(self.kernel, len(chunks), chunks.device, arguments, constants)
 
 
 def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, more=()):
@@ -87,13 +94,10 @@ def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, mor
         block: elements of a chunk.
         sizes, more: as in ``table.lookup``.
     """
-    if not columns[0]:
-        return Prepared(kernel, 0, dtype, {})
     dtypes = [column[0].dtype for column in columns]
     check(columns[0][0].device, dtypes[0])
-    table = lookup(memo, key, columns, block, sizes, more)
     constants = {**constants, **tensor_constants(dtypes, dtype, block)}
-    return Prepared(kernel, len(table.chunks), dtype, constants, table, table.addresses)
+    return Prepared(kernel, dtype, constants, *lookup(memo, key, columns, block, sizes, more))
 
 
 def tensor_constants(dtypes, dtype, block):
@@ -118,23 +122,6 @@ def given(numbers, dtype, device):
     vector = torch.empty(len(floats), dtype=dtype, device=device)
     upload(array("d", floats), vector)
     return vector
-
-
-def laid_out(ys, inputs, columns, dtype, writes_inputs=False):
-    """``flat``, without its look at every tensor's strides in the usual case."""
-    if {t.dtype for t in inputs} <= TYPES.keys() and as_they_are((ys, inputs), columns, dtype):
-        return contextlib.nullcontext((ys, inputs, columns))
-    return flat(ys, inputs, columns, dtype, writes_inputs)
-
-
-def as_they_are(given, columns, dtype):
-    """Whether tensors are contiguous, with no negation pending, and those of columns of a dtype."""
-    every = [t for column in (*given, *columns) for t in column]
-    return (
-        all(map(torch.Tensor.is_contiguous, every))
-        and not any(map(torch.Tensor.is_neg, every))
-        and all(t.dtype == dtype for column in columns for t in column)
-    )
 
 
 def by_dtype(tensors, columns, more=()):

@@ -23,13 +23,13 @@ def squares_kernel(
 ):
     """Add up the sums of each parameter's chunks.
 
-    COLUMNS are those before its size in a row, after which come the first's number and its own.
+    COLUMNS are its tensors in a row, after which come the first's number and its own.
     """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
     row = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
-    chunks = (tl.load(row + COLUMNS) + BLOCK - 1) // BLOCK
+    chunks = (tl.load(row) + BLOCK - 1) // BLOCK
     first, position = tl.load(row + COLUMNS + 1), tl.load(row + COLUMNS + 2)
     i = tl.arange(0, SUMS)
     total = tl.zeros((SUMS,), tl.float64)
@@ -72,8 +72,8 @@ def rows_kernel(
 ):  # fmt: skip
     """BLOCK rows of a matrix: their factors, before any norm is kept, and their sums of squares.
 
-    A row of the table has the matrix, the state, the factors and the scale; then the rows and the
-    columns of the matrix, and the number of its first row among all. With as many warps as rows,
+    A row of the table has the matrix's rows; the matrix, the state, the factors and the scale; then
+    the matrix's columns, and the number of its first row among all. With as many warps as rows,
     each sum stays within a warp.
     """
     if skip is not None:  # noqa: SIM102
@@ -81,8 +81,8 @@ def rows_kernel(
             return
     chunk, entry = _row(chunks, rows, TYPES, 2 + OWN)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    count, columns = tl.load(entry + len(TYPES)) - start, tl.load(entry + len(TYPES) + 1)
-    address = tl.load(entry)
+    count, columns = tl.load(entry) - start, tl.load(entry + len(TYPES) + 1)
+    address = tl.load(entry + 1)
     matrix = address.to(tl.pointer_type(TYPES[0])) + start * columns
     # of the matrix alone, 128 bits: nothing else is as long
     WIDE: tl.constexpr = 128 // TYPES[0].primitive_bitwidth
@@ -94,7 +94,7 @@ def rows_kernel(
     mask = i < count
     pointers = ()
     for k in tl.static_range(1, STATES + 2):
-        pointer = tl.load(entry + k).to(tl.pointer_type(DTYPE)) + start
+        pointer = tl.load(entry + 1 + k).to(tl.pointer_type(DTYPE)) + start
         pointers = pointers + (pointer,)  # noqa: RUF005
     state = _load(pointers, 0, STATES, i, mask, DTYPE)
     means = (squares / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
@@ -121,9 +121,9 @@ def norms_kernel(
         if tl.load(skip) != 0:
             return
     entry = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
-    factors = tl.load(entry + 1 + STATES).to(tl.pointer_type(DTYPE))
-    scale = tl.load(tl.load(entry + 2 + STATES).to(tl.pointer_type(DTYPE)))
-    count, first = tl.load(entry + COLUMNS), tl.load(entry + COLUMNS + 2)
+    factors = tl.load(entry + 2 + STATES).to(tl.pointer_type(DTYPE))
+    scale = tl.load(tl.load(entry + 3 + STATES).to(tl.pointer_type(DTYPE)))
+    count, first = tl.load(entry), tl.load(entry + COLUMNS + 2)
     i = tl.arange(0, SUMS)
     before, after = tl.zeros((SUMS,), tl.float64), tl.zeros((SUMS,), tl.float64)
     offset = tl.full((), 0, tl.int64)

@@ -41,11 +41,11 @@ def _chunk(
     """Of this program: where its elements begin, how many they are, and how many make vectors."""
     chunk, row = _row(chunks, rows, TYPES, MORE)
     start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK).to(tl.int32)
+    count = tl.minimum(tl.load(row) - start, BLOCK).to(tl.int32)
     addresses = ()
     bits = tl.full((), 0, tl.int64)
     for k in tl.static_range(len(TYPES)):
-        address = tl.load(row + k)
+        address = tl.load(row + 1 + k)
         bits = bits | address
         address += start * (TYPES[k].primitive_bitwidth // 8)
         addresses = addresses + (address,)  # noqa: RUF005
