@@ -179,7 +179,10 @@ class Layout {
 
   py::object find(const py::list& columns) {
     Position found;
-    found.rest.reserve(rest_ ? rest_->size() : 0);
+    if (rest_) {
+      found.rest.reserve(rest_->size());
+      found.addresses.reserve(rest_->size() / 2);  // each has at least two others
+    }
     if (!found.add(columns) || found.rest != rest_) return py::none();
     const std::string_view bytes(reinterpret_cast<const char*>(found.addresses.data()),
                                  sizeof(int64_t) * found.addresses.size());

@@ -15,8 +15,7 @@ from ..backends.layout import as_they_are, check_squares, flat, is_dense, scaled
 from ..backends.per_tensor import joined
 from ..rules import NORMS, PASSES, ROWS
 from . import momentum, newton_schulz, passes
-from .known import prepared
-from .launch import TYPES, Launch, by_dtype, prepare
+from .launch import TYPES, Launch, by_dtype, prepare, prepared
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 from .table import firsts

@@ -1,4 +1,8 @@
-"""How kernels are launched: over the chunks of a table of columns of tensors."""
+"""How kernels are launched: over the chunks of a table of columns of tensors.
+
+A step is much the same as the one before: then no tensor is looked at but to see that it is, and
+where it lies. Kept are a few integers of each tensor, and none of these itself.
+"""
 
 from array import array
 from typing import Any, NamedTuple
@@ -6,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
+from ..backends import capture
+from ..backends.guards import Layout
 from ..backends.upload import upload
+from . import table
 from .calls import call
 from .rounding import INTERPRETED
-from .table import Tables, lookup, placed
 
 TYPES = {
     torch.float64: tl.float64,
@@ -47,7 +53,7 @@ class Prepared(NamedTuple):
     kernel: Any
     dtype: torch.dtype  # of the arithmetic
     constants: dict
-    tables: Tables
+    tables: table.Tables
     entries: array  # of the table
 
     @property
@@ -64,7 +70,7 @@ class Prepared(NamedTuple):
         """The same for tensors that lie elsewhere: bytes of their addresses, column by column."""
         addresses, count = array("q", addresses), len(self.sizes)
         columns = [addresses[k : k + count] for k in range(0, len(addresses), count)]
-        return self._replace(entries=placed(self.entries, self.tables.width, 1, columns))
+        return self._replace(entries=table.placed(self.entries, self.tables.width, 1, columns))
 
     def launch(self, numbers, others):
         """The launch.
@@ -97,7 +103,47 @@ def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, mor
     dtypes = [column[0].dtype for column in columns]
     check(columns[0][0].device, dtypes[0])
     constants = {**constants, **tensor_constants(dtypes, dtype, block)}
-    return Prepared(kernel, dtype, constants, *lookup(memo, key, columns, block, sizes, more))
+    return Prepared(kernel, dtype, constants, *table.lookup(memo, key, columns, block, sizes, more))
+
+
+class Known(NamedTuple):
+    """What a memo keeps of the last call of a kind on one stream."""
+
+    layout: Any
+    addresses: bytes | None
+    begins: list | None
+    prepared: list[Prepared]
+
+
+def prepared(memo, key, columns, begins, make):
+    """What is prepared for launches over tensors: what was for others that lay alike, or new.
+
+    Args:
+        memo: the back end's, or None.
+        key: tells apart calls of different kinds.
+        columns: lists of tensors, those of the call, in the order in which rows have them.
+        begins: where each tensor's numbers begin, as ``joined`` says; None: they share them.
+        make: prepares anew; also returns whether for these tensors, and not for a copy of any.
+    """
+    # a graph has tables that are kept for it alone
+    if memo is None or not columns[0] or capture.capturing(columns[0][0].device.type):
+        return make()[0]
+    where = "known", key, table.stream_of(columns[0][0].device)
+    known = memo.get(where)
+    if known is not None and known.begins == begins:
+        addresses = known.layout.find(columns)
+        if addresses is not None and addresses is known.addresses:
+            return known.prepared
+        # several have some of the tensors each
+        if addresses is not None and len(known.prepared) == 1:
+            moved = [known.prepared[0].moved(addresses)]
+            memo[where] = known._replace(addresses=addresses, prepared=moved)
+            return moved
+    found, kept = make()
+    if kept and Layout is not None:
+        layout = Layout(columns)
+        memo[where] = Known(layout, layout.find(columns), begins, found)
+    return found
 
 
 def tensor_constants(dtypes, dtype, block):

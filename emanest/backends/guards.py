@@ -84,7 +84,7 @@ except ImportError:
 else:
     Guard, count_writes = _C.Guard, _C.count_writes
     gradients, versions = functools.partial(_C.gradients, waited), _C.versions
-    # How the tensors of a call lie, to tell quickly whether those of another do so, too: of each its
+    # How the tensors of a call lie, to tell quickly whether those of another lie alike: of each its
     # device, dtype and number of elements, and if it is not contiguous its shape and strides. If so
     # `find` gives the bytes of their addresses, the same object as long as these stay; else None.
     # No tensor is kept. Those that are not in their storage lie nowhere.
