@@ -27,10 +27,6 @@ class Product(NamedTuple):
     row: int | None = None  # of those of its kind in the table; None: whichever is taken
 
 
-LAUNCHES = {
-    "symmetric": newton_schulz.symmetric_launch,
-    "product": newton_schulz.product_launch,
-}
 # call -> kind of its tiles; its operands, without values, and the factor of the last
 PRODUCTS = {
     "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0)),
@@ -69,12 +65,12 @@ def compiled(case):
     def like(n, m):
         return torch.empty(2, n, m, dtype=dtype, device="meta")
 
-    given = operands(case.side, case.side * 4 + case.side % 2, like)
+    a, b, c, beta = operands(case.side, case.side * 4 + case.side % 2, like)
     tile = None if case.row is None else rows[case.row]
-    ready = LAUNCHES[kind](*given, "ieee", case.target, tile)
-    kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
-    # beta and alpha
-    arguments = *ready.operands, ready.out, 1.0, 1.0, *rest
+    ready = newton_schulz.Product(kind, (a, b, c), beta, "ieee", case.target, tile)
+    kernel, constants = ready.kernel, dict(ready.constants)
+    # the result, beta and alpha
+    arguments = a, b, c, a, 1.0, 1.0, *ready.rest
     types, known = {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
         name, special = parameter.name, not parameter.do_not_specialize
