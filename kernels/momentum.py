@@ -79,8 +79,7 @@ def rows_kernel(
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    chunk, entry = _row(chunks, rows, TYPES, 2 + OWN)
-    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
+    entry, start = _row(chunks, rows, TYPES, BLOCK, 2 + OWN)
     count, columns = tl.load(entry) - start, tl.load(entry + len(TYPES) + 1)
     address = tl.load(entry + 1)
     matrix = address.to(tl.pointer_type(TYPES[0])) + start * columns
