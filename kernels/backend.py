@@ -18,7 +18,6 @@ from . import momentum, newton_schulz, passes
 from .launch import TYPES, Launch, by_dtype, prepare, prepared
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
-from .table import firsts
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 # elements of a chunk, by dtype of the arithmetic: with 128 threads each has 8 of every tensor (4 in
@@ -52,20 +51,13 @@ def apply_(
         gs, factors = scaled(inputs, ys, scales, dtype)
         *placed, states, written = flat(ys, gs, state, dtype, "input" in pass_.writes)
         placed = [*placed, *states, factors]
-        # of the rows; of squares also where among the sums and among the squares theirs are; last
-        # where their numbers begin
+        # what else kernels find at the end of a row
         more = [[*map(torch.Tensor.data_ptr, factors)], [*map(_run, ys, factors)]] if scales else []
         more = [[*range(len(ys))]] if pass_.squares else more
         more = [*more, begins] if own else more
-        constants = pass_constants(name, rules, scales, own)
-        found = []
-        columns = [column for column in placed[:-1] if column]
-        for input_dtype, some, ends in by_dtype(gs or ys, columns, more):
-            if pass_.squares:
-                ends = [firsts(map(torch.Tensor.numel, some[0]), block)[:-1], *ends]
-            its_key = *key, input_dtype
-            kernel = passes.pass_kernel
-            found.append(prepare(kernel, its_key, some, dtype, memo, constants, block, None, ends))
+        sizes, columns = [*map(torch.Tensor.numel, ys)], [each for each in placed[:-1] if each]
+        about = sizes, columns, more, dtype, memo, pass_constants(name, rules, scales, own), block
+        found = prepare(passes.pass_kernel, key, gs or ys, *about)
         return found, all(map(_same, given, placed))
 
     launches = []
@@ -100,10 +92,9 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     def anew():
         if not as_they_are(columns, columns[1:], dtype):
             return None, False
-        return [
-            _of_rows((*key, o_dtype), some, rows_constants(name, own), dtype, memo, its)
-            for o_dtype, some, its in by_dtype(os, columns, [begins] if own else [])
-        ], True
+        more = [[o.shape[1] for o in os], *([begins] if own else [])]
+        about = [*map(len, os)], columns, more, dtype, memo, rows_constants(name, own), ROWS_TILE
+        return prepare(momentum.rows_kernel, key, os, *about), True
 
     found = prepared(memo, key, columns, begins, anew)
     if found is None:
@@ -112,24 +103,15 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         return
     launches = []
     for each in found:
-        sums = torch.empty(sum(each.sizes), dtype=torch.float64, device=os[0].device)
+        sums = os[0].new_empty(len(each.chunks) * ROWS_TILE, dtype=torch.float64)
         launch = each.launch(numbers, (skip, sums))
-        second = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE")}
-        kernel, second = momentum.norms_kernel, {**norms_constants(name), **second}
-        count, arguments = len(each.sizes), launch.arguments[1:]
-        launches += launch, Launch(kernel, count, sums.device, arguments, second)
+        constants = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE", "BLOCK")}
+        kernel, constants = momentum.norms_kernel, {**norms_constants(name), **constants}
+        rows, *others = launch.arguments[1:]
+        launches += launch, Launch(kernel, len(rows), sums.device, (rows, *others), constants)
     for launch in launches:
         launch()
     count_writes([t for column in (factors, *state) for t in column])
-
-
-def _of_rows(key, columns, constants, dtype, memo, begins):
-    """The launch for the rows of matrices."""
-    os = columns[0]
-    sizes = tuple(map(len, os))
-    more = [[o.shape[1] for o in os], firsts(sizes, 1)[:-1], *begins]
-    kernel = momentum.rows_kernel
-    return prepare(kernel, key, columns, dtype, memo, constants, ROWS_TILE, sizes, more)
 
 
 def products(device_type):
@@ -147,18 +129,18 @@ def nonfinite(gs, memo=None):
         placed = [g if g.dtype in TYPES else g.float() for g in gs]
         # of any order: only whether a value is there matters
         placed = [g if is_dense(g) else g.contiguous() for g in placed]
-        return [_search(*each, memo) for each in by_dtype(placed, [placed])], _same(gs, placed)
+        found = []
+        for its, same in by_dtype(placed).items():
+            some, wide = [placed[i] for i in same], torch.promote_types(its, torch.float32)
+            sizes, block = [*map(torch.Tensor.numel, some)], NONFINITE_TILES[wide]
+            about = sizes, [some], [], wide, memo, {}, block
+            found += prepare(passes.nonfinite_kernel, ("nonfinite",), some, *about)
+        return found, _same(gs, placed)
 
     found = prepared(memo, ("nonfinite",), [gs], None, anew)
     for each in found:
         each.launch(None, (flag,))()
     return flag
-
-
-def _search(grad_dtype, columns, _, memo):
-    """The launch for gradients of a dtype."""
-    key, dtype = ("nonfinite", grad_dtype), torch.promote_types(grad_dtype, torch.float32)
-    return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
 
 
 def _same(tensors, others):
@@ -212,5 +194,4 @@ def norms_constants(name):
         "STATES": states,
         "FIRST": numbers - len(norm.numbers),
         "NUMBERS": len(norm.numbers),
-        "COLUMNS": states + 3,  # the matrix, its factors and its scale
     }

@@ -70,7 +70,7 @@ class Prepared(NamedTuple):
         """The same for tensors that lie elsewhere: bytes of their addresses, column by column."""
         addresses, count = array("q", addresses), len(self.sizes)
         columns = [addresses[k : k + count] for k in range(0, len(addresses), count)]
-        return self._replace(entries=table.placed(self.entries, self.tables.width, 1, columns))
+        return self._replace(entries=table.placed(self.entries, self.tables.width, 2, columns))
 
     def launch(self, numbers, others):
         """The launch.
@@ -88,22 +88,30 @@ class Prepared(NamedTuple):
         return Launch(self.kernel, len(chunks), chunks.device, arguments, constants)
 
 
-def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, more=()):
-    """What a launch over columns of tensors needs of these.
+def prepare(kernel, key, of, sizes, columns, more, dtype, memo, constants, block):
+    """What launches over columns of tensors need of these, one for each dtype of some tensors.
 
     Args:
         kernel, constants: what to run, and what it is compiled for.
         key: for the memo.
-        columns: dense tensors, of one dtype in each column.
+        of: the tensors, one per parameter, whose dtypes may differ.
+        sizes, columns, more: as in ``table.lookup``.
         dtype: of the arithmetic.
         memo: the back end's.
         block: elements of a chunk.
-        sizes, more: as in ``table.lookup``.
     """
-    dtypes = [column[0].dtype for column in columns]
-    check(columns[0][0].device, dtypes[0])
-    constants = {**constants, **tensor_constants(dtypes, dtype, block)}
-    return Prepared(kernel, dtype, constants, *table.lookup(memo, key, columns, block, sizes, more))
+    found = []
+    for its, same in by_dtype(of).items():
+        some, its_more = (
+            [[column[i] for i in same] for column in each] for each in (columns, more)
+        )
+        its_sizes = tuple([sizes[i] for i in same])
+        dtypes = [column[0].dtype for column in some]
+        check(some[0][0].device, dtypes[0])
+        its_constants = {**constants, **tensor_constants(dtypes, dtype, block)}
+        tables = table.lookup(memo, (*key, its), its_sizes, some, its_more, block)
+        found.append(Prepared(kernel, dtype, its_constants, *tables))
+    return found
 
 
 class Known(NamedTuple):
@@ -170,16 +178,12 @@ def given(numbers, dtype, device):
     return vector
 
 
-def by_dtype(tensors, columns, more=()):
-    """For each dtype among some tensors: it, and the columns and integers of those parameters."""
-    dtypes = [t.dtype for t in tensors]
-    found = dict.fromkeys(dtypes)
-    if len(found) == 1:
-        yield dtypes[0], columns, more
-        return
-    for dtype in found:
-        same = [i for i, d in enumerate(dtypes) if d == dtype]
-        yield dtype, *([[column[i] for i in same] for column in each] for each in (columns, more))
+def by_dtype(tensors):
+    """The dtypes of some tensors, and which of these have each."""
+    found = {}
+    for i, t in enumerate(tensors):
+        found.setdefault(t.dtype, []).append(i)
+    return found
 
 
 def check(device, dtype):

@@ -22,8 +22,8 @@ class Table:
     """The rows that a kernel reads.
 
     Attributes:
-        rows: (parameters, 1 + columns + more) int64: the size, the address in each column, and what
-            else kernels want to know.
+        rows: (parameters, 2 + columns + more) int64: the size, the number of the first chunk, the
+            address in each column, and what else kernels want to know.
         entries: what they hold, row by row, in an array of the host.
         frozen: a graph reads them, so that they must stay as they are.
     """
@@ -65,20 +65,21 @@ class Tables:
         return last.rows
 
 
-def lookup(memo, key, columns, block, sizes=None, more=()):
+def lookup(memo, key, sizes, columns, more, block):
     """The tables for some tensors, from the memo or new, and the entries that they want there.
 
     Args:
         memo: the back end's, or None.
         key: tells apart the tables of different columns.
+        sizes: of each parameter, what is cut into chunks.
         columns: lists with one tensor per parameter, all dense and in one order.
-        block: elements of a chunk.
-        sizes: what is cut into chunks, if not the elements of the first column.
         more: lists with one integer per parameter, for the ends of its row.
+        block: elements of a chunk.
     """
     device, memo = columns[0][0].device, {} if memo is None else memo
-    sizes = sizes or tuple(map(torch.Tensor.numel, columns[0]))
-    fields = [sizes, *([*map(torch.Tensor.data_ptr, column)] for column in columns), *more]
+    first = [*accumulate((-(-size // block) for size in sizes), initial=0)]
+    addresses = ([*map(torch.Tensor.data_ptr, column)] for column in columns)
+    fields = sizes, first[:-1], *addresses, *more
     width = len(fields)
     entries = placed(array("q", bytes(8 * width * len(sizes))), width, 0, fields)
     # kernels that read other columns of the same parameters have the same chunks
@@ -97,7 +98,7 @@ def lookup(memo, key, columns, block, sizes=None, more=()):
             table.frozen = True
         chunks, found = {stream: next(iter(chunks.values()))} if chunks else {}, {}
     if stream not in chunks:
-        chunks[stream] = _chunks(sizes, block, device)
+        chunks[stream] = _chunks(first, device)
     if stream not in found:
         found[stream] = Tables(chunks[stream], width, *frozen)
     return found[stream], entries
@@ -116,13 +117,8 @@ def stream_of(device):
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
-def firsts(sizes, block):
-    """The number of each parameter's first chunk; at the end, that of all chunks."""
-    return list(accumulate((-(-size // block) for size in sizes), initial=0))
-
-
-def _chunks(sizes, block, device):
-    first = firsts(sizes, block)
+def _chunks(first, device):
+    """The chunks, from the number of each parameter's first one and, at the end, that of all."""
     begins = torch.empty(len(first), dtype=torch.int64, device=device)
     upload(array("q", first), begins)
     chunk = torch.arange(first[-1], device=device)
