@@ -62,7 +62,7 @@ def apply_(
 
     launches = []
     for each in prepared(memo, (*key, dtype), given, begins, anew):
-        sums = squares.new_empty(len(each.chunks)) if pass_.squares else None
+        sums = squares.new_empty(len(each.tables.chunks)) if pass_.squares else None
         launches.append(each.launch(numbers, (skip, sums)))
         if pass_.squares:
             constants = {"COLUMNS": 2 + len(state), "OWN": own, "BLOCK": block}
@@ -103,7 +103,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         return
     launches = []
     for each in found:
-        sums = os[0].new_empty(len(each.chunks) * ROWS_TILE, dtype=torch.float64)
+        sums = os[0].new_empty(len(each.tables.chunks) * ROWS_TILE, dtype=torch.float64)
         launch = each.launch(numbers, (skip, sums))
         constants = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE", "BLOCK")}
         kernel, constants = momentum.norms_kernel, {**norms_constants(name), **constants}

@@ -56,21 +56,12 @@ class Prepared(NamedTuple):
     tables: table.Tables
     entries: array  # of the table
 
-    @property
-    def chunks(self):
-        """Which part of which parameter each program takes."""
-        return self.tables.chunks
-
-    @property
-    def sizes(self):
-        """Of each parameter, as the table has them."""
-        return self.entries[:: self.tables.width]
-
     def moved(self, addresses):
         """The same for tensors that lie elsewhere: bytes of their addresses, column by column."""
-        addresses, count = array("q", addresses), len(self.sizes)
+        addresses, width = array("q", addresses), self.tables.width
+        count = len(self.entries) // width
         columns = [addresses[k : k + count] for k in range(0, len(addresses), count)]
-        return self._replace(entries=table.placed(self.entries, self.tables.width, 2, columns))
+        return self._replace(entries=table.placed(self.entries, width, 2, columns))
 
     def launch(self, numbers, others):
         """The launch.
@@ -79,7 +70,7 @@ class Prepared(NamedTuple):
             numbers: as a back end gets them; None if the kernel takes none.
             others: the kernel's remaining arguments.
         """
-        chunks, constants = self.chunks, self.constants
+        chunks, constants = self.tables.chunks, self.constants
         if numbers is not None:
             numbers = given(numbers, self.dtype, chunks.device)
             constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}

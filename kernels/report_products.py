@@ -6,15 +6,8 @@ import torch
 import triton
 from triton.compiler import ASTSource
 
-from . import newton_schulz, tiles
+from . import launch, newton_schulz, tiles
 from .targets import TARGETS
-
-_SHORT = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-}
 
 
 class Product(NamedTuple):
@@ -80,7 +73,7 @@ def compiled(case):
             types[name] = "fp64"
         else:
             tensor = isinstance(value, torch.Tensor)
-            types[name] = f"*{_SHORT[value.dtype]}" if tensor else "i32"
+            types[name] = f"*{launch.TYPES[value.dtype]}" if tensor else "i32"
             if tensor or (value % 16 == 0 and special):
                 known[(i,)] = [["tt.divisibility", 16]]
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
