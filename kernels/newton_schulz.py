@@ -29,14 +29,11 @@ SYMMETRIC_SHARE = 0.55
 MULTIPLES = {"cpu": 16, "cuda": 16}
 
 
-def sym_mm(x, precision="ieee"):
+def sym_mm(x):
     """X X^T, exactly symmetric.
 
     Args:
         x: (batch, n, m), of float16, bfloat16, float32 or float64; any strides.
-        precision: of products in float32: "ieee" multiplies exactly, as this iteration wants it;
-            "tf32x3" and "tf32" are Triton's, and faster on tensor cores. Other dtypes do not use
-            it: their products are exact.
 
     Returns:
         A new tensor (batch, n, n) of x's dtype.
@@ -45,17 +42,16 @@ def sym_mm(x, precision="ieee"):
         ValueError: x has not three dimensions.
         RuntimeError: there is no kernel for the device or the dtype.
     """
-    return _computed(_gram, (x, x, x), (0.0, 1.0), precision)
+    return _computed(_gram, (x, x, x), (0.0, 1.0))
 
 
-def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
+def sym_baddbmm(c, a, b, beta, alpha):
     """Beta C + alpha A B for symmetric matrices that commute, exactly symmetric.
 
     Args:
         c, a, b: (batch, n, n), of one dtype; any strides. Only entries on and below the diagonal
             of C count. C is not read if beta is 0.
         beta, alpha: floats.
-        precision: as for ``sym_mm``.
 
     Returns:
         A new tensor (batch, n, n).
@@ -64,17 +60,16 @@ def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
         ValueError: shapes or dtypes differ, or the matrices are not square.
         RuntimeError: as ``sym_mm``.
     """
-    return _computed(_symmetric, (a, b, c), (beta, alpha), precision)
+    return _computed(_symmetric, (a, b, c), (beta, alpha))
 
 
-def mm_add(x, a, beta, alpha, precision="ieee"):
+def mm_add(x, a, beta, alpha):
     """Beta X + alpha A X for a symmetric A, in one pass.
 
     Args:
         x: (batch, n, m) of a's dtype. If beta is 0, it is read for the product only.
         a: (batch, n, n), symmetric.
         beta, alpha: floats.
-        precision: as for ``sym_mm``.
 
     Returns:
         A new tensor (batch, n, m), whose columns are contiguous where those of x are (``x.mT`` is
@@ -85,7 +80,7 @@ def mm_add(x, a, beta, alpha, precision="ieee"):
         ValueError: shapes or dtypes do not fit.
         RuntimeError: as ``sym_mm``.
     """
-    return _computed(_times, (a, x, x), (beta, alpha), precision)
+    return _computed(_times, (a, x, x), (beta, alpha))
 
 
 # rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
@@ -148,13 +143,12 @@ class Product:
         kind: of ``KINDS``: alpha a b^T + beta c, which has to be symmetric, or alpha a b + beta c.
         operands: a, b and c as the kernel takes them; c is not read if beta is 0.
         beta: whether this is 0 is compiled in.
-        precision: as for ``sym_mm``.
         arch: where it runs, as ``tiles`` calls it.
         tile: for whoever compares tiles; None takes that of the table.
         swapped: whether calls give b before a and want the result transposed.
     """
 
-    def __init__(self, kind, operands, beta, precision, arch, tile=None, swapped=False):
+    def __init__(self, kind, operands, beta, arch, tile=None, swapped=False):
         self.kernel, dimension, sides = KINDS[kind]
         a, b, c = operands
         (batch, m, k), n = a.shape, b.shape[dimension]
@@ -173,7 +167,6 @@ class Product:
             "TAIL": k % tile.depth != 0,
             "INDEX": tl.int32 if reach < 2**31 else tl.int64,
             "DTYPE": tl.float64 if a.dtype == torch.float64 else tl.float32,
-            "PRECISION": precision,
             **dict(zip(sides, (tile.rows, tile.columns), strict=False)),
             "BLOCK_K": tile.depth,
             "GROUP": tile.group,
@@ -205,19 +198,18 @@ class Product:
         return out
 
 
-def _computed(make, operands, numbers, precision):
+def _computed(make, operands, numbers):
     """A product: ``make`` is asked once for each layout of operands, and checks them.
 
     Args:
-        make: takes operands, numbers and the precision, and returns a ``Product``.
+        make: takes operands and numbers, and returns a ``Product``.
         operands: the two factors, and what is added.
         numbers: the kernel's; which of them are zero decides what is compiled.
-        precision: as for ``sym_mm``.
     """
     zeros = [number == 0 for number in numbers]
-    known = _known(make, precision, *zeros, *_each(operands, _layout))
+    known = _known(make, *zeros, *_each(operands, _layout))
     if not known:
-        known.append(make(*operands, *numbers, precision))
+        known.append(make(*operands, *numbers))
     return known[0](operands, map(float, numbers))
 
 
@@ -244,26 +236,26 @@ def forget():
     _known.cache_clear()
 
 
-def _gram(x, y, z, beta, alpha, precision):
+def _gram(x, y, z, beta, alpha):
     _matrices(x=x)
-    return Product("symmetric", (x, x, None), 0.0, precision, arch_of(x.device))
+    return Product("symmetric", (x, x, None), 0.0, arch_of(x.device))
 
 
-def _symmetric(a, b, c, beta, alpha, precision):
+def _symmetric(a, b, c, beta, alpha):
     _matrices(a=a, b=b, c=c)
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
         raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
-    return Product("symmetric", (a, b, _by_rows(c)), beta, precision, arch_of(a.device))
+    return Product("symmetric", (a, b, _by_rows(c)), beta, arch_of(a.device))
 
 
-def _times(a, x, y, beta, alpha, precision):
+def _times(a, x, y, beta, alpha):
     _matrices(a=a, x=x)
     if a.shape != (len(x), x.shape[1], x.shape[1]):
         raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
     swapped = _transposed(x)
     operands = (x.mT, a, x.mT) if swapped else (a, x, x)
-    return Product("product", operands, beta, precision, arch_of(x.device), swapped=swapped)
+    return Product("product", operands, beta, arch_of(x.device), swapped=swapped)
 
 
 def _strides(t):

@@ -60,7 +60,7 @@ def compiled(case):
 
     a, b, c, beta = operands(case.side, case.side * 4 + case.side % 2, like)
     tile = None if case.row is None else rows[case.row]
-    ready = newton_schulz.Product(kind, (a, b, c), beta, "ieee", case.target, tile)
+    ready = newton_schulz.Product(kind, (a, b, c), beta, case.target, tile)
     kernel, constants = ready.kernel, dict(ready.constants)
     # the result, beta and alpha
     arguments = a, b, c, a, 1.0, 1.0, *ready.rest
