@@ -101,12 +101,15 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
         # of one value for each row, and in an odd format: not worth a kernel of its own
         eager.rows_(name, os, state, scales, factors, given, dtype, skip=skip)
         return
-    launches = []
+    row, launches = ROWS[name], []
+    norm = NORMS[row.norm]
+    first, count = len(row.numbers) - len(norm.numbers), len(norm.numbers)
+    second = {"RULE": rounded(norm.function), "FIRST": first, "NUMBERS": count}
     for each in found:
         sums = os[0].new_empty(len(each.tables.chunks) * ROWS_TILE, dtype=torch.float64)
         launch = each.launch(numbers, (skip, sums))
-        constants = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE", "BLOCK")}
-        kernel, constants = momentum.norms_kernel, {**norms_constants(name), **constants}
+        shared = {k: launch.constants[k] for k in ("STATES", "OWN", "LOADED", "DTYPE", "BLOCK")}
+        kernel, constants = momentum.norms_kernel, {**second, **shared}
         rows, *others = launch.arguments[1:]
         launches += launch, Launch(kernel, len(rows), sums.device, (rows, *others), constants)
     for launch in launches:
@@ -183,15 +186,3 @@ def rows_constants(name, own=False):
     row = ROWS[name]
     counts = {"STATES": len(row.state), "NUMBERS": len(row.numbers), "OWN": own}
     return {"RULE": rounded(row.function), **counts, "WIDTH": ROWS_WIDTH}
-
-
-def norms_constants(name):
-    """What the kernel is compiled for, of the row rule."""
-    row = ROWS[name]
-    norm, states, numbers = NORMS[row.norm], len(row.state), len(row.numbers)
-    return {
-        "RULE": rounded(norm.function),
-        "STATES": states,
-        "FIRST": numbers - len(norm.numbers),
-        "NUMBERS": len(norm.numbers),
-    }
