@@ -30,13 +30,7 @@ MULTIPLES = {"cpu": 16, "cuda": 16}
 
 
 def sym_mm(x):
-    """X X^T, exactly symmetric.
-
-    Args:
-        x: (batch, n, m), of float16, bfloat16, float32 or float64; any strides.
-
-    Returns:
-        A new tensor (batch, n, n) of x's dtype.
+    """As ``Products.sym_mm``, of float16, bfloat16, float32 or float64.
 
     Raises:
         ValueError: x has not three dimensions.
@@ -46,15 +40,7 @@ def sym_mm(x):
 
 
 def sym_baddbmm(c, a, b, beta, alpha):
-    """Beta C + alpha A B for symmetric matrices that commute, exactly symmetric.
-
-    Args:
-        c, a, b: (batch, n, n), of one dtype; any strides. Only entries on and below the diagonal
-            of C count. C is not read if beta is 0.
-        beta, alpha: floats.
-
-    Returns:
-        A new tensor (batch, n, n).
+    """As ``Products.sym_baddbmm``; only entries on and below the diagonal of C count.
 
     Raises:
         ValueError: shapes or dtypes differ, or the matrices are not square.
@@ -64,17 +50,10 @@ def sym_baddbmm(c, a, b, beta, alpha):
 
 
 def mm_add(x, a, beta, alpha):
-    """Beta X + alpha A X for a symmetric A, in one pass.
+    """As ``Products.mm_add``, in one pass; if beta is 0, x is read for the product only.
 
-    Args:
-        x: (batch, n, m) of a's dtype. If beta is 0, it is read for the product only.
-        a: (batch, n, n), symmetric.
-        beta, alpha: floats.
-
-    Returns:
-        A new tensor (batch, n, m), whose columns are contiguous where those of x are (``x.mT`` is
-        contiguous, say), else its rows. In the former case it is computed as (X^T A)^T: the same
-        sums, with tiles that lie the other way.
+    Where the columns of x are contiguous and its rows are not, it is computed as (X^T A)^T: the
+    same sums, with tiles that lie the other way.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -91,7 +70,7 @@ ADDED = 32
 
 
 def norms(x):
-    """Frobenius norms of (batch, n, m), whatever its strides, with sums in float64: (batch,)."""
+    """As ``Products.norms``, with sums in float64."""
     check(x.device, x.dtype)
     x = _by_rows(x)
     # rows beyond the batch may hold anything
@@ -105,13 +84,7 @@ def norms(x):
 
 
 def scale(u, factors, out):
-    """Multiply each matrix by its factor: computed in the factors' dtype, rounded once.
-
-    Args:
-        u: (batch, n, m), whose dtype is no wider than that of the factors; any strides.
-        factors: (batch,), of float32 or float64; None: all are 1.
-        out: (batch, n, m), of any dtype and strides; u itself for one.
-    """
+    """As ``Products.scale``, of matrices whose dtype is no wider than that of the factors."""
     check(u.device, u.dtype)
     if _transposed(u):
         u, out = u.mT, out.mT
