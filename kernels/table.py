@@ -28,18 +28,11 @@ class Table:
         frozen: a graph reads them, so that they must stay as they are.
     """
 
-    def __init__(self, entries, width, device):
-        self.frozen = False
+    def __init__(self, count, width, device):
+        self.entries, self.frozen = None, False
         # an evaluation in inference mode may be the first that needs them, and not the last
         with torch.inference_mode(False):
-            shape = len(entries) // width, width
-            self.rows = torch.empty(shape, dtype=torch.int64, device=device)
-        self.write(entries)
-
-    def write(self, entries):
-        """Have the rows hold some entries; one copy of all, as a step changes most if any."""
-        upload(entries, self.rows)
-        self.entries = entries
+            self.rows = torch.empty((count, width), dtype=torch.int64, device=device)
 
 
 class Tables:
@@ -55,13 +48,14 @@ class Tables:
         self.chunks, self.width, self.tables = chunks, width, [*tables]
 
     def find(self, entries):
-        """The rows that hold some entries, which are copied unless they are those of before."""
+        """The rows that hold some entries: all are copied, as a step changes most if any."""
         last = self.tables[-1] if self.tables else None
         if last is None or (last.frozen and last.entries != entries):
-            last = Table(entries, self.width, self.chunks.device)
+            last = Table(len(entries) // self.width, self.width, self.chunks.device)
             self.tables.append(last)
-        elif last.entries is not entries and last.entries != entries:
-            last.write(entries)
+        if last.entries is not entries and last.entries != entries:
+            upload(entries, last.rows)
+            last.entries = entries
         return last.rows
 
 
