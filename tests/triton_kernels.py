@@ -445,6 +445,24 @@ def test_what_lies_where_it_did_is_not_looked_at_again(launches, monkeypatch):
         launches.clear()
 
 
+@needs_extension
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_lies_elsewhere_is_found_without_a_look_at_each(scaled, monkeypatch):
+    """New gradients, say, and new scales of theirs."""
+    found, expected, memo = problem(SIZES), problem(SIZES), {}
+    before = [torch.full((1,), 3.0) for _ in SIZES]
+    after = [torch.full((1,), 5.0) for _ in SIZES]
+    gradients = found[3][:]
+    for arguments, its in ((found, memo), (expected, None)):
+        run(arguments, scales=before if scaled else (), memo=its)
+    found[3][:] = [g.clone() for g in gradients]
+    with monkeypatch.context() as patch:
+        for name in ("flat", "by_dtype", "prepare"):
+            patch.setattr(backend, name, None)
+        run(found, scales=after if scaled else (), memo=memo)
+    assert same(written(found), run(expected, scales=after if scaled else ()))
+
+
 def at(t, dtype):
     """A tensor of another dtype with other values, in the memory of one."""
     return t.view(dtype)[: len(t)].copy_(torch.arange(len(t)) / 8)
