@@ -30,10 +30,11 @@ class _Guard:
     """
 
     def __init__(self, lists, mappings, entries):
-        self._dicts = [*((mapping, dict(mapping)) for mapping in mappings), *entries]
-        # what is known by its id is held, or another object could get that
-        self._held = [[*params] for params in lists], [*mappings]
-        self._known = self._look(lists, mappings)
+        self._params = [p for params in lists for p in params]
+        self._facts = [_facts(p) for p in self._params]
+        self._mappings = list(mappings)
+        dicts = (*zip(mappings, mappings, strict=True), *entries)
+        self._dicts = [(each, [(key, fixed.get(key)) for key in each]) for each, fixed in dicts]
 
     def unchanged(self, lists, mappings):
         """Whether the parameters are the same objects, of the same kind, and have their state.
@@ -41,16 +42,15 @@ class _Guard:
         Gradients, which must be dense, are there for those parameters that had one. Parameters and
         gradients are in their storage, but for ``DTensor``, which are to be looked into.
         """
-        return self._look(lists, mappings) == self._known and all(
-            dispatches(p) or _both_in_storage(p) for each in lists for p in each
-        )
-
-    def _look(self, lists, mappings):
-        """All that must stay as it is."""
+        params = [p for each in lists for p in each]
         return (
-            [(id(p), *_facts(p)) for each in lists for p in each],
-            [*map(id, mappings)],
-            [[(id(k), k in fixed and id(v)) for k, v in row.items()] for row, fixed in self._dicts],
+            len(params) == len(self._params)
+            and all(p is q for p, q in zip(params, self._params, strict=True))
+            and all(_facts(p) == facts for p, facts in zip(params, self._facts, strict=True))
+            and all(dispatches(p) or _both_in_storage(p) for p in params)
+            and len(mappings) == len(self._mappings)
+            and all(a is b for a, b in zip(mappings, self._mappings, strict=True))
+            and all(_same(*each) for each in self._dicts)
         )
 
 
@@ -63,6 +63,14 @@ def _facts(p):
 def _both_in_storage(p):
     return in_storage(p) and (
         p.grad is None or p.grad.layout != torch.strided or in_storage(p.grad)
+    )
+
+
+def _same(mapping, items):
+    """Whether a dict has those keys, with those values; None stands for any."""
+    pairs = zip(mapping.items(), items, strict=True)
+    return len(mapping) == len(items) and all(
+        key is known and (fixed is None or value is fixed) for (key, value), (known, fixed) in pairs
     )
 
 
