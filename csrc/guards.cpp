@@ -140,8 +140,6 @@ class Guard {
   std::vector<std::pair<py::dict, Items>> dicts_;
 };
 
-using Position = std::vector<int64_t>;
-
 // What is the same of every tensor of a kind.
 int64_t kind(const at::Tensor& t, bool contiguous) {
   const int64_t bits[] = {int64_t(t.scalar_type()), int64_t(t.device().type()),
@@ -151,62 +149,61 @@ int64_t kind(const at::Tensor& t, bool contiguous) {
   return found;
 }
 
-// All that work on a tensor's memory depends on. False: its values are elsewhere.
-bool describe(const at::Tensor& t, Position& position) {
-  if (!in_storage(t) || t.layout() != at::kStrided) return false;
-  const bool contiguous = t.is_contiguous();
-  // not a constant address: memory that is shared until it is written gets its own
-  position.insert(position.end(), {int64_t(t.data_ptr()), t.numel(), kind(t, contiguous)});
-  // in the usual order the number of elements says it all
-  if (contiguous) return true;
-  position.push_back(t.dim());
-  position.insert(position.end(), t.sizes().begin(), t.sizes().end());
-  position.insert(position.end(), t.strides().begin(), t.strides().end());
-  return true;
-}
+// The addresses of the tensors of a call, and all else that work on their memory depends on.
+struct Position {
+  std::vector<int64_t> addresses, rest;
 
-// Hands the position of each column and each tensor to `next`, until that is false. False: so it was,
-// or a tensor's values are elsewhere.
-template <class Next>
-bool describe(const py::list& columns, Next next) {
-  Position position;
-  for (py::handle each : columns) {
-    const py::list column(py::reinterpret_borrow<py::object>(each));
-    position.assign(1, int64_t(column.size()));
-    if (!next(position)) return false;
-    for (py::handle t : column) {
-      position.clear();
-      if (!describe(THPVariable_Unpack(t.ptr()), position) || !next(position)) return false;
-    }
+  // False: the values of a tensor are elsewhere.
+  bool add(const at::Tensor& t) {
+    if (!in_storage(t) || t.layout() != at::kStrided) return false;
+    const bool contiguous = t.is_contiguous();
+    // not a constant address: memory that is shared until it is written gets its own
+    addresses.push_back(int64_t(t.data_ptr()));
+    rest.push_back(t.numel());
+    rest.push_back(kind(t, contiguous));
+    // in the usual order the number of elements says it all
+    if (contiguous) return true;
+    rest.push_back(t.dim());
+    rest.insert(rest.end(), t.sizes().begin(), t.sizes().end());
+    rest.insert(rest.end(), t.strides().begin(), t.strides().end());
+    return true;
   }
-  return true;
-}
+
+  bool add(const py::list& columns) {
+    for (py::handle each : columns) {
+      const py::list column(py::reinterpret_borrow<py::object>(each));
+      rest.push_back(int64_t(column.size()));
+      for (py::handle t : column) {
+        if (!add(THPVariable_Unpack(t.ptr()))) return false;
+      }
+    }
+    return true;
+  }
+};
 
 class Layout {
  public:
   explicit Layout(const py::list& columns) {
     Position found;
-    const bool all = describe(columns, [&](const Position& position) {
-      found.insert(found.end(), position.begin(), position.end());
-      return true;
-    });
-    if (all) position_ = Position(found);  // a copy has no room to spare
+    if (found.add(columns)) rest_ = std::vector(found.rest);  // a copy has no room to spare
   }
 
-  bool unchanged(const py::list& columns) const {
-    if (!position_) return false;
-    auto expected = position_->begin();
-    const bool same = describe(columns, [&](const Position& position) {
-      if (position_->end() - expected < ptrdiff_t(position.size())) return false;
-      const bool equal = std::equal(position.begin(), position.end(), expected);
-      expected += ptrdiff_t(position.size());
-      return equal;
-    });
-    return same && expected == position_->end();
+  py::object find(const py::list& columns) {
+    Position found;
+    if (rest_) {
+      found.rest.reserve(rest_->size());
+      found.addresses.reserve(rest_->size() / 2);  // each has at least two others
+    }
+    if (!found.add(columns) || found.rest != rest_) return py::none();
+    const std::string_view bytes(reinterpret_cast<const char*>(found.addresses.data()),
+                                 sizeof(int64_t) * found.addresses.size());
+    if (std::string_view(addresses_) != bytes) addresses_ = py::bytes(bytes.data(), bytes.size());
+    return addresses_;
   }
 
  private:
-  std::optional<Position> position_;
+  std::optional<std::vector<int64_t>> rest_;
+  py::bytes addresses_;
 };
 
 }  // namespace
@@ -220,7 +217,7 @@ void bind_guards(py::module_& m) {
       .def("unchanged", &Guard::unchanged);
   py::class_<Layout>(m, "Layout")
       .def(py::init<py::list>())
-      .def("unchanged", &Layout::unchanged);
+      .def("find", &Layout::find);
 }
 
 }  // namespace emanest

@@ -92,16 +92,6 @@ at::Tensor part(const at::Tensor& t, int64_t matrix, int64_t row, int64_t rows, 
   return t.as_strided({rows, columns}, {t.stride(1), t.stride(2)}, t.storage_offset() + offset);
 }
 
-// out <- beta c + alpha a b; c is not read if beta is 0
-void multiply(at::Tensor& out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
-              double beta, double alpha) {
-  if (beta == 0 && alpha == 1) {
-    at::mm_out(out, a, b);
-  } else {
-    at::addmm_out(out, c, a, b, beta, alpha);
-  }
-}
-
 // Copies what is below the diagonal of an (n, n) matrix above it, as far as a tile goes.
 template <class Item>
 void mirror(Item* matrix, int64_t n, const Tile& tile) {
@@ -128,7 +118,7 @@ void mirror(const at::Tensor& out, const Tile& tile) {
   }
 }
 
-// out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m)
+// out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m); c is not read if beta is 0
 template <bool symmetric>
 at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                    const at::Tensor& b, double beta, double alpha) {
@@ -137,9 +127,15 @@ at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor&
   const int64_t batch = a.size(0), n = a.size(1), k = a.size(2);
   for_each(tiles_of(symmetric, batch, n, b.size(2)), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
-    const at::Tensor from = part(beta == 0 ? out : c, t.matrix, t.row, t.rows, t.column, t.columns);
-    multiply(to, from, part(a, t.matrix, t.row, t.rows, 0, k),
-             part(b, t.matrix, 0, k, t.column, t.columns), beta, alpha);
+    const at::Tensor left = part(a, t.matrix, t.row, t.rows, 0, k);
+    const at::Tensor right = part(b, t.matrix, 0, k, t.column, t.columns);
+    if (beta == 0 && alpha == 1) {
+      at::mm_out(to, left, right);
+    } else {
+      const at::Tensor& addend = beta == 0 ? out : c;
+      at::addmm_out(to, part(addend, t.matrix, t.row, t.rows, t.column, t.columns), left, right,
+                    beta, alpha);
+    }
     if (symmetric) mirror(out, t);
   });
   return out;

@@ -11,15 +11,13 @@ import torch
 
 from ..backends import eager
 from ..backends.guards import count_writes
-from ..backends.layout import check_squares, is_dense
+from ..backends.layout import as_they_are, check_squares, flat, is_dense, scaled
 from ..backends.per_tensor import joined
 from ..rules import NORMS, PASSES, ROWS
 from . import momentum, newton_schulz, passes
-from .known import prepared, recall, remember
-from .launch import TYPES, Launch, as_they_are, by_dtype, prepare
+from .launch import TYPES, Launch, by_dtype, prepare, prepared
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
-from .table import firsts
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 # elements of a chunk, by dtype of the arithmetic: with 128 threads each has 8 of every tensor (4 in
@@ -42,42 +40,40 @@ def apply_(
     """As ``eager.apply_``; where squares are asked for, with a launch for the sums of each."""
     numbers, begins = joined(numbers, ys, dtype)
     pass_, block, own = PASSES[name], TILES[dtype], begins is not None
-    key = name, *rules, bool(scales), own
+    key, given = (name, *rules, bool(scales), own), [ys, inputs, *state, scales]
+    # copies live until all is launched
+    placed, written = given, []
     if pass_.squares:
         check_squares(squares, ys)
 
-    def anew(ys, inputs, states, scales):
-        constants = pass_constants(name, rules, scales, own)
-        # of the rows; of squares also where among the sums and among the squares theirs are; last
-        # where their numbers begin
-        more = [[*map(torch.Tensor.data_ptr, scales)], [*map(_run, ys, scales)]] if scales else []
+    def anew():
+        nonlocal placed, written
+        gs, factors = scaled(inputs, ys, scales, dtype)
+        *placed, states, written = flat(ys, gs, state, dtype, "input" in pass_.writes)
+        placed = [*placed, *states, factors]
+        # what else kernels find at the end of a row
+        more = [[*map(torch.Tensor.data_ptr, factors)], [*map(_run, ys, factors)]] if scales else []
         more = [[*range(len(ys))]] if pass_.squares else more
         more = [*more, begins] if own else more
-        columns = [ys, inputs, *states] if inputs else [ys, *states]
-        found = []
-        for input_dtype, some, ends in by_dtype(inputs or ys, columns, more):
-            if pass_.squares:
-                ends = [firsts(map(torch.Tensor.numel, some[0]), block)[:-1], *ends]
-            its_key = *key, input_dtype
-            kernel = passes.pass_kernel
-            found.append(prepare(kernel, its_key, some, dtype, memo, constants, block, None, ends))
-        return found
+        sizes, columns = [*map(torch.Tensor.numel, ys)], [each for each in placed[:-1] if each]
+        about = sizes, columns, more, dtype, memo, pass_constants(name, rules, scales, own), block
+        found = prepare(passes.pass_kernel, key, gs or ys, *about)
+        return found, all(map(_same, given, placed))
 
     launches = []
-    writes_inputs = "input" in pass_.writes
-    tensors = ys, inputs, state, scales
-    with prepared(anew, memo, key, dtype, begins, *tensors, writes_inputs) as found:
-        for each in found:
-            sums = squares.new_empty(each.programs) if pass_.squares else None
-            launches.append(each.launch(numbers, (skip, sums)))
-            if pass_.squares:
-                constants = {"COLUMNS": 2 + len(state), "OWN": own, "BLOCK": block}
-                count, others = len(each.table.rows), (each.table.rows, skip, sums, squares)
-                kernel, device = momentum.squares_kernel, squares.device
-                launches.append(Launch(kernel, count, device, others, constants))
-        # all are ready before the first runs: an error leaves everything as it was
-        for launch in launches:
-            launch()
+    for each in prepared(memo, (*key, dtype), given, begins, anew):
+        sums = squares.new_empty(len(each.tables.chunks)) if pass_.squares else None
+        launches.append(each.launch(numbers, (skip, sums)))
+        if pass_.squares:
+            constants = {"COLUMNS": 2 + len(state), "OWN": own, "BLOCK": block}
+            rows = launches[-1].arguments[1]
+            kernel, others = momentum.squares_kernel, (rows, skip, sums, squares)
+            launches.append(Launch(kernel, len(rows), squares.device, others, constants))
+    # all are ready before the first runs: an error leaves everything as it was
+    for launch in launches:
+        launch()
+    for tensor, copy in written:
+        tensor.copy_(copy)
     count_writes([*ys, squares] if pass_.squares else ys)
 
 
@@ -92,38 +88,33 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     numbers, begins = joined(numbers, os, dtype)
     own = begins is not None
     key = "rows", name, dtype, own
-    found = recall(memo, key, columns, begins)
+
+    def anew():
+        if not as_they_are(columns, columns[1:], dtype):
+            return None, False
+        more = [[o.shape[1] for o in os], *([begins] if own else [])]
+        about = [*map(len, os)], columns, more, dtype, memo, rows_constants(name, own), ROWS_TILE
+        return prepare(momentum.rows_kernel, key, os, *about), True
+
+    found = prepared(memo, key, columns, begins, anew)
     if found is None:
-        if not as_they_are([os], columns[1:], dtype):
-            # of one value for each row, and in an odd format: not worth a kernel of its own
-            eager.rows_(name, os, state, scales, factors, given, dtype, skip=skip)
-            return
-        found = [
-            _of_rows((*key, o_dtype), some, rows_constants(name, own), dtype, memo, its)
-            for o_dtype, some, its in by_dtype(os, columns, [begins] if own else [])
-        ]
-        remember(memo, key, columns, found, begins)
-    launches = []
+        # of one value for each row, and in an odd format: not worth a kernel of its own
+        eager.rows_(name, os, state, scales, factors, given, dtype, skip=skip)
+        return
+    row, launches = ROWS[name], []
+    norm = NORMS[row.norm]
+    first, count = len(row.numbers) - len(norm.numbers), len(norm.numbers)
+    second = {"RULE": rounded(norm.function), "FIRST": first, "NUMBERS": count}
     for each in found:
-        sums = torch.empty(sum(each.table.sizes), dtype=torch.float64, device=each.table.device)
+        sums = os[0].new_empty(len(each.tables.chunks) * ROWS_TILE, dtype=torch.float64)
         launch = each.launch(numbers, (skip, sums))
-        second = {k: launch.constants[k] for k in ("OWN", "LOADED", "DTYPE")}
-        arguments = each.table.rows, *launch.arguments[2:]
-        kernel, second = momentum.norms_kernel, {**norms_constants(name), **second}
-        count = len(each.table.rows)
-        launches += launch, Launch(kernel, count, sums.device, arguments, second)
+        shared = {k: launch.constants[k] for k in ("STATES", "OWN", "LOADED", "DTYPE", "BLOCK")}
+        kernel, constants = momentum.norms_kernel, {**second, **shared}
+        rows, *others = launch.arguments[1:]
+        launches += launch, Launch(kernel, len(rows), sums.device, (rows, *others), constants)
     for launch in launches:
         launch()
     count_writes([t for column in (factors, *state) for t in column])
-
-
-def _of_rows(key, columns, constants, dtype, memo, begins):
-    """The launch for the rows of matrices."""
-    os = columns[0]
-    sizes = tuple(map(len, os))
-    more = [[o.shape[1] for o in os], firsts(sizes, 1)[:-1], *begins]
-    kernel = momentum.rows_kernel
-    return prepare(kernel, key, columns, dtype, memo, constants, ROWS_TILE, sizes, more)
 
 
 def products(device_type):
@@ -134,23 +125,30 @@ def products(device_type):
 def nonfinite(gs, memo=None):
     """As ``eager.nonfinite``."""
     flag = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
-    found = recall(memo, ("nonfinite",), [gs])
-    if found is None:
+    placed = gs  # copies live until all is launched
+
+    def anew():
+        nonlocal placed
         placed = [g if g.dtype in TYPES else g.float() for g in gs]
         # of any order: only whether a value is there matters
         placed = [g if is_dense(g) else g.contiguous() for g in placed]
-        found = [_search(*each, memo) for each in by_dtype(placed, [placed])]
-        if all(map(operator.is_, gs, placed)):
-            remember(memo, ("nonfinite",), [gs], found)
+        found = []
+        for its, same in by_dtype(placed).items():
+            some, wide = [placed[i] for i in same], torch.promote_types(its, torch.float32)
+            sizes, block = [*map(torch.Tensor.numel, some)], NONFINITE_TILES[wide]
+            about = sizes, [some], [], wide, memo, {}, block
+            found += prepare(passes.nonfinite_kernel, ("nonfinite",), some, *about)
+        return found, _same(gs, placed)
+
+    found = prepared(memo, ("nonfinite",), [gs], None, anew)
     for each in found:
         each.launch(None, (flag,))()
     return flag
 
 
-def _search(grad_dtype, columns, _, memo):
-    """The launch for gradients of a dtype."""
-    key, dtype = ("nonfinite", grad_dtype), torch.promote_types(grad_dtype, torch.float32)
-    return prepare(passes.nonfinite_kernel, key, columns, dtype, memo, {}, NONFINITE_TILES[dtype])
+def _same(tensors, others):
+    """Whether two lists hold the same tensors."""
+    return tensors is others or all(map(operator.is_, tensors, others))
 
 
 def pass_constants(name, rules, scales=(), own=False):
@@ -188,16 +186,3 @@ def rows_constants(name, own=False):
     row = ROWS[name]
     counts = {"STATES": len(row.state), "NUMBERS": len(row.numbers), "OWN": own}
     return {"RULE": rounded(row.function), **counts, "WIDTH": ROWS_WIDTH}
-
-
-def norms_constants(name):
-    """What the kernel is compiled for, of the row rule."""
-    row = ROWS[name]
-    norm, states, numbers = NORMS[row.norm], len(row.state), len(row.numbers)
-    return {
-        "RULE": rounded(norm.function),
-        "STATES": states,
-        "FIRST": numbers - len(norm.numbers),
-        "NUMBERS": len(norm.numbers),
-        "COLUMNS": states + 3,  # the matrix, its factors and its scale
-    }

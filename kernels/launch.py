@@ -1,17 +1,21 @@
-"""How kernels are launched: over the chunks of a table of columns of tensors."""
+"""How kernels are launched: over the chunks of a table of columns of tensors.
 
-import contextlib
+A step is much the same as the one before: then no tensor is looked at but to see that it is, and
+where it lies. Kept are a few integers of each tensor, and none of these itself.
+"""
+
 from array import array
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
-from ..backends.layout import flat
+from ..backends import capture
+from ..backends.guards import Layout
 from ..backends.upload import upload
+from . import table
 from .calls import call
 from .rounding import INTERPRETED
-from .table import lookup
 
 TYPES = {
     torch.float64: tl.float64,
@@ -47,15 +51,17 @@ class Prepared(NamedTuple):
     """What a launch over columns of tensors needs of these."""
 
     kernel: Any
-    programs: int
     dtype: torch.dtype  # of the arithmetic
     constants: dict
-    table: Any = None  # None: there are no tensors
-    addresses: list | None = None  # which the table had
+    tables: table.Tables
+    entries: array  # of the table
 
-    def current(self):
-        """Whether the table still has the addresses."""
-        return self.table is None or self.table.addresses is self.addresses
+    def moved(self, addresses):
+        """The same for tensors that lie elsewhere: bytes of their addresses, column by column."""
+        addresses, width = array("q", addresses), self.tables.width
+        count = len(self.entries) // width
+        columns = [addresses[k : k + count] for k in range(0, len(addresses), count)]
+        return self._replace(entries=table.placed(self.entries, width, 2, columns))
 
     def launch(self, numbers, others):
         """The launch.
@@ -64,36 +70,79 @@ class Prepared(NamedTuple):
             numbers: as a back end gets them; None if the kernel takes none.
             others: the kernel's remaining arguments.
         """
-        if self.table is None:
-            return Launch(self.kernel, 0, torch.device("cpu"), (), {})
-        device, constants = self.table.device, self.constants
+        chunks, constants = self.tables.chunks, self.constants
         if numbers is not None:
-            numbers = given(numbers, self.dtype, device)
+            numbers = given(numbers, self.dtype, chunks.device)
             constants = {**constants, "LOADED": isinstance(numbers, torch.Tensor)}
             others = (numbers, *others)
-        arguments = self.table.chunks, self.table.rows, *others
-        return Launch(self.kernel, self.programs, device, arguments, constants)
+        arguments = chunks, self.tables.find(self.entries), *others
+        return Launch(self.kernel, len(chunks), chunks.device, arguments, constants)
 
 
-def prepare(kernel, key, columns, dtype, memo, constants, block, sizes=None, more=()):
-    """What a launch over columns of tensors needs of these.
+def prepare(kernel, key, of, sizes, columns, more, dtype, memo, constants, block):
+    """What launches over columns of tensors need of these, one for each dtype of some tensors.
 
     Args:
         kernel, constants: what to run, and what it is compiled for.
         key: for the memo.
-        columns: dense tensors, of one dtype in each column.
+        of: the tensors, one per parameter, whose dtypes may differ.
+        sizes, columns, more: as in ``table.lookup``.
         dtype: of the arithmetic.
         memo: the back end's.
         block: elements of a chunk.
-        sizes, more: as in ``table.lookup``.
     """
-    if not columns[0]:
-        return Prepared(kernel, 0, dtype, {})
-    dtypes = [column[0].dtype for column in columns]
-    check(columns[0][0].device, dtypes[0])
-    table = lookup(memo, key, columns, block, sizes, more)
-    constants = {**constants, **tensor_constants(dtypes, dtype, block)}
-    return Prepared(kernel, len(table.chunks), dtype, constants, table, table.addresses)
+    found = []
+    for its, same in by_dtype(of).items():
+        some, its_more = (
+            [[column[i] for i in same] for column in each] for each in (columns, more)
+        )
+        its_sizes = tuple([sizes[i] for i in same])
+        dtypes = [column[0].dtype for column in some]
+        check(some[0][0].device, dtypes[0])
+        its_constants = {**constants, **tensor_constants(dtypes, dtype, block)}
+        tables = table.lookup(memo, (*key, its), its_sizes, some, its_more, block)
+        found.append(Prepared(kernel, dtype, its_constants, *tables))
+    return found
+
+
+class Known(NamedTuple):
+    """What a memo keeps of the last call of a kind on one stream."""
+
+    layout: Any
+    addresses: bytes | None
+    begins: list | None
+    prepared: list[Prepared]
+
+
+def prepared(memo, key, columns, begins, make):
+    """What is prepared for launches over tensors: what was for others that lay alike, or new.
+
+    Args:
+        memo: the back end's, or None.
+        key: tells apart calls of different kinds.
+        columns: lists of tensors, those of the call, in the order in which rows have them.
+        begins: where each tensor's numbers begin, as ``joined`` says; None: they share them.
+        make: prepares anew; also returns whether for these tensors, and not for a copy of any.
+    """
+    # a graph has tables that are kept for it alone
+    if memo is None or not columns[0] or capture.capturing(columns[0][0].device.type):
+        return make()[0]
+    where = "known", key, table.stream_of(columns[0][0].device)
+    known = memo.get(where)
+    if known is not None and known.begins == begins:
+        addresses = known.layout.find(columns)
+        if addresses is not None and addresses is known.addresses:
+            return known.prepared
+        # several have some of the tensors each
+        if addresses is not None and len(known.prepared) == 1:
+            moved = [known.prepared[0].moved(addresses)]
+            memo[where] = known._replace(addresses=addresses, prepared=moved)
+            return moved
+    found, kept = make()
+    if kept and Layout is not None:
+        layout = Layout(columns)
+        memo[where] = Known(layout, layout.find(columns), begins, found)
+    return found
 
 
 def tensor_constants(dtypes, dtype, block):
@@ -120,33 +169,12 @@ def given(numbers, dtype, device):
     return vector
 
 
-def laid_out(ys, inputs, columns, dtype, writes_inputs=False):
-    """``flat``, without its look at every tensor's strides in the usual case."""
-    if {t.dtype for t in inputs} <= TYPES.keys() and as_they_are((ys, inputs), columns, dtype):
-        return contextlib.nullcontext((ys, inputs, columns))
-    return flat(ys, inputs, columns, dtype, writes_inputs)
-
-
-def as_they_are(given, columns, dtype):
-    """Whether tensors are contiguous, with no negation pending, and those of columns of a dtype."""
-    every = [t for column in (*given, *columns) for t in column]
-    return (
-        all(map(torch.Tensor.is_contiguous, every))
-        and not any(map(torch.Tensor.is_neg, every))
-        and all(t.dtype == dtype for column in columns for t in column)
-    )
-
-
-def by_dtype(tensors, columns, more=()):
-    """For each dtype among some tensors: it, and the columns and integers of those parameters."""
-    dtypes = [t.dtype for t in tensors]
-    found = dict.fromkeys(dtypes)
-    if len(found) == 1:
-        yield dtypes[0], columns, more
-        return
-    for dtype in found:
-        same = [i for i, d in enumerate(dtypes) if d == dtype]
-        yield dtype, *([[column[i] for i in same] for column in each] for each in (columns, more))
+def by_dtype(tensors):
+    """The dtypes of some tensors, and which of these have each."""
+    found = {}
+    for i, t in enumerate(tensors):
+        found.setdefault(t.dtype, []).append(i)
+    return found
 
 
 def check(device, dtype):

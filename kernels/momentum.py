@@ -23,21 +23,20 @@ def squares_kernel(
 ):
     """Add up the sums of each parameter's chunks.
 
-    COLUMNS are those before its size in a row, after which come the first's number and its own.
+    COLUMNS are its tensors in a row, after which comes its number among the squares.
     """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    row = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
-    chunks = (tl.load(row + COLUMNS) + BLOCK - 1) // BLOCK
-    first, position = tl.load(row + COLUMNS + 1), tl.load(row + COLUMNS + 2)
+    row = rows + tl.program_id(0).to(tl.int64) * (2 + COLUMNS + 1 + OWN)
+    chunks, first = (tl.load(row) + BLOCK - 1) // BLOCK, tl.load(row + 1)
     i = tl.arange(0, SUMS)
     total = tl.zeros((SUMS,), tl.float64)
     offset = tl.full((), 0, tl.int64)
     while offset < chunks:
         total += tl.load(sums + first + offset + i, mask=offset + i < chunks, other=0.0)
         offset += SUMS
-    tl.store(squares + position, tl.sum(total, 0))
+    tl.store(squares + tl.load(row + 2 + COLUMNS), tl.sum(total, 0))
 
 
 @inline
@@ -72,17 +71,16 @@ def rows_kernel(
 ):  # fmt: skip
     """BLOCK rows of a matrix: their factors, before any norm is kept, and their sums of squares.
 
-    A row of the table has the matrix, the state, the factors and the scale; then the rows and the
-    columns of the matrix, and the number of its first row among all. With as many warps as rows,
+    A row of the table has the matrix's rows and its first chunk; the matrix, the state, the factors
+    and the scale; and the matrix's columns. Each chunk has BLOCK sums. With as many warps as rows,
     each sum stays within a warp.
     """
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    chunk, entry = _row(chunks, rows, TYPES, 2 + OWN)
-    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    count, columns = tl.load(entry + len(TYPES)) - start, tl.load(entry + len(TYPES) + 1)
-    address = tl.load(entry)
+    entry, start = _row(chunks, rows, TYPES, BLOCK, 1 + OWN)
+    count, columns = tl.load(entry) - start, tl.load(entry + 2 + len(TYPES))
+    address = tl.load(entry + 2)
     matrix = address.to(tl.pointer_type(TYPES[0])) + start * columns
     # of the matrix alone, 128 bits: nothing else is as long
     WIDE: tl.constexpr = 128 // TYPES[0].primitive_bitwidth
@@ -94,24 +92,23 @@ def rows_kernel(
     mask = i < count
     pointers = ()
     for k in tl.static_range(1, STATES + 2):
-        pointer = tl.load(entry + k).to(tl.pointer_type(DTYPE)) + start
+        pointer = tl.load(entry + 2 + k).to(tl.pointer_type(DTYPE)) + start
         pointers = pointers + (pointer,)  # noqa: RUF005
     state = _load(pointers, 0, STATES, i, mask, DTYPE)
     means = (squares / tl.maximum(columns, 1).to(tl.float64)).to(DTYPE)
     if OWN:
-        numbers += tl.load(entry + len(TYPES) + 3)
+        numbers += tl.load(entry + 3 + len(TYPES))
     factor, state = RULE(means, state, _numbers(numbers, 0, NUMBERS, LOADED, DTYPE))
     _store(pointers, 0, state, i, mask)
     _store(pointers, STATES, (factor,), i, mask)
-    first = tl.load(entry + len(TYPES) + 2) + start
-    tl.store(sums + first + i, squares, mask=mask)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * BLOCK + i, squares, mask=mask)
 
 
 @triton.jit
 def norms_kernel(
     rows, numbers, skip, sums,
     RULE: tl.constexpr, STATES: tl.constexpr, FIRST: tl.constexpr, NUMBERS: tl.constexpr,
-    COLUMNS: tl.constexpr, OWN: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr,
+    OWN: tl.constexpr, LOADED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Keep the norm of a matrix: multiply its factors by one number, and by its scale.
 
@@ -120,10 +117,11 @@ def norms_kernel(
     if skip is not None:  # noqa: SIM102
         if tl.load(skip) != 0:
             return
-    entry = rows + tl.program_id(0).to(tl.int64) * (COLUMNS + 3 + OWN)
-    factors = tl.load(entry + 1 + STATES).to(tl.pointer_type(DTYPE))
-    scale = tl.load(tl.load(entry + 2 + STATES).to(tl.pointer_type(DTYPE)))
-    count, first = tl.load(entry + COLUMNS), tl.load(entry + COLUMNS + 2)
+    COLUMNS: tl.constexpr = 1 + STATES + 2
+    entry = rows + tl.program_id(0).to(tl.int64) * (2 + COLUMNS + 1 + OWN)
+    factors = tl.load(entry + 3 + STATES).to(tl.pointer_type(DTYPE))
+    scale = tl.load(tl.load(entry + 4 + STATES).to(tl.pointer_type(DTYPE)))
+    count, first = tl.load(entry), tl.load(entry + 1) * BLOCK
     i = tl.arange(0, SUMS)
     before, after = tl.zeros((SUMS,), tl.float64), tl.zeros((SUMS,), tl.float64)
     offset = tl.full((), 0, tl.int64)
@@ -135,7 +133,7 @@ def norms_kernel(
         after += evened(factor, square)
         offset += SUMS
     if OWN:
-        numbers += tl.load(entry + COLUMNS + 3)
+        numbers += tl.load(entry + 3 + COLUMNS)
     numbers = _numbers(numbers, FIRST, NUMBERS, LOADED, tl.float64)
     kept = RULE(tl.sum(before, 0), tl.sum(after, 0), numbers)
     offset = tl.full((), 0, tl.int64)

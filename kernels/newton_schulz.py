@@ -12,7 +12,6 @@ run. A result is rounded once.
 
 import functools
 import math
-from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -30,63 +29,37 @@ SYMMETRIC_SHARE = 0.55
 MULTIPLES = {"cpu": 16, "cuda": 16}
 
 
-def sym_mm(x, precision="ieee"):
-    """X X^T, exactly symmetric.
-
-    Args:
-        x: (batch, n, m), of float16, bfloat16, float32 or float64; any strides.
-        precision: of products in float32: "ieee" multiplies exactly, as this iteration wants it;
-            "tf32x3" and "tf32" are Triton's, and faster on tensor cores. Other dtypes do not use
-            it: their products are exact.
-
-    Returns:
-        A new tensor (batch, n, n) of x's dtype.
+def sym_mm(x):
+    """As ``Products.sym_mm``, of float16, bfloat16, float32 or float64.
 
     Raises:
         ValueError: x has not three dimensions.
         RuntimeError: there is no kernel for the device or the dtype.
     """
-    return _computed(_gram, (x, x, x), (0.0, 1.0), precision)
+    return _computed(_gram, (x, x, x), (0.0, 1.0))
 
 
-def sym_baddbmm(c, a, b, beta, alpha, precision="ieee"):
-    """Beta C + alpha A B for symmetric matrices that commute, exactly symmetric.
-
-    Args:
-        c, a, b: (batch, n, n), of one dtype; any strides. Only entries on and below the diagonal
-            of C count. C is not read if beta is 0.
-        beta, alpha: floats.
-        precision: as for ``sym_mm``.
-
-    Returns:
-        A new tensor (batch, n, n).
+def sym_baddbmm(c, a, b, beta, alpha):
+    """As ``Products.sym_baddbmm``; only entries on and below the diagonal of C count.
 
     Raises:
         ValueError: shapes or dtypes differ, or the matrices are not square.
         RuntimeError: as ``sym_mm``.
     """
-    return _computed(_symmetric, (a, b, c), (beta, alpha), precision)
+    return _computed(_symmetric, (a, b, c), (beta, alpha))
 
 
-def mm_add(x, a, beta, alpha, precision="ieee"):
-    """Beta X + alpha A X for a symmetric A, in one pass.
+def mm_add(x, a, beta, alpha):
+    """As ``Products.mm_add``, in one pass; if beta is 0, x is read for the product only.
 
-    Args:
-        x: (batch, n, m) of a's dtype. If beta is 0, it is read for the product only.
-        a: (batch, n, n), symmetric.
-        beta, alpha: floats.
-        precision: as for ``sym_mm``.
-
-    Returns:
-        A new tensor (batch, n, m), whose columns are contiguous where those of x are (``x.mT`` is
-        contiguous, say), else its rows. In the former case it is computed as (X^T A)^T: the same
-        sums, with tiles that lie the other way.
+    Where the columns of x are contiguous and its rows are not, it is computed as (X^T A)^T: the
+    same sums, with tiles that lie the other way.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
         RuntimeError: as ``sym_mm``.
     """
-    return _computed(_times, (a, x, x), (beta, alpha), precision)
+    return _computed(_times, (a, x, x), (beta, alpha))
 
 
 # rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
@@ -97,7 +70,7 @@ ADDED = 32
 
 
 def norms(x):
-    """Frobenius norms of (batch, n, m), whatever its strides, with sums in float64: (batch,)."""
+    """As ``Products.norms``, with sums in float64."""
     check(x.device, x.dtype)
     x = _by_rows(x)
     # rows beyond the batch may hold anything
@@ -111,13 +84,7 @@ def norms(x):
 
 
 def scale(u, factors, out):
-    """Multiply each matrix by its factor: computed in the factors' dtype, rounded once.
-
-    Args:
-        u: (batch, n, m), whose dtype is no wider than that of the factors; any strides.
-        factors: (batch,), of float32 or float64; None: all are 1.
-        out: (batch, n, m), of any dtype and strides; u itself for one.
-    """
+    """As ``Products.scale``, of matrices whose dtype is no wider than that of the factors."""
     check(u.device, u.dtype)
     if _transposed(u):
         u, out = u.mT, out.mT
@@ -134,33 +101,55 @@ def _over_tiles(kernel, tensors, x, strides):
         call(kernel, programs, x.device, (*tensors, *x.shape[1:], *strides), TILE, OPTIONS)
 
 
-class Launch(NamedTuple):
-    """What a kernel is called with."""
-
-    kernel: Any
-    programs: int
-    operands: tuple
-    out: torch.Tensor  # one like it, without memory
-    rest: tuple  # of the arguments
-    constants: dict
-    options: dict
+# kind -> its kernel, b's dimension along the columns of the result, and how the kernel calls the
+# sides of a tile: one where the result is square
+KINDS = {
+    "symmetric": (products.symmetric_kernel, 1, ("BLOCK",)),
+    "product": (products.product_kernel, 2, ("BLOCK_M", "BLOCK_N")),
+}
 
 
 class Product:
     """A product of operands of certain shapes, strides, dtypes, on one device.
 
     Args:
-        launch: the kernel's, for such operands.
-        swapped: whether the kernel takes the second one first, and its result is transposed.
+        kind: of ``KINDS``: alpha a b^T + beta c, which has to be symmetric, or alpha a b + beta c.
+        operands: a, b and c as the kernel takes them; c is not read if beta is 0.
+        beta: whether this is 0 is compiled in.
+        arch: where it runs, as ``tiles`` calls it.
+        tile: for whoever compares tiles; None takes that of the table.
+        swapped: whether calls give b before a and want the result transposed.
     """
 
-    def __init__(self, launch, swapped=False):
-        # no operand: it would never be freed
-        self.kernel, self.programs = launch.kernel, launch.programs
-        self.compiled_for = launch.rest, launch.constants, launch.options
-        self.device, self.dtype = launch.operands[0].device, launch.out.dtype
-        self.swapped, self.addend = swapped, launch.operands[2] is not None
-        out = launch.out.mT if swapped else launch.out
+    def __init__(self, kind, operands, beta, arch, tile=None, swapped=False):
+        self.kernel, dimension, sides = KINDS[kind]
+        a, b, c = operands
+        (batch, m, k), n = a.shape, b.shape[dimension]
+        operands = a, b, None if beta == 0 else c
+        if tile is None:
+            shape = batch, m, k, n
+            tile = tile_for(arch, a.dtype, kind, shape, a.device, _aligned(operands))
+        self.programs = programs(tile, kind, batch, m, n)
+        out = torch.empty(batch, m, n, dtype=a.dtype, device="meta")
+        block = max(tile.rows, tile.columns, tile.depth)
+        reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
+        strides = [s for t in operands for s in _strides(t)]
+        self.rest = *(m, n)[: len(sides)], k, k // tile.depth, *strides
+        self.constants = {
+            "EVEN": m % tile.rows == 0 and n % tile.columns == 0,
+            "TAIL": k % tile.depth != 0,
+            "INDEX": tl.int32 if reach < 2**31 else tl.int64,
+            "DTYPE": tl.float64 if a.dtype == torch.float64 else tl.float32,
+            **dict(zip(sides, (tile.rows, tile.columns), strict=False)),
+            "BLOCK_K": tile.depth,
+            "GROUP": tile.group,
+        }
+        warps, stages = tile.warps, tile.stages
+        self.options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+        # no operand is kept: it would never be freed
+        self.device, self.dtype = a.device, a.dtype
+        self.swapped, self.addend = swapped, operands[2] is not None
+        out = out.mT if swapped else out
         self.shape, self.strides = out.shape, out.stride()
         self.calls = {}  # by what Triton knows of the operands' addresses
 
@@ -176,24 +165,24 @@ class Product:
         kinds = tuple(_each(given, lambda t: specialised(self.device, t))) if DIRECT else None
         call = self.calls.get(kinds)
         if call is None:
-            call = self.calls[kinds] = Call(self.kernel, self.device, *self.compiled_for)
+            made_for = self.rest, self.constants, self.options
+            call = self.calls[kinds] = Call(self.kernel, self.device, *made_for)
         call(self.programs, *given, out, *numbers)
         return out
 
 
-def _computed(make, operands, numbers, precision):
+def _computed(make, operands, numbers):
     """A product: ``make`` is asked once for each layout of operands, and checks them.
 
     Args:
-        make: takes operands, numbers and the precision, and returns a ``Product``.
+        make: takes operands and numbers, and returns a ``Product``.
         operands: the two factors, and what is added.
         numbers: the kernel's; which of them are zero decides what is compiled.
-        precision: as for ``sym_mm``.
     """
     zeros = [number == 0 for number in numbers]
-    known = _known(make, precision, *zeros, *_each(operands, _layout))
+    known = _known(make, *zeros, *_each(operands, _layout))
     if not known:
-        known.append(make(*operands, *numbers, precision))
+        known.append(make(*operands, *numbers))
     return known[0](operands, map(float, numbers))
 
 
@@ -220,75 +209,26 @@ def forget():
     _known.cache_clear()
 
 
-def _gram(x, y, z, beta, alpha, precision):
+def _gram(x, y, z, beta, alpha):
     _matrices(x=x)
-    return Product(symmetric_launch(x, x, None, 0.0, precision, arch_of(x.device)))
+    return Product("symmetric", (x, x, None), 0.0, arch_of(x.device))
 
 
-def _symmetric(a, b, c, beta, alpha, precision):
+def _symmetric(a, b, c, beta, alpha):
     _matrices(a=a, b=b, c=c)
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
         raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
-    return Product(symmetric_launch(a, b, c, beta, precision, arch_of(a.device)))
+    # of a symmetric matrix the transpose serves as well, where its columns are contiguous
+    return Product("symmetric", (a, b, _by_rows(c)), beta, arch_of(a.device))
 
 
-def _times(a, x, y, beta, alpha, precision):
+def _times(a, x, y, beta, alpha):
     _matrices(a=a, x=x)
     if a.shape != (len(x), x.shape[1], x.shape[1]):
         raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
-    if _transposed(x):
-        launch = product_launch(x.mT, a, x.mT, beta, precision, arch_of(x.device))
-        return Product(launch, swapped=True)
-    return Product(product_launch(a, x, x, beta, precision, arch_of(x.device)))
-
-
-def symmetric_launch(a, b, c, beta, precision, arch, tile=None):
-    """Alpha a b^T + beta c, which has to be symmetric; a and b are (batch, n, k).
-
-    ``tile`` is for whoever compares tiles; None takes that of the table.
-    """
-    batch, n, k = a.shape
-    # of a symmetric matrix the transpose serves as well, where its columns are contiguous
-    operands = a, b, None if beta == 0 else _by_rows(c)
-    if tile is None:
-        tile = tile_for(arch, a.dtype, "symmetric", (batch, n, k, n), a.device, _aligned(operands))
-    out = torch.empty(batch, n, n, dtype=a.dtype, device="meta")
-    sizes = n, k, k // tile.depth
-    kernel, count = products.symmetric_kernel, programs(tile, "symmetric", batch, n, n)
-    constants = {"EVEN": n % tile.rows == 0, "BLOCK": tile.rows, "PRECISION": precision}
-    return _launch(kernel, count, out, operands, sizes, tile, constants)
-
-
-def product_launch(a, b, c, beta, precision, arch, tile=None):
-    """Alpha a b + beta c; a is (batch, m, k), b (batch, k, n); ``tile`` as above."""
-    batch, m, k = a.shape
-    n = b.shape[2]
-    operands = a, b, None if beta == 0 else c
-    if tile is None:
-        tile = tile_for(arch, a.dtype, "product", (batch, m, k, n), a.device, _aligned(operands))
-    out = torch.empty(batch, m, n, dtype=a.dtype, device="meta")
-    sizes = m, n, k, k // tile.depth
-    count = programs(tile, "product", batch, m, n)
-    even = m % tile.rows == 0 and n % tile.columns == 0
-    constants = {"EVEN": even, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
-    constants["PRECISION"] = precision
-    return _launch(products.product_kernel, count, out, operands, sizes, tile, constants)
-
-
-def _launch(kernel, programs, out, operands, sizes, tile, constants):
-    strides = [s for t in operands for s in _strides(t)]
-    block = max(tile.rows, tile.columns, tile.depth)
-    reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
-    constants = {
-        **constants,
-        "TAIL": sizes[-2] % tile.depth != 0,
-        "INDEX": tl.int32 if reach < 2**31 else tl.int64,
-        "DTYPE": tl.float64 if out.dtype == torch.float64 else tl.float32,
-        "BLOCK_K": tile.depth,
-        "GROUP": tile.group,
-    }
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
-    return Launch(kernel, programs, operands, out, (*sizes, *strides), constants, options)
+    swapped = _transposed(x)
+    operands = (x.mT, a, x.mT) if swapped else (a, x, x)
+    return Product("product", operands, beta, arch_of(x.device), swapped=swapped)
 
 
 def _strides(t):

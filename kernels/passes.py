@@ -27,25 +27,21 @@ INTERPRETED = tl.constexpr(rounding.INTERPRETED)
 
 
 @inline
-def _row(chunks, rows, TYPES: tl.constexpr, MORE: tl.constexpr):
-    """The chunk of this program, and the row of its parameter, which ends with MORE integers."""
+def _row(chunks, rows, TYPES: tl.constexpr, BLOCK: tl.constexpr, MORE: tl.constexpr = 0):
+    """The row of this program's parameter, which MORE integers end, and where its chunk begins."""
     chunk = chunks + 2 * tl.program_id(0).to(tl.int64)
-    return chunk, rows + tl.load(chunk).to(tl.int64) * (len(TYPES) + 1 + MORE)
+    row = rows + tl.load(chunk).to(tl.int64) * (2 + len(TYPES) + MORE)
+    return row, tl.load(chunk + 1).to(tl.int64) * BLOCK
 
 
 @inline
-def _chunk(
-    chunks, rows, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
-    MORE: tl.constexpr = 0,
-):  # fmt: skip
+def _chunk(row, start, TYPES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr):
     """Of this program: where its elements begin, how many they are, and how many make vectors."""
-    chunk, row = _row(chunks, rows, TYPES, MORE)
-    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    count = tl.minimum(tl.load(row + len(TYPES)) - start, BLOCK).to(tl.int32)
+    count = tl.minimum(tl.load(row) - start, BLOCK).to(tl.int32)
     addresses = ()
     bits = tl.full((), 0, tl.int64)
     for k in tl.static_range(len(TYPES)):
-        address = tl.load(row + k)
+        address = tl.load(row + 2 + k)
         bits = bits | address
         address += start * (TYPES[k].primitive_bitwidth // 8)
         addresses = addresses + (address,)  # noqa: RUF005
@@ -118,18 +114,14 @@ def _numbers(
 
 
 @inline
-def _scales(
-    chunks, rows, TYPES: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, MORE: tl.constexpr
-):
+def _scales(row, start, TYPES: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Of this program: its first scale, how far into that one's run it begins, and the run.
 
-    A row ends with the address of the scales and their run. Of a run that is longer than a chunk
-    only its end matters, so it is cut at its beginning: 32 bits are enough.
+    After the columns a row has the address of the scales and their run. Of a run that is longer
+    than a chunk only its end matters, so it is cut at its beginning: 32 bits are enough.
     """
-    chunk, row = _row(chunks, rows, TYPES, MORE)
-    start = tl.load(chunk + 1).to(tl.int64) * BLOCK
-    scales = tl.load(row + len(TYPES) + 1).to(tl.pointer_type(DTYPE))
-    run = tl.load(row + len(TYPES) + 2)
+    scales = tl.load(row + 2 + len(TYPES)).to(tl.pointer_type(DTYPE))
+    run = tl.load(row + 3 + len(TYPES))
     first = start // run
     left, short = (first + 1) * run - start, tl.minimum(run, BLOCK)
     return scales + first, (short - tl.minimum(left, short)).to(tl.int32), short.to(tl.int32)
@@ -193,14 +185,14 @@ def pass_kernel(
         if tl.load(skip) != 0:
             return
     SQUARES: tl.constexpr = sums is not None
-    MORE: tl.constexpr = (2 if SCALED or SQUARES else 0) + OWN
-    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK, MORE)
+    MORE: tl.constexpr = 2 * SCALED + SQUARES + OWN
+    row, start = _row(chunks, rows, TYPES, BLOCK, MORE)
+    addresses, count, whole = _chunk(row, start, TYPES, VECTOR, BLOCK)
     scales, into, run = None, None, None
     if SCALED:
-        scales, into, run = _scales(chunks, rows, TYPES, DTYPE, BLOCK, MORE)
+        scales, into, run = _scales(row, start, TYPES, DTYPE, BLOCK)
     if OWN:
-        _, row = _row(chunks, rows, TYPES, MORE)
-        numbers += tl.load(row + len(TYPES) + MORE)
+        numbers += tl.load(row + 1 + len(TYPES) + MORE)
     total = tl.full((), 0.0, tl.float64)
     # not a range: Triton 3.6 cannot interpret one up to a loaded number
     offset = whole
@@ -238,7 +230,8 @@ def nonfinite_kernel(
     TYPES: tl.constexpr, VECTOR: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row has a gradient; the flag becomes 1 if a value is NaN or infinite."""
-    addresses, count, whole = _chunk(chunks, rows, TYPES, VECTOR, BLOCK)
+    row, start = _row(chunks, rows, TYPES, BLOCK)
+    addresses, count, whole = _chunk(row, start, TYPES, VECTOR, BLOCK)
     offset = whole
     while offset < count:
         _finite_tile(

@@ -20,16 +20,12 @@ import triton
 import triton.language as tl
 
 from .calls import call
-from .rounding import inline
+from .rounding import compiled, inline
 
 # one thread does it all; without contraction operations round as the host's
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 # of each integer that ``packed`` makes
 _TAG = 2**62 | 1
-
-# where a value is from, and what is done: the kernel knows operations by their numbers
-NAMES = ("load", "host", "literal", "+", "-", "*", "/", "**", "<", "<=", "==", "!=")
-LOAD, HOST, LITERAL, ADD, SUB, MUL, DIV, POW, LT, LE, EQ, NE = map(tl.constexpr, range(len(NAMES)))
 
 
 @inline
@@ -43,11 +39,27 @@ def _power(a, b):
     return tl.where(b == 0.0, 1.0, value)
 
 
+@inline
+def _host(halves, k: tl.constexpr):
+    low = (halves[2 * k] >> 1) & 0xFFFFFFFF
+    return (low | (halves[2 * k + 1] >> 1 << 32)).to(tl.float64, bitcast=True)
+
+
+# operation -> what it is in Triton, of the values v0, v1, ... of those before
+TEXTS = {
+    "load": "tl.load(pointers[{a}]).to(tl.float64)",
+    "host": "_host(halves, {a})",
+    "literal": "tl.full((), {a}, tl.float64)",
+    "**": "_power(v{a}, v{b})",
+    **dict.fromkeys("+-*/", "v{a} {name} v{b}"),
+    **dict.fromkeys(("<", "<=", "==", "!="), "(v{a} {name} v{b}).to(tl.float64)"),
+}
+
+
 @triton.jit
 def plan_kernel(
     pointers, halves, out, skip,
-    CODES: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    NUMBERS: tl.constexpr, AFTER: tl.constexpr,
+    VALUES: tl.constexpr, NUMBERS: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     """Evaluate a program; ``out`` receives its numbers, then what the inputs of AFTER held.
 
@@ -56,37 +68,9 @@ def plan_kernel(
         halves: numbers of the host, as ``packed`` makes them.
         out: a vector of float64.
         skip: a flag; nothing but ``out`` is written unless it is 0. Or None.
-        CODES, LEFT, RIGHT, NUMBERS, AFTER: from ``compiled_for``.
+        VALUES, NUMBERS, AFTER: from ``compiled_for``.
     """
-    values = ()
-    for k in tl.static_range(len(CODES)):
-        if CODES[k] == LOAD:
-            value = tl.load(pointers[LEFT[k]]).to(tl.float64)
-        elif CODES[k] == HOST:
-            low = (halves[2 * LEFT[k]] >> 1) & 0xFFFFFFFF
-            value = (low | (halves[2 * LEFT[k] + 1] >> 1 << 32)).to(tl.float64, bitcast=True)
-        elif CODES[k] == LITERAL:
-            value = tl.full((), LEFT[k], tl.float64)
-        elif CODES[k] == ADD:
-            value = values[LEFT[k]] + values[RIGHT[k]]
-        elif CODES[k] == SUB:
-            value = values[LEFT[k]] - values[RIGHT[k]]
-        elif CODES[k] == MUL:
-            value = values[LEFT[k]] * values[RIGHT[k]]
-        elif CODES[k] == DIV:
-            value = values[LEFT[k]] / values[RIGHT[k]]
-        elif CODES[k] == POW:
-            value = _power(values[LEFT[k]], values[RIGHT[k]])
-        elif CODES[k] == LT:
-            value = (values[LEFT[k]] < values[RIGHT[k]]).to(tl.float64)
-        elif CODES[k] == LE:
-            value = (values[LEFT[k]] <= values[RIGHT[k]]).to(tl.float64)
-        elif CODES[k] == EQ:
-            value = (values[LEFT[k]] == values[RIGHT[k]]).to(tl.float64)
-        else:
-            tl.static_assert(CODES[k] == NE)
-            value = (values[LEFT[k]] != values[RIGHT[k]]).to(tl.float64)
-        values = values + (value,)  # noqa: RUF005
+    values = VALUES(pointers, halves)
     for k in tl.static_range(len(NUMBERS)):
         tl.store(out + k, values[NUMBERS[k]])
     for k in tl.static_range(len(AFTER)):
@@ -127,34 +111,26 @@ def compiled_for(program, on_device):
         program: a program.
         on_device: for each of its inputs, whether it is on the device; the host has the others.
     """
-    places = _places(on_device)
+    # of each input how many of its kind come before it
+    places = [on_device[:i].count(there) for i, there in enumerate(on_device)]
     hosts = len(on_device) - sum(on_device)
 
     def source(name, a, b):
         if name == "input":
-            return NAMES.index("load" if on_device[a] else "host"), places[a], 0
+            return "load" if on_device[a] else "host", places[a], 0
         if name == "constant":
-            return NAMES.index("host"), hosts + a, 0
-        return NAMES.index(name), a, b
+            return "host", hosts + a, 0
+        return name, a, b
 
-    operations = tuple(source(*operation) for operation in program.operations)
-    loads = {operation: position for position, operation in enumerate(operations)}
-    after = [(places[i], loads[NAMES.index("load"), places[i], 0], new) for i, new in program.after]
-    codes, left, right = zip(*operations, strict=True)
+    operations = [source(*operation) for operation in program.operations]
+    lines = [
+        f"v{k} = {TEXTS[n].format(name=n, a=a, b=b)}" for k, (n, a, b) in enumerate(operations)
+    ]
+    values = "".join(f"v{k}, " for k in range(len(lines)))
+    text = "\n    ".join(["def values(pointers, halves):", *lines, f"return ({values})"])
+    after = [(places[i], operations.index(("load", places[i], 0)), new) for i, new in program.after]
     return {
-        "CODES": codes,
-        "LEFT": left,
-        "RIGHT": right,
+        "VALUES": compiled(text, ("values", str(hash(text))), {**globals()}),
         "NUMBERS": program.numbers,
         "AFTER": tuple(after),
     }
-
-
-def _places(on_device):
-    """For each input its index among those of its kind."""
-    counts = {True: 0, False: 0}
-    places = []
-    for there in on_device:
-        places.append(counts[there])
-        counts[there] += 1
-    return places

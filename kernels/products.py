@@ -82,10 +82,12 @@ def _load(pointers, mask, EVEN: tl.constexpr):
 def _product(
     a, b, rows, columns, k, full, a_row, a_k, b_k, b_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a @ b: a and b point to its first row and column, of which some are inside."""
+    """A tile of a @ b: a and b point to its first row and column, of which some are inside.
+
+    Products of float32 are exact, as the iteration wants them: tensor cores would round factors.
+    """
     i, j, p = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     a = a + _offsets(i, a_row, p, a_k, INDEX)
     b = b + _offsets(p, b_k, j, b_column, INDEX)
@@ -93,14 +95,14 @@ def _product(
     total = tl.zeros((BLOCK_M, BLOCK_N), DTYPE)
     for _ in steps(full):
         left, right = _load(a, inside_a, EVEN), _load(b, inside_b, EVEN)
-        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=DTYPE)
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=DTYPE)
         a += BLOCK_K * a_k
         b += BLOCK_K * b_k
     if TAIL:
         rest = k - full * BLOCK_K
         left = _load(a, inside_a & (p[None, :] < rest), False)
         right = _load(b, inside_b & (p[:, None] < rest), False)
-        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=DTYPE)
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=DTYPE)
     return total
 
 
@@ -150,7 +152,7 @@ def symmetric_kernel(
     a, b, c, out, beta: tl.float64, alpha: tl.float64,
     n, k, full, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch, c_row, c_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Find alpha a bT + beta c by its tiles on and below the diagonal.
 
@@ -167,7 +169,7 @@ def symmetric_kernel(
         _origin(a, matrix, a_batch, first_row, a_row),
         _origin(b, matrix, b_batch, first_column, b_row),
         rows, columns, k, full, a_row, a_k, b_k, b_row,
-        EVEN, TAIL, INDEX, DTYPE, PRECISION, BLOCK, BLOCK, BLOCK_K,
+        EVEN, TAIL, INDEX, DTYPE, BLOCK, BLOCK, BLOCK_K,
     )  # fmt: skip
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column
@@ -191,7 +193,6 @@ def product_kernel(
     a, b, c, out, beta: tl.float64, alpha: tl.float64, m, n, k, full,
     a_batch, a_row, a_k, b_batch, b_k, b_column, c_batch, c_row, c_column,
     EVEN: tl.constexpr, TAIL: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Find alpha a b + beta c: a is (m, k), b (k, n), c and out (m, n), out is contiguous."""
@@ -205,7 +206,7 @@ def product_kernel(
         _origin(a, matrix, a_batch, first_row, a_row),
         _origin(b, matrix, b_batch, first_column, b_column),
         rows, columns, k, full, a_row, a_k, b_k, b_column,
-        EVEN, TAIL, INDEX, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        EVEN, TAIL, INDEX, DTYPE, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column

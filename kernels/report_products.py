@@ -6,15 +6,8 @@ import torch
 import triton
 from triton.compiler import ASTSource
 
-from . import newton_schulz, tiles
+from . import launch, newton_schulz, tiles
 from .targets import TARGETS
-
-_SHORT = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-}
 
 
 class Product(NamedTuple):
@@ -27,10 +20,6 @@ class Product(NamedTuple):
     row: int | None = None  # of those of its kind in the table; None: whichever is taken
 
 
-LAUNCHES = {
-    "symmetric": newton_schulz.symmetric_launch,
-    "product": newton_schulz.product_launch,
-}
 # call -> kind of its tiles; its operands, without values, and the factor of the last
 PRODUCTS = {
     "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0)),
@@ -69,12 +58,12 @@ def compiled(case):
     def like(n, m):
         return torch.empty(2, n, m, dtype=dtype, device="meta")
 
-    given = operands(case.side, case.side * 4 + case.side % 2, like)
+    a, b, c, beta = operands(case.side, case.side * 4 + case.side % 2, like)
     tile = None if case.row is None else rows[case.row]
-    ready = LAUNCHES[kind](*given, "ieee", case.target, tile)
-    kernel, rest, constants = ready.kernel, ready.rest, dict(ready.constants)
-    # beta and alpha
-    arguments = *ready.operands, ready.out, 1.0, 1.0, *rest
+    ready = newton_schulz.Product(kind, (a, b, c), beta, case.target, tile)
+    kernel, constants = ready.kernel, dict(ready.constants)
+    # the result, beta and alpha
+    arguments = a, b, c, a, 1.0, 1.0, *ready.rest
     types, known = {}, {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
         name, special = parameter.name, not parameter.do_not_specialize
@@ -84,7 +73,7 @@ def compiled(case):
             types[name] = "fp64"
         else:
             tensor = isinstance(value, torch.Tensor)
-            types[name] = f"*{_SHORT[value.dtype]}" if tensor else "i32"
+            types[name] = f"*{launch.TYPES[value.dtype]}" if tensor else "i32"
             if tensor or (value % 16 == 0 and special):
                 known[(i,)] = [["tt.divisibility", 16]]
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}

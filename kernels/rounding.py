@@ -69,9 +69,20 @@ def rounded(function, *rules):
     arguments = tree.body[0].args.args
     scope = {"divide": divide, "root": root, "__name__": __name__}
     scope |= {arguments.pop(0).arg: rounded(rule) for rule in rules}
-    text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    names = [each.__name__ for each in (function, *rules)]
+    return compiled(ast.unparse(ast.fix_missing_locations(tree)), names, scope)
+
+
+def compiled(text, names, scope):
+    """A function that kernels call, from its text.
+
+    Args:
+        text: defines it.
+        names: its own, and what else tells it from others.
+        scope: what it means by names.
+    """
     # Triton asks for the source of what it compiles; linecache is where Python looks it up
-    name = f"<emanest {' '.join(each.__name__ for each in (function, *rules))}>"
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    exec(compile(text, name, "exec"), scope)
-    return inline(scope[function.__name__])
+    file = f"<emanest {' '.join(names)}>"
+    linecache.cache[file] = (len(text), None, f"{text}\n".splitlines(keepends=True), file)
+    exec(compile(text, file, "exec"), scope)
+    return inline(scope[names[0]])

@@ -10,8 +10,7 @@ left, which is never written again, or else one of its own, which every replay w
 """
 
 from array import array
-from itertools import accumulate, chain
-from typing import NamedTuple
+from itertools import accumulate
 
 import torch
 
@@ -20,97 +19,91 @@ from ..backends.upload import upload
 
 
 class Table:
-    """The two tensors that a kernel reads.
+    """The rows that a kernel reads.
 
     Attributes:
-        chunks: (n, 2) int32: a row, and which of its parameter's blocks.
-        rows: (parameters, columns + 1 + more) int64: the address in each column, the size, and
-            what else kernels want to know.
-        frozen: a graph reads it, so that the rows must stay as they are.
+        rows: (parameters, 2 + columns + more) int64: the size, the number of the first chunk, the
+            address in each column, and what else kernels want to know.
+        entries: what they hold, row by row, in an array of the host.
+        frozen: a graph reads them, so that they must stay as they are.
     """
 
-    def __init__(self, chunks, sizes, columns, device):
-        self.chunks, self.sizes, self.device, self.frozen = chunks, sizes, device, False
+    def __init__(self, count, width, device):
+        self.entries, self.frozen = None, False
         # an evaluation in inference mode may be the first that needs them, and not the last
         with torch.inference_mode(False):
-            self.rows = torch.empty((len(sizes), columns + 1), dtype=torch.int64, device=device)
-        # what the device has, by column and by row
-        self.addresses, self.entries = None, [None] * len(sizes)
-
-    def find(self, columns, addresses):
-        """Bring the rows up to date: one copy of those that changed, none if none did.
-
-        Args:
-            columns: lists with one tensor per parameter.
-            addresses: of these, and the lists of integers that end the rows.
-        """
-        if addresses == self.addresses:
-            return
-        known, more = addresses[: len(columns)], addresses[len(columns) :]
-        entries = list(zip(*known, self.sizes, *more, strict=True))
-        pairs = enumerate(zip(entries, self.entries, strict=True))
-        changed = [i for i, (new, old) in pairs if new != old]
-        for column in columns:
-            _check([column[i] for i in changed], self.device)
-        # what lies between two of them is written again: a second copy costs more than its bytes
-        rows = range(changed[0], changed[-1] + 1)
-        values = array("q", chain.from_iterable(entries[rows.start : rows.stop]))
-        upload(values, self.rows[rows.start : rows.stop])
-        self.addresses, self.entries = addresses, entries
+            self.rows = torch.empty((count, width), dtype=torch.int64, device=device)
 
 
-class Kept(NamedTuple):
-    """What a memo keeps for parameters of some sizes on one stream."""
+class Tables:
+    """The tables of calls of one kind on one stream, for parameters of some sizes.
 
-    chunks: torch.Tensor
-    tables: dict  # key -> tables, of which calls write the last one, unless it is frozen
+    Args:
+        chunks: (n, 2) int32: a row, and which of its parameter's blocks.
+        width: of a row.
+        tables: of which calls write the last one, unless it is frozen.
+    """
+
+    def __init__(self, chunks, width, *tables):
+        self.chunks, self.width, self.tables = chunks, width, [*tables]
+
+    def find(self, entries):
+        """The rows that hold some entries: all are copied, as a step changes most if any."""
+        last = self.tables[-1] if self.tables else None
+        if last is None or (last.frozen and last.entries != entries):
+            last = Table(len(entries) // self.width, self.width, self.chunks.device)
+            self.tables.append(last)
+        if last.entries is not entries and last.entries != entries:
+            upload(entries, last.rows)
+            last.entries = entries
+        return last.rows
 
 
-def lookup(memo, key, columns, block, sizes=None, more=()):
-    """The table of some tensors, from the memo or new.
+def lookup(memo, key, sizes, columns, more, block):
+    """The tables for some tensors, from the memo or new, and the entries that they want there.
 
     Args:
         memo: the back end's, or None.
         key: tells apart the tables of different columns.
+        sizes: of each parameter, what is cut into chunks.
         columns: lists with one tensor per parameter, all dense and in one order.
-        block: elements of a chunk.
-        sizes: what is cut into chunks, if not the elements of the first column.
         more: lists with one integer per parameter, for the ends of its row.
+        block: elements of a chunk.
     """
-    device = columns[0][0].device
-    sizes = sizes or tuple(map(torch.Tensor.numel, columns[0]))
-    addresses = [*(list(map(torch.Tensor.data_ptr, column)) for column in columns), *more]
+    device, memo = columns[0][0].device, {} if memo is None else memo
+    first = [*accumulate((-(-size // block) for size in sizes), initial=0)]
+    addresses = ([*map(torch.Tensor.data_ptr, column)] for column in columns)
+    fields = sizes, first[:-1], *addresses, *more
+    width = len(fields)
+    entries = placed(array("q", bytes(8 * width * len(sizes))), width, 0, fields)
     # kernels that read other columns of the same parameters have the same chunks
-    streams = {} if memo is None else memo.setdefault(("tables", block, sizes), {})
-    stream = stream_of(device)
+    chunks = memo.setdefault(("chunks", block, sizes), {})
+    found = memo.setdefault(("tables", key, block, sizes), {})
+    same = [t for tables in found.values() for t in tables.tables if t.entries == entries]
+    if not same:
+        for column in columns:
+            _check(column, device)
+    stream, frozen = stream_of(device), []
     if capture.capturing(device.type):
-        found = _frozen(streams, key, addresses)
-        if found is not None:
-            return found
-        # one that nobody else knows, with the chunks of any: these are never written again
-        chunks = next((kept.chunks for kept in streams.values()), None)
-        streams = {} if chunks is None else {stream: Kept(chunks, {})}
-    if stream not in streams:
-        streams[stream] = Kept(_chunks(sizes, block, device), {})
-    chunks, tables = streams[stream]
-    tables = tables.setdefault(key, [])
-    if not tables or (tables[-1].frozen and tables[-1].addresses != addresses):
-        tables.append(Table(chunks, sizes, len(addresses), device))
-    tables[-1].find(columns, addresses)
-    return tables[-1]
+        # one of any stream, since the capture comes after what was launched before it, or one that
+        # nobody else knows, with the chunks of any: these are never written again
+        frozen = same[:1]
+        for table in frozen:
+            table.frozen = True
+        chunks, found = {stream: next(iter(chunks.values()))} if chunks else {}, {}
+    if stream not in chunks:
+        chunks[stream] = _chunks(first, device)
+    if stream not in found:
+        found[stream] = Tables(chunks[stream], width, *frozen)
+    return found[stream], entries
 
 
-def _frozen(streams, key, addresses):
-    """A table with such addresses, whatever stream it was made on, frozen for a graph; or None.
-
-    The capture comes after what was launched before it, as the parameters want it.
-    """
-    for kept in streams.values():
-        for table in kept.tables.get(key, ()):
-            if table.addresses == addresses:
-                table.frozen = True
-                return table
-    return None
+def placed(entries, width, first, columns):
+    """A copy of entries with other columns, from the first on: lists of integers."""
+    entries = entries[:]
+    for k, column in enumerate(columns, first):
+        entries[k::width] = array("q", column)
+    return entries
 
 
 def stream_of(device):
@@ -118,13 +111,8 @@ def stream_of(device):
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
-def firsts(sizes, block):
-    """The number of each parameter's first chunk; at the end, that of all chunks."""
-    return list(accumulate((-(-size // block) for size in sizes), initial=0))
-
-
-def _chunks(sizes, block, device):
-    first = firsts(sizes, block)
+def _chunks(first, device):
+    """The chunks, from the number of each parameter's first one and, at the end, that of all."""
     begins = torch.empty(len(first), dtype=torch.int64, device=device)
     upload(array("q", first), begins)
     chunk = torch.arange(first[-1], device=device)

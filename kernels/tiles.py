@@ -151,29 +151,21 @@ def write(changes, file=FILE):
     os.replace(new, file)
 
 
-def _is_integer(value, least, most=math.inf):
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_power(value, least, most):
-    return _is_integer(value, least, most) and value.bit_count() == 1
-
-
-def _is_number(value):
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-# field -> what it must be, in words, and whether it is
-_SIDE = "a power of two from 16 to 256", lambda v: _is_power(v, 16, 256)
+# what a field must be, and whether a value is; True is no number
+VALUES = {
+    "a power of two": lambda v: type(v) is int and v.bit_count() == 1,
+    "a whole number": lambda v: type(v) is int,
+    "a finite number": lambda v: type(v) in (int, float) and math.isfinite(v),
+}
+# field -> what it must be, and from where to where
+_SIDE = "a power of two", 16, 256
 FIELDS = {
-    "rows": _SIDE,
-    "columns": _SIDE,
-    "depth": _SIDE,
-    "group": ("a whole number, at least 1", lambda v: _is_integer(v, 1)),
-    "warps": ("a power of two from 1 to 16", lambda v: _is_power(v, 1, 16)),
-    "stages": ("a whole number from 1 to 8", lambda v: _is_integer(v, 1, 8)),
-    "programs": ("a finite number, at least 0", _is_number),
-    "terms": ("a whole number, at least 0", lambda v: _is_integer(v, 0)),
+    **dict.fromkeys(("rows", "columns", "depth"), _SIDE),
+    "group": ("a whole number", 1, math.inf),
+    "warps": ("a power of two", 1, 16),
+    "stages": ("a whole number", 1, 8),
+    "programs": ("a finite number", 0, math.inf),
+    "terms": ("a whole number", 0, math.inf),
 }
 KEYS = {
     "arch": ('the name of an architecture, as "sm_90"', lambda v: isinstance(v, str) and v != ""),
@@ -198,9 +190,13 @@ def checked(table):
                 raise ValueError(f"{name} must be {must}, got {value!r}")
         for number, tile in enumerate(tiles, 1):
             where = f"tile {number} of {', '.join(map(str, key))}"
-            for name, (must, valid) in FIELDS.items():
-                if not valid(getattr(tile, name)):
-                    raise ValueError(f"{where}: {name} must be {must}, got {getattr(tile, name)!r}")
+            for name, (must, least, most) in FIELDS.items():
+                value = getattr(tile, name)
+                if not (VALUES[must](value) and least <= value <= most):
+                    bounds = (
+                        f" from {least} to {most}" if most < math.inf else f", at least {least}"
+                    )
+                    raise ValueError(f"{where}: {name} must be {must}{bounds}, got {value!r}")
             alike = {"depth": (tiles[0].depth, "as that of the first, for sums in one order")}
             if key[2] == "symmetric":
                 alike["columns"] = tile.rows, "as rows, for the diagonal"

@@ -1,5 +1,7 @@
 """What lets a step not look at every parameter: all ways in which the next could find another."""
 
+from array import array
+
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
@@ -7,6 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 import emanest
 from emanest import EMANesterov, Wrap
 from emanest.backends import guards
+from emanest.backends.storage import in_storage
 from emanest.step.select import Selection
 from helpers import parameters, run, set_gradients
 
@@ -156,16 +159,16 @@ def freed(t):
     return t
 
 
-# change -> whether the tensors lie as before
+# change -> whether the tensors lie as before; None: elsewhere
 LAYOUTS = {
     "nothing": (lambda columns: None, True),
     "values": (lambda columns: columns[1][0].zero_(), True),
     "another tensor of this memory": (put(torch.Tensor.detach), True),
     "as many elements": (put(lambda t: t.view(6, 4)), True),
     "a list of its own": (lambda columns: columns.insert(1, list(columns.pop(1))), True),
-    "address": (put(torch.clone), False),
-    "address of the last": (put(torch.clone, 2, 2), False),
-    "data": (lambda columns: columns[0][0].set_(torch.zeros(4, 6)), False),
+    "address": (put(torch.clone), None),
+    "address of the last": (put(torch.clone, 2, 2), None),
+    "data": (lambda columns: columns[0][0].set_(torch.zeros(4, 6)), None),
     "dtype": (put(lambda t: t.view(torch.int32)), False),
     "strides": (put(lambda t: t.as_strided((4, 6), (1, 4))), False),
     "strides of one that has others": (put(lambda t: t.t(), 1, 2), False),
@@ -185,17 +188,29 @@ LAYOUTS = {
 }
 
 
+def addresses(columns):
+    """Those that a layout finds, of tensors in their storage."""
+    every = [t for column in columns for t in column]
+    return (
+        array("q", [t.data_ptr() for t in every]).tobytes() if all(map(in_storage, every)) else None
+    )
+
+
 @pytest.mark.parametrize("change", LAYOUTS)
 @pytest.mark.skipif(guards.Layout is None, reason="the extension is not built")
 def test_every_change_of_memory_is_noticed(change):
     columns, (apply, same) = Columns().lists, LAYOUTS[change]
     layout = guards.Layout(columns)
+    before = layout.find(columns)
+    assert before == addresses(columns)
     apply(columns)
-    found = layout.unchanged(columns)
-    assert found == same
+    found = layout.find(columns)
+    assert (found is not None) == (same is not False)
+    assert (found is before) == (same is True)
+    assert found in (None, addresses(columns))
     # what is in no storage lies nowhere, and not where it was
-    again = guards.Layout(columns).unchanged(columns)
-    assert again == (change not in ("class", "sparse", "freed", "meta"))
+    again = guards.Layout(columns).find(columns)
+    assert (again is not None) == (change not in ("class", "sparse", "freed", "meta"))
 
 
 @pytest.mark.skipif(guards.Layout is None, reason="the extension is not built")
@@ -203,8 +218,9 @@ def test_memory_that_was_shared_since_is_that_of_another():
     """A copy that is made when one of them is written must not be written itself."""
     columns = Columns().lists
     layout = guards.Layout(columns)
+    before = layout.find(columns)
     copy = torch._lazy_clone(columns[1][0])
-    assert not layout.unchanged(columns)
+    assert layout.find(columns) != before
     assert copy.data_ptr() != columns[1][0].data_ptr()
 
 

@@ -140,7 +140,6 @@ CASES = {
     },
     "no addend": lambda: product("sym_baddbmm", 0.0, 2.0),
     "no addend, x": lambda: product("mm_add", 0, 2.0),
-    "another precision": lambda: product("sym_mm", "tf32", dtype=torch.float32),
     "step": stepped,
     "another lookahead": lambda: stepped(look="nag"),
     "another base": lambda: stepped(base="sgd"),

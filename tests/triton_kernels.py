@@ -28,7 +28,7 @@ from bench.stages.tiles import forced
 from emanest import doctor
 from emanest.backends import eager, guards
 from emanest.backends.per_tensor import PerTensor
-from emanest.kernels import backend, known, newton_schulz, passes, table, tiles
+from emanest.kernels import backend, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
@@ -348,27 +348,28 @@ def uploads(monkeypatch):
 def test_rows_are_copied_only_when_an_address_changes(uploads):
     arguments, memo = problem([3, 4, 5, 6]), {}
     gs = arguments[3]
-    # y, g, three states, and the size
+    # the size, the first chunk, y, g, and three states
     run(arguments, memo=memo)
-    assert uploads == [(5,), (4, 6)]
+    assert uploads == [(5,), (4, 7)]
     run(arguments, memo=memo)
-    assert uploads == [(5,), (4, 6)]
+    assert uploads == [(5,), (4, 7)]
     kept, gs[2] = gs[2], gs[2].clone()
     run(arguments, memo=memo)
-    assert uploads[2:] == [(1, 6)]
+    assert uploads[2:] == [(4, 7)]
     gs[1], gs[2] = gs[1].clone(), kept
-    run(arguments, memo=memo)
-    assert uploads[3:] == [(2, 6)]
+    for _ in range(2):
+        run(arguments, memo=memo)
+    assert uploads[3:] == [(4, 7)]
 
 
 def test_other_numbers_of_the_same_tensors_change_no_row(uploads):
-    """Only which of them a tensor has is written there."""
+    """Only which of them a tensor has is there."""
     arguments, memo = [*problem([3, 4, 5, 6])], {}
     for of, lr in (([1, 0, 0, 1], 2.0), ([1, 0, 0, 1], 3.0), ([1, 0, 1, 1], 3.0)):
         sets = [arguments[5], tuple(lr * n for n in problem([1])[5])]
         run([*arguments[:5], PerTensor(sets, of), FLOAT32], memo=memo)
-    # y, g, three states, the size, and where the numbers begin
-    assert uploads == [(5,), (4, 7), (1, 7)]
+    # the size, the first chunk, y, g, three states, and where the numbers begin
+    assert uploads == [(5,), (4, 8), (4, 8)]
 
 
 def test_a_changed_address_is_used():
@@ -443,12 +444,29 @@ def test_what_lies_where_it_did_is_not_looked_at_again(launches, monkeypatch):
         work()
         first = list(launches)
         with monkeypatch.context() as patch:
-            for module in (known, backend):
-                for name in ("laid_out", "by_dtype", "prepare"):
-                    patch.setattr(module, name, None, raising=False)
+            for name in ("flat", "by_dtype", "prepare"):
+                patch.setattr(backend, name, None)
             work()
         assert launches == 2 * first
         launches.clear()
+
+
+@needs_extension
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_lies_elsewhere_is_found_without_a_look_at_each(scaled, monkeypatch):
+    """New gradients, say, and new scales of theirs."""
+    found, expected, memo = problem(SIZES), problem(SIZES), {}
+    before = [torch.full((1,), 3.0) for _ in SIZES]
+    after = [torch.full((1,), 5.0) for _ in SIZES]
+    gradients = found[3][:]
+    for arguments, its in ((found, memo), (expected, None)):
+        run(arguments, scales=before if scaled else (), memo=its)
+    found[3][:] = [g.clone() for g in gradients]
+    with monkeypatch.context() as patch:
+        for name in ("flat", "by_dtype", "prepare"):
+            patch.setattr(backend, name, None)
+        run(found, scales=after if scaled else (), memo=memo)
+    assert same(written(found), run(expected, scales=after if scaled else ()))
 
 
 def at(t, dtype):
@@ -569,7 +587,7 @@ def test_nothing_is_kept_without_a_memo(uploads):
     arguments = problem(SIZES)
     run(arguments)
     run(arguments)
-    assert uploads == [(4,), (3, 6)] * 2
+    assert uploads == [(4,), (3, 7)] * 2
 
 
 def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
@@ -577,7 +595,7 @@ def test_every_stream_has_a_table_of_its_own(uploads, monkeypatch):
     for stream in (1, 2, 1, 2):
         monkeypatch.setattr(table, "stream_of", lambda device, stream=stream: stream)
         run(arguments, memo=memo)
-    assert uploads == [(4,), (3, 6)] * 2
+    assert uploads == [(4,), (3, 7)] * 2
 
 
 @pytest.fixture
@@ -586,10 +604,10 @@ def rows(monkeypatch):
     found, prepare = [], backend.prepare
 
     def recorded(*args):
-        launch = prepare(*args)
-        rows = launch.table.rows
+        (launch,) = launches = prepare(*args)
+        rows = launch.tables.find(launch.entries)
         found.append((rows.numpy().copy(), weakref.ref(rows)))
-        return launch
+        return launches
 
     monkeypatch.setattr(backend, "prepare", recorded)
     return found

@@ -40,9 +40,11 @@ def apply_(
     given = rules, dtype == torch.float64, target, list(scales), squares
     if run(*given, ys, inputs or [], state):
         return
-    with flat(ys, inputs, state, dtype, "input" in pass_.writes) as tensors:
-        if not run(*given, *tensors):
-            raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
+    *tensors, written = flat(ys, inputs, state, dtype, "input" in pass_.writes)
+    if not run(*given, *tensors):
+        raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
+    for tensor, copy in written:
+        tensor.copy_(copy)
 
 
 def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None):

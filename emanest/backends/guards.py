@@ -88,7 +88,8 @@ except ImportError:
 else:
     Guard, count_writes = _C.Guard, _C.count_writes
     gradients, versions = functools.partial(_C.gradients, waited), _C.versions
-    # Where and how the tensors of a call lie, to tell quickly whether those of another lie so too:
-    # of each its address, device, dtype and number of elements, and if it is not contiguous its
-    # shape and strides. No tensor is kept. Those that are not in their storage lie nowhere.
+    # How the tensors of a call lie, to tell quickly whether those of another lie alike: of each its
+    # device, dtype and number of elements, and if it is not contiguous its shape and strides. If so
+    # `find` gives the bytes of their addresses, the same object as long as these stay; else None.
+    # No tensor is kept. Those that are not in their storage lie nowhere.
     Layout = _C.Layout

@@ -1,6 +1,5 @@
 """Memory as the native back ends want it: dense, in one order, so that one index serves all."""
 
-import contextlib
 import itertools
 import operator
 
@@ -42,11 +41,24 @@ def _integers(t):
     return real.detach().resolve_neg().view(_INTEGERS[real.itemsize])
 
 
-@contextlib.contextmanager
+def as_they_are(columns, wide, dtype):
+    """Whether all tensors are contiguous and without a negation, and those of some of a dtype.
+
+    Args:
+        columns: lists of tensors.
+        wide: those of ``columns`` whose tensors shall have the dtype.
+        dtype: of the arithmetic.
+    """
+    every = [t for column in columns for t in column]
+    return (
+        all(map(torch.Tensor.is_contiguous, every))
+        and not any(map(torch.Tensor.is_neg, every))
+        and all(t.dtype == dtype for column in wide for t in column)
+    )
+
+
 def flat(ys, inputs, columns, dtype, writes_inputs=False):
     """Copies in place of those tensors whose memory differs from the parameter's.
-
-    What was written to a copy is copied back at the end, unless an exception came between.
 
     Args:
         ys: parameters, written.
@@ -55,9 +67,13 @@ def flat(ys, inputs, columns, dtype, writes_inputs=False):
         dtype: of the arithmetic.
         writes_inputs: whether ``inputs`` is written too.
 
-    Yields:
-        ys, inputs, columns.
+    Returns:
+        ys, inputs, columns; and pairs of a tensor that is written and its copy, which the caller
+        copies back.
     """
+    # the usual case, without a look at every tensor's strides
+    if {t.dtype for t in inputs} <= NATIVE and as_they_are((ys, inputs, *columns), columns, dtype):
+        return ys, inputs, columns, []
     written = []
 
     def placed(t, like, dtype, back):
@@ -76,9 +92,7 @@ def flat(ys, inputs, columns, dtype, writes_inputs=False):
     columns = [
         [placed(s, y, dtype, back=True) for s, y in zip(c, ys, strict=True)] for c in columns
     ]
-    yield ys, inputs, columns
-    for t, copy in written:
-        t.copy_(copy)
+    return ys, inputs, columns, written
 
 
 def scaled(gs, ys, scales, dtype):

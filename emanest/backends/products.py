@@ -52,11 +52,14 @@ class Products:
             torch.mul(u, factors[:, None, None], out=out)
 
     def sym_mm(self, x):
-        """X X^T of (batch, n, m)."""
+        """X X^T of (batch, n, m): (batch, n, n)."""
         return self.sym_baddbmm(x, x, x.mT, 0.0, 1.0)
 
     def sym_baddbmm(self, c, a, b, beta, alpha):
-        """Beta C + alpha A B, where that is symmetric; C is not read if beta is 0."""
+        """Beta C + alpha A B of symmetric (batch, n, n), where A and B commute.
+
+        The factors are floats; C is not read if beta is 0.
+        """
         r = self.product(c, a, b, beta, alpha)
         # the lower triangle, and above the diagonal its mirror image
         return r.tril_().add_(r.tril(-1).mT)
