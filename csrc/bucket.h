@@ -17,10 +17,10 @@ constexpr Dtype dtype_as = std::is_same_v<T, double> ? Dtype::float64 : Dtype::f
 struct Tensors {
   void* address[kStreams];  // null: there is none
   int64_t size;             // elements; for `Rows` rows
+  Dtype dtype[kStreams];
   const void* scales;       // further factors of the gradient, of the arithmetic's type; or null
   int64_t run;              // elements, in memory order, that share a scale; those of a row
   int64_t numbers;          // how far from those of the call its numbers begin
-  Dtype dtype[kStreams];
 
   template <class T>
   EMANEST_INLINE T* as(int stream) const { return static_cast<T*>(address[stream]); }

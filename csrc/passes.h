@@ -37,6 +37,8 @@ struct Operation {
   static constexpr bool scaled = false;
   // what is found beside what is written: the sum of the squares of each y, or a flag for all
   static constexpr bool squared = false, flagged = false;
+  // whether y is a matrix, and the state has a value for each of its rows
+  static constexpr bool by_rows = false;
 };
 
 // numbers: a factor of the gradients, then the base's, then the lookahead's; state likewise
@@ -89,9 +91,11 @@ struct Average : Operation<T, M::states, 1 + M::numbers, ~only(kY)> {
 
 // ---- passes that are more than an operation on every element ------------------------------------
 
-// y is a matrix, state: that of the rule, then the factors, which are written; a value for each row
+// state: that of the rule, then the factors, which are written
 template <class T, class R>
 struct Rows : Operation<T, R::states + 1, R::numbers, ~only(kInput), ~only(kY) & ~only(kInput)> {
+  static constexpr bool by_rows = true;
+
   // The factor that keeps a matrix's norm; the norm's numbers are the rule's last.
   EMANEST_INLINE static double kept(double before, double after,
                                     const typename Rows::Numbers& numbers) {

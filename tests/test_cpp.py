@@ -278,7 +278,7 @@ def test_an_error_between_leaves_the_originals_alone():
 @pytest.mark.parametrize("out", [None, {}, torch.zeros(2), torch.zeros(1).double()], ids=str)
 def test_what_is_found_goes_into_a_tensor_that_fits(out):
     with pytest.raises(ValueError, match="flag: expected"):
-        cpp._C.nonfinite((), False, cpp._C.Target(()), [], out, [], [torch.ones(3)], [])
+        cpp._C.nonfinite((), False, cpp._C.Target(()), [], out, [[], [torch.ones(3)]])
 
 
 # ---- threads ------------------------------------------------------------------------------------
