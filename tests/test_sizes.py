@@ -40,7 +40,7 @@ LOOKAHEADS = {"wide": Rule(wide, ("a", "b", "c"), ("p", "q", "r", "s"))}
 """
 NUMBERS = [1.0, 0.5, 0.25, 0.125, 0.0625, 1.5, 0.75, 0.5, 0.25, 2.0, 3.0]
 
-# the CPU's loop, with streams of one format and of all four in turn, then the kernels of a GPU, each
+# the CPU's loop, with streams of one format and of all four in turn, then a GPU's kernels, each
 # from the same values; all that is left is printed
 PROGRAM = """
 #include <cstdio>
