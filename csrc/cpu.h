@@ -59,24 +59,18 @@ void for_each(Set set, const F& f) {
 }
 
 // Calls f(addresses, size) for parts of a tensor's elements, whose streams it has as T: all at once
-// in place if that is what they are; else through buffers, which cost a small tensor much.
+// and in place if that is what they are; else a tile at a time, through buffers.
 template <class T, class F>
 void for_each_tile(const Tensors& t, int64_t begin, int64_t end, Set reads, Set writes, const F& f) {
-  Addresses<T> at;
   Set converted = 0;
   for (int k = 0; k < kStreams; k++) converted |= Set(t.dtype[k] != dtype_as<T>) << k;
   converted &= reads | writes;
-  const auto in_place = [&] {
-    for (int k = 0; k < kStreams; k++) at[k] = t.as<T>(k) + begin;
-  };
-  if (!converted) {
-    in_place();
-    return f(at, end - begin);
-  }
-  T buffers[kStreams][kTile];
+  const int64_t tile = converted ? kTile : end - begin;
+  alignas(64) T buffers[kStreams][kTile];  // no vector of theirs lies in two lines of the cache
   for (int64_t size; begin < end; begin += size) {
-    size = std::min(kTile, end - begin);
-    in_place();
+    size = std::min(tile, end - begin);
+    Addresses<T> at;
+    for (int k = 0; k < kStreams; k++) at[k] = t.as<T>(k) + begin;
     for_each(converted, [&](int k) {
       at[k] = buffers[k];
       if (has(reads, k)) kFormats<T>[int(t.dtype[k])].widen(t.address[k], begin, at[k], size);

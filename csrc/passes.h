@@ -140,7 +140,7 @@ void visit(const Pass& pass, bool in_double, F f) {
   std::visit([&](const auto& each) { each.visit(in_double, f); }, pass);
 }
 
-// ---- the most streams, and the most numbers, of any pass----------------------------------------
+// ---- the most streams, and the most numbers, of any pass ----------------------------------------
 
 template <class Table>
 struct Most;
