@@ -99,8 +99,9 @@ void for_each_piece(const Bucket& bucket, F f) {
       // the hardware sees a stream coming only after its first lines, which many small tensors are
       // made of; not a function, which gcc would find to do nothing
       for (int k = 0; i + 1 < tensors.size() && k < kStreams; k++) {
-        const char* const next = tensors[i + 1].as<char>(k);
-        for (int line = 0; next && line < 4; line++) __builtin_prefetch(next + 64 * line);
+        const float* const next = tensors[i + 1].as<float>(k);
+        const int64_t first = next ? std::min<int64_t>(tensors[i + 1].size, 64) : 0;
+        for (int64_t at = 0; at < first; at += 16) __builtin_prefetch(next + at);
       }
       if (begin < stop) f(tensors[i], begin - start, stop - start);
       begin = std::max(begin, stop);
