@@ -14,30 +14,13 @@ namespace py = pybind11;
 namespace emanest {
 namespace {
 
-// How a pass uses its columns, and how many numbers it is given.
-struct Use {
-  int states = 0, numbers = 0;
-  bool reads_input = false, writes_y = false, writes_input = false, writes_state = false;
-  bool squared = false, flagged = false;
-};
-
 Use use_of(const Pass& pass) {
   Use use;
   visit(pass, false, [&](auto each) {
-    use = {each.states,       each.numbers,      each.reads_input, each.writes_y,
-           each.writes_input, each.writes_state, each.squared,     each.flagged};
+    use = {each.streams, each.numbers, each.reads,   each.writes,
+           each.plain,   each.squared, each.flagged, each.by_rows};
   });
   return use;
-}
-
-std::optional<Bucket> gather_for(const Pass& pass, const Use& use, Column ys, Column input,
-                                 Columns state, bool in_double, Column scales) {
-  if (std::holds_alternative<PassOf<Nonfinite>>(pass)) return gather(input);
-  if (std::holds_alternative<PassOf<Rows, RowRule>>(pass)) {
-    return gather_rows(ys, state, in_double, scales);
-  }
-  check_count("inputs", input.size(), use.reads_input ? ys.size() : 0);
-  return gather(ys, input, state, in_double, scales);
 }
 
 // Gathers the tensors, works on them without Python's lock (the caller holds the tensors, so their
@@ -45,16 +28,16 @@ std::optional<Bucket> gather_for(const Pass& pass, const Use& use, Column ys, Co
 // copied first: the caller gives copies in place of the columns, which are parameters, their
 // inputs, and state. out: on the device what the pass finds, of those that find something.
 bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
-         const py::object& out, Column ys, Column input, Columns state) {
+         const py::object& out, Columns columns) {
   const Use use = use_of(pass);
-  check_count("columns of state", state.size(), size_t(use.states));
-  const at::Device device = device_of(ys.empty() ? input : ys);
+  check_count("columns (y, input, state)", columns.size(), size_t(use.streams));
+  const at::Device device = device_of(columns[use.first()]);
   target.check(device, size_t(use.numbers));
   void* to = nullptr;
-  if (use.squared) to = place("squares", out, device, at::kDouble, ys.size());
+  if (use.squared) to = place("squares", out, device, at::kDouble, columns[kY].size());
   if (use.flagged) to = place("flag", out, device, at::kFloat, 1);
   if (target.skipped()) return true;
-  auto bucket = gather_for(pass, use, ys, input, state, in_double, scales);
+  auto bucket = gather(use, columns, in_double, scales);
   if (!bucket) return false;
   target.distribute(*bucket);
   {
@@ -63,9 +46,9 @@ bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
     target.on_gpu() ? cuda::run(pass, *bucket, to, target.call(device))
                     : cpu::run(pass, *bucket, target.numbers(), to);
   }
-  if (use.writes_y) count_writes(ys);
-  if (use.writes_input) count_writes(input);
-  for (size_t k = 0; use.writes_state && k < state.size(); k++) count_writes(state[k]);
+  for (int k = 0; k < use.streams; k++) {
+    if (has(use.writes, k)) count_writes(columns[k]);
+  }
   return true;
 }
 
@@ -86,11 +69,11 @@ using Name = std::string;
 template <template <class...> class Operation, class... Tables>
 void bind(py::module_& m, const char* name) {
   m.def(name, [](const std::tuple<Name<Tables>...>& names, bool in_double, const Target& target,
-                 Column scales, const py::object& out, Column ys, Column input, Columns state) {
+                 Column scales, const py::object& out, Columns columns) {
     const auto rules = std::apply(
         [](const auto&... each) { return std::tuple<Tables...>(find<Tables>(each)...); }, names);
     const PassOf<Operation, Tables...> pass{rules};
-    return run(pass, in_double, target, scales, out, ys, input, state);
+    return run(pass, in_double, target, scales, out, columns);
   });
 }
 

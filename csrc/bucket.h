@@ -10,23 +10,26 @@ namespace emanest {
 
 enum class Dtype : int8_t { float32, float64, bfloat16, float16 };
 
-// One parameter: everything dense and in one memory order.
+template <class T>
+constexpr Dtype dtype_as = std::is_same_v<T, double> ? Dtype::float64 : Dtype::float32;
+
+// One parameter: its streams, dense and in one memory order.
 struct Tensors {
-  void* y;
-  void* input;          // gradient; for `Follow` the snapshot; for `Move` null
-  void* state[kStates];  // of the base rule, then of the lookahead rule
-  int64_t size;          // elements; for `Rows` rows
-  Dtype input_dtype;
-  const void* scales = nullptr;  // further factors of the gradient, of the arithmetic's type; or null
-  int64_t run = 0;               // elements, in memory order, that share a scale; those of a row
-  int64_t numbers = 0;           // how far from those of the call its numbers begin
+  void* address[kStreams];  // null: there is none
+  int64_t size;             // elements; for `Rows` rows
+  Dtype dtype[kStreams];
+  const void* scales;       // further factors of the gradient, of the arithmetic's type; or null
+  int64_t run;              // elements, in memory order, that share a scale; those of a row
+  int64_t numbers;          // how far from those of the call its numbers begin
+
+  template <class T>
+  EMANEST_INLINE T* as(int stream) const { return static_cast<T*>(address[stream]); }
 };
 
-// The parameters of one call: they share a dtype, and the state has that of the arithmetic.
+// The parameters of one call.
 struct Bucket {
   std::vector<Tensors> tensors;
-  Dtype y_dtype;
-  bool in_double;  // arithmetic and state are float64, else float32
+  bool in_double;  // arithmetic is float64, else float32
 };
 
 namespace cpu {

@@ -1,7 +1,6 @@
 // The CPU back end: one parallel region for a bucket, the work split by elements.
 #include "cpu.h"
 
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <numeric>
@@ -11,40 +10,26 @@ namespace {
 
 // ---- an operation on every element --------------------------------------------------------------
 
+// What a loop is given: numbers, a further factor of the input, 1 where there is none, and where the
+// streams are.
 template <class T>
-using Addresses = std::array<T*, kStates>;
-
-template <class T>
-Addresses<T> state_from(const Tensors& t, int64_t begin) {
-  Addresses<T> state;
-  for (int k = 0; k < kStates; k++) state[k] = static_cast<T*>(t.state[k]) + begin;
-  return state;
-}
-
-// What a loop is given: y, its input (gradient or snapshot), the state, the size; and a
-// further factor of the input, 1 where there is none.
-template <class T>
-using Loop = void (*)(const double* given, T factor, T* y, T* input, Addresses<T> state,
-                      int64_t size);
+using Loop = void (*)(const double* given, T factor, const Addresses<T>& at, int64_t size);
 
 template <class Operation, class T = typename Operation::T>
-EMANEST_CLONES void loop(const double* given, T factor, T* y, T* input, Addresses<T> state,
-                         int64_t size) {
+EMANEST_CLONES void loop(const double* given, T factor, const Addresses<T>& at, int64_t size) {
   // copied to the stack: the compiler then knows that no store changes them
   typename Operation::Numbers numbers;
   copy<Operation::numbers>(given, numbers);
+  const Addresses<T> streams = at;
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; i++) {
-    T point{}, aside{};
-    typename Operation::State values;
-    if constexpr (Operation::reads_y) point = y[i];
-    if constexpr (Operation::reads_input) aside = input[i];
-    for (int k = 0; k < Operation::states; k++) values[k] = state[k][i];
-    Operation::apply(point, aside, values, factor, numbers);
-    y[i] = point;
-    if constexpr (Operation::writes_input) input[i] = aside;
-    if constexpr (Operation::writes_state) {
-      for (int k = 0; k < Operation::states; k++) state[k][i] = values[k];
+    typename Operation::Values values{};
+    for (int k = 0; k < Operation::streams; k++) {
+      if (has(Operation::reads, k)) values[k] = streams[k][i];
+    }
+    Operation::apply(values, factor, numbers);
+    for (int k = 0; k < Operation::streams; k++) {
+      if (has(Operation::writes, k)) streams[k][i] = values[k];
     }
   }
 }
@@ -60,36 +45,30 @@ void for_each_run(const Tensors& t, int64_t begin, int64_t end, F f) {
   }
 }
 
-// T is the type of the arithmetic and of the state.
+// T is the type of the arithmetic.
 template <class T>
-void run_loop(Loop<T> loop, const Bucket& bucket, const double* numbers, bool writes_input) {
+void run_loop(Loop<T> loop, const Bucket& bucket, const double* numbers, Set reads, Set writes) {
   for_each_piece(bucket, [&](const Tensors& t, int64_t first, int64_t last) {
     for_each_run<T>(t, first, last, [&](int64_t begin, int64_t end, T factor) {
-      Values<T> y(t.y, bucket.y_dtype, begin), input(t.input, t.input_dtype, begin);
-      Addresses<T> state = state_from<T>(t, begin);
-      const int64_t tile = y.wide() && input.wide() ? end - begin : kTile;
-      for (int64_t size; begin < end; begin += size) {
-        size = std::min(tile, end - begin);
-        loop(numbers + t.numbers, factor, y.load(size), input.load(size), state, size);
-        y.store(size);
-        if (writes_input) input.store(size);
-        y.advance(size);
-        input.advance(size);
-        for (T*& each : state) each += size;
-      }
+      for_each_tile<T>(t, begin, end, reads, writes, [&](const Addresses<T>& at, int64_t size) {
+        loop(numbers + t.numbers, factor, at, size);
+      });
     });
   });
 }
 
 template <class Operation>
 void perform(Operation, const Bucket& bucket, const double* numbers, void*) {
-  run_loop<typename Operation::T>(loop<Operation>, bucket, numbers, Operation::writes_input);
+  run_loop<typename Operation::T>(loop<Operation>, bucket, numbers, Operation::reads,
+                                  Operation::writes);
 }
 
 // ---- sums of squares: partial sums within a block of elements, all in fixed places, so that -------
 // ---- neither threads nor vector widths change a bit ---------------------------------------------
 
 constexpr int kLanes = 16;
+// parts of a block continue each other
+static_assert(kTile % kLanes == 0);
 constexpr int64_t kBlock = 16384;
 
 // How many of some items, that have so many elements in all, are worth a thread.
@@ -110,25 +89,8 @@ EMANEST_CLONES void squares_loop(const T* from, double* to, int64_t size) {
   for (int j = 0; j < kLanes; j++) to[j] = lanes[j];
 }
 
-// The sum of squares of a dense block; f(values, begin, size) is called for parts of it as T, which
-// it may change, and which are stored if it is to `write`.
-template <class T, class F>
-double block_squares(Values<T>& values, int64_t begin, int64_t end, bool write, F f) {
-  double lanes[kLanes] = {};
-  // a multiple of the lanes: parts of a block continue each other
-  static_assert(kTile % kLanes == 0);
-  for (int64_t size; begin < end; begin += size) {
-    size = std::min(kTile, end - begin);
-    T* const part = f(values, begin, size);
-    squares_loop(part, lanes, size);
-    if (write) values.store(size);
-    values.advance(size);
-  }
-  return std::accumulate(lanes, lanes + kLanes, 0.0);
-}
-
 template <class T, class M>
-void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* out) {
+void perform(Average<T, M> average, const Bucket& bucket, const double* numbers, void* out) {
   struct Block { size_t tensor; int64_t begin; };
   std::vector<Block> blocks;
   int64_t total = 0;
@@ -144,17 +106,18 @@ void perform(Average<T, M>, const Bucket& bucket, const double* numbers, void* o
     for (int64_t k = first; k < last; k++) {
       const Block block = blocks[size_t(k)];
       const Tensors& t = bucket.tensors[block.tensor];
-      const int64_t end = std::min(t.size, block.begin + kBlock);
-      Values<T> g(t.input, t.input_dtype, block.begin);
-      // a loop that summed its squares would not be in vectors
-      const auto update = [&](Values<T>& u, int64_t begin, int64_t size) {
-        loop<Average<T, M>>(numbers + t.numbers, T(1), u.here(), g.load(size),
-                            state_from<T>(t, begin), size);
-        g.advance(size);
-        return u.here();
+      const int64_t stop = std::min(t.size, block.begin + kBlock);
+      double lanes[kLanes] = {};
+      const auto update = [&](const Addresses<T>& at, int64_t size) {
+        loop<Average<T, M>>(numbers + t.numbers, T(1), at, size);
+        // a loop that summed its squares would not be in vectors; here updates are in the cache
+        squares_loop(at[kY], lanes, size);
       };
-      Values<T> u(t.y, bucket.y_dtype, block.begin);
-      sums[size_t(k)] = block_squares<T>(u, block.begin, end, true, update);
+      for (int64_t begin = block.begin; begin < stop; begin += kTile) {
+        const int64_t end = std::min(stop, begin + kTile);
+        for_each_tile<T>(t, begin, end, average.reads, average.writes, update);
+      }
+      sums[size_t(k)] = std::accumulate(lanes, lanes + kLanes, 0.0);
     }
   });
   auto* const squares = static_cast<double*>(out);
@@ -172,15 +135,18 @@ void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
     elements += t.size * t.run;
   }
   std::vector<double> squares(size_t(total), 0.0);
-  const auto read = [](Values<double>& values, int64_t, int64_t size) { return values.load(size); };
   at::parallel_for(0, total, grain(size_t(total), elements), [&](int64_t begin, int64_t end) {
     size_t i = size_t(std::upper_bound(firsts.begin(), firsts.end(), begin) - firsts.begin()) - 1;
     for (; begin < end; i++) {
       const Tensors& t = bucket.tensors[i];
       for (; begin < std::min(end, firsts[i] + t.size); begin++) {
         const int64_t start = (begin - firsts[i]) * t.run;
-        Values<double> row(t.y, bucket.y_dtype, start);
-        squares[size_t(begin)] = block_squares<double>(row, 0, t.run, false, read);
+        double lanes[kLanes] = {};
+        const auto add = [&](const Addresses<double>& at, int64_t size) {
+          squares_loop(at[kY], lanes, size);
+        };
+        for_each_tile<double>(t, start, start + t.run, only(kY), 0, add);
+        squares[size_t(begin)] = std::accumulate(lanes, lanes + kLanes, 0.0);
       }
     }
   });
@@ -189,14 +155,13 @@ void perform(Rows<T, R>, const Bucket& bucket, const double* given, void*) {
     const double* const sums = squares.data() + firsts[i];
     typename R::Numbers numbers;
     copy<R::numbers>(given + t.numbers, numbers);
-    const Addresses<T> columns = state_from<T>(t, 0);
-    T* const factors = columns[R::states];
+    T* const factors = t.as<T>(kState + R::states);
     double before = 0, after = 0;
     for (int64_t k = 0; k < t.size; k++) {
       Row<T, R::states> state;
-      for (int j = 0; j < R::states; j++) state[j] = columns[j][k];
+      for (int j = 0; j < R::states; j++) state[j] = t.as<T>(kState + j)[k];
       factors[k] = R::apply(T(sums[k] / double(std::max<int64_t>(t.run, 1))), state, numbers);
-      for (int j = 0; j < R::states; j++) columns[j][k] = state[j];
+      for (int j = 0; j < R::states; j++) t.as<T>(kState + j)[k] = state[j];
       before += sums[k];
       after += evened(double(factors[k]), sums[k]);
     }
@@ -231,7 +196,7 @@ void perform(Nonfinite<T>, const Bucket& bucket, const double*, void* out) {
   std::atomic<bool> found{false};
   for_each_piece(bucket, [&](const Tensors& t, int64_t begin, int64_t end) {
     if (found.load(std::memory_order_relaxed)) return;
-    if (kNonfinite[int(t.input_dtype)](t.input, begin, end)) found.store(true);
+    if (kNonfinite[int(t.dtype[kInput])](t.address[kInput], begin, end)) found.store(true);
   });
   *static_cast<float*>(out) = found.load();
 }

@@ -42,6 +42,16 @@ bool aligned(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
+// Whether a matrix, or the values of its rows, lie one after another, and as they are.
+bool fits_rows(const at::Tensor& matrix, const at::Tensor& t, int stream) {
+  if (matrix.dim() != 2) throw std::invalid_argument("expected matrices");
+  if (stream != kY && t.numel() != matrix.size(0)) {
+    throw std::invalid_argument("expected a value for each of " + std::to_string(matrix.size(0)) +
+                                " rows, got " + std::to_string(t.numel()));
+  }
+  return t.is_contiguous() && !t.is_neg();
+}
+
 void check_device(const at::Tensor& t, at::Device expected) {
   // of such a class the device, too, may be a question to Python, whose lock a thread does not have
   if (is_subclass(t)) throw NotInStorage(t);
@@ -81,95 +91,48 @@ void check_count(const char* what, size_t found, size_t expected) {
                               std::to_string(found));
 }
 
-std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_double,
-                             Column scales) {
-  const bool alone = input.empty(), scaled = !scales.empty();
-  if (scaled) check_count("scales", scales.size(), ys.size());
-  for (Column column : state) check_count("tensors of state", column.size(), ys.size());
-  if (ys.empty()) return Bucket{{}, Dtype::float32, in_double};
+std::optional<Bucket> gather(const Use& use, Columns columns, bool in_double, Column scales) {
+  const Set used = use.reads | use.writes;
+  const Column likes = columns[use.first()];
+  const bool scaled = use.by_rows || !scales.empty();
+  if (scaled) check_count("scales", scales.size(), likes.size());
+  for (int k = 0; k < use.streams; k++) {
+    check_count(k == kInput ? "inputs" : "tensors of a column", columns[k].size(),
+                has(used, k) ? likes.size() : 0);
+  }
   const auto wide = in_double ? at::kDouble : at::kFloat;
-  const at::Device device = device_of(ys);
-  const auto first = dtype_of(tensor(ys, 0));
-  if (!first) return std::nullopt;
-  Bucket bucket{std::vector<Tensors>(ys.size()), *first, in_double};
+  const at::Device device = device_of(likes);
+  Bucket bucket{std::vector<Tensors>(likes.size()), in_double};
   const auto fill = [&](size_t i) {
-    const at::Tensor& y = tensor(ys, i);
+    const at::Tensor& like = tensor(likes, i);
     Tensors& row = bucket.tensors[i];
-    row = {address_on(y, device), nullptr, {}, y.numel(), Dtype::float32};
-    if (dtype_of(y) != first || !aligned(y, y)) return false;
+    for (int k = 0; k < use.streams; k++) {
+      if (!has(used, k)) continue;
+      const at::Tensor& t = tensor(columns[k], i);
+      row.address[k] = address_on(t, device);
+      const bool fits = use.by_rows ? fits_rows(like, t, k) : aligned(like, t);
+      const auto dtype = dtype_of(t);
+      if (!fits || !dtype || (has(use.plain, k) && t.scalar_type() != wide)) return false;
+      row.dtype[k] = *dtype;
+    }
+    row.size = use.by_rows ? like.size(0) : like.numel();
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
-      check_scales(s, device, wide, y.sizes());
+      check_scales(s, device, wide, use.by_rows ? at::IntArrayRef() : like.sizes());
       row.scales = address(s);
-      row.run = std::max<int64_t>(1, s.numel() ? y.numel() / s.numel() : 0);
-    }
-    if (!alone) {
-      const at::Tensor& g = tensor(input, i);
-      row.input = address_on(g, device);
-      const auto g_dtype = dtype_of(g);
-      if (!g_dtype || !aligned(y, g)) return false;
-      row.input_dtype = *g_dtype;
-    }
-    for (size_t k = 0; k < state.size(); k++) {
-      const at::Tensor& s = tensor(state[k], i);
-      row.state[k] = address_on(s, device);
-      if (s.scalar_type() != wide || !aligned(y, s)) return false;
+      row.run = use.by_rows ? like.size(1)
+                            : std::max<int64_t>(1, s.numel() ? like.numel() / s.numel() : 0);
     }
     return true;
   };
   // the lists are read without Python's lock, which this call holds for all of its threads
   std::atomic<bool> fits{true};
-  at::parallel_for(0, int64_t(ys.size()), kGrain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, int64_t(likes.size()), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end && fits.load(std::memory_order_relaxed); i++) {
       if (!fill(size_t(i))) fits = false;
     }
   });
   return fits ? std::optional(std::move(bucket)) : std::nullopt;
-}
-
-std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_double,
-                                  Column scales) {
-  check_count("scales", scales.size(), matrices.size());
-  for (Column column : columns) check_count("tensors of a column", column.size(), matrices.size());
-  Bucket bucket{{}, Dtype::float32, in_double};
-  const auto wide = in_double ? at::kDouble : at::kFloat;
-  for (size_t i = 0; i < matrices.size(); i++) {
-    const at::Tensor& matrix = tensor(matrices, i);
-    const auto dtype = dtype_of(matrix);
-    if (matrix.dim() != 2) throw std::invalid_argument("expected matrices");
-    if (!dtype || !matrix.is_contiguous() || matrix.is_neg()) return std::nullopt;
-    const int64_t rows = matrix.size(0);
-    check_scales(tensor(scales, i), matrix.device(), wide, {});
-    Tensors row{address(matrix), nullptr, {}, rows, Dtype::float32};
-    row.scales = address(tensor(scales, i));
-    row.run = matrix.size(1);
-    for (size_t k = 0; k < columns.size(); k++) {
-      const at::Tensor& s = tensor(columns[k], i);
-      row.state[k] = address_on(s, matrix.device());
-      if (s.numel() != rows) {
-        throw std::invalid_argument("expected a value for each of " + std::to_string(rows) +
-                                    " rows, got " + std::to_string(s.numel()));
-      }
-      if (s.scalar_type() != wide || !s.is_contiguous() || s.is_neg()) return std::nullopt;
-    }
-    if (i > 0 && *dtype != bucket.y_dtype) return std::nullopt;
-    bucket.y_dtype = *dtype;
-    bucket.tensors.push_back(row);
-  }
-  return bucket;
-}
-
-std::optional<Bucket> gather(Column gs) {
-  Bucket bucket{{}, Dtype::float32, false};
-  bucket.tensors.reserve(gs.size());
-  for (size_t i = 0; i < gs.size(); i++) {
-    const at::Tensor& g = tensor(gs, i);
-    void* const from = address_on(g, device_of(gs));
-    const auto dtype = dtype_of(g);
-    if (!dtype || !aligned(g, g)) return std::nullopt;
-    bucket.tensors.push_back({nullptr, from, {}, g.numel(), *dtype});
-  }
-  return bucket;
 }
 
 void count_writes(Column tensors) {

@@ -17,18 +17,21 @@ using Columns = const std::vector<pybind11::list>&;
 
 void check_count(const char* what, size_t found, size_t expected);
 
-// A bucket made of the tensors of a call; empty if some of them must be copied first, because of
-// their memory order or format. `input`, of as many tensors as `ys`, may be empty, and so may
-// `scales`: for each y one of its own or one for each row, whose elements then follow each other in
-// memory. All are on one device, or it is an error.
-std::optional<Bucket> gather(Column ys, Column input, Columns state, bool in_double,
-                             Column scales = pybind11::list());
+// How a pass uses the streams of a tensor, and how many numbers it is given.
+struct Use {
+  int streams = 0, numbers = 0;
+  Set reads = 0, writes = 0, plain = 0;
+  bool squared = false, flagged = false, by_rows = false;
 
-// The same of matrices, with columns of one value for each row, and a scale for each matrix.
-std::optional<Bucket> gather_rows(Column matrices, Columns columns, bool in_double, Column scales);
+  // The stream that others are like.
+  int first() const { return has(reads | writes, kY) ? kY : kInput; }
+};
 
-// The same of gradients alone.
-std::optional<Bucket> gather(Column gs);
+// A bucket made of the tensors of a call, a column for each stream, empty where there is none; null
+// if some tensors must be copied first, because of their memory order or format. `scales` may be
+// empty: for each y one of its own or one for each row, whose elements then follow each other in
+// memory; for each matrix one. All are on one device, or it is an error.
+std::optional<Bucket> gather(const Use& use, Columns columns, bool in_double, Column scales);
 
 // Tensors were written behind autograd's back: tell it, or a stale backward would go unnoticed.
 void count_writes(Column tensors);

@@ -41,7 +41,7 @@ TABLES = {
     "POINTS": ("points", "Point", False),
 }
 # arguments of rules that are no arrays
-TYPES = {"state": "State<T>&", "numbers": "const Numbers&"}
+TYPES = {"state": "T*", "numbers": "const Numbers&"}
 # what a name that a rule makes would hide
 TAKEN = ("Number", "T", "leave", "root", "std")
 
@@ -122,7 +122,7 @@ class Function:
             case ast.Call(ast.Name(rule), [_, *_, ast.Name(state), ast.Name(numbers)]):
                 if not self.rule and {rule, state, numbers} <= set(self.arguments):
                     self.types[rule] = None
-                    self.types[state] = f"typename {rule}::template State<T>&"
+                    self.types[state] = "T*"
                     self.types[numbers] = f"const typename {rule}::Numbers&"
                     self.passed.append(state)
                     return f"{rule}::apply({self.arrays(*call.args[:-2])}, {state}, {numbers})"

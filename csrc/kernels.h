@@ -63,16 +63,11 @@ template <class Operation>
 struct Elements {
   using T = typename Operation::T;
   using Numbers = typename Operation::Numbers;
-  static constexpr int states = Operation::states;
-  static constexpr bool input = Operation::reads_input, reads_y = Operation::reads_y;
+  static constexpr int count = Operation::streams;
 
-  // A tensor's y, its input, and its state.
   struct Streams {
-    EMANEST_INLINE Streams(const Tensors& from, Dtype y_dtype)
-        : y(from.y, y_dtype), input(from.input, from.input_dtype), tensors(from) {}
-
-    EMANEST_INLINE Values<T> state(int k) const {
-      return {tensors.state[k], std::is_same_v<T, double> ? Dtype::float64 : Dtype::float32};
+    EMANEST_INLINE Values<T> operator[](int k) const {
+      return {tensors.address[k], has(Operation::plain, k) ? dtype_as<T> : tensors.dtype[k]};
     }
 
     // The factors of elements that follow each other.
@@ -93,12 +88,13 @@ struct Elements {
     };
 
     EMANEST_INLINE bool in_fours() const {
-      bool all = y.in_fours() && (!Elements::input || input.in_fours());
-      for (int k = 0; k < states; k++) all = all && state(k).in_fours();
+      bool all = true;
+      for (int k = 0; k < count; k++) {
+        if (has(Operation::reads | Operation::writes, k)) all = all && (*this)[k].in_fours();
+      }
       return all;
     }
 
-    Values<T> y, input;
     // copied: the compiler cannot know that no store changes it
     Tensors tensors;
   };
@@ -107,7 +103,7 @@ struct Elements {
     if (table.skipped()) return;
     double squares = 0;
     const Chunk chunk = table.chunks[block];
-    const Streams streams(table.entries[chunk.entry].tensors, y_dtype);
+    const Streams streams{table.entries[chunk.entry].tensors};
     Numbers numbers;
     given.load<Operation::numbers>(streams.tensors, numbers);
     const Range range(chunk, streams.tensors);
@@ -129,33 +125,31 @@ struct Elements {
 
   EMANEST_INLINE static void one(const Streams& streams, int64_t i, const Numbers& numbers,
                                  double& squares) {
-    T y{}, aside{}, factor(1);
-    typename Operation::State state;
-    if constexpr (reads_y) y = streams.y.load(i);
-    if constexpr (input) aside = streams.input.load(i);
-    for (int k = 0; k < states; k++) state[k] = streams.state(k).load(i);
+    typename Operation::Values values{};
+    T factor(1);
+    for (int k = 0; k < count; k++) {
+      if (has(Operation::reads, k)) values[k] = streams[k].load(i);
+    }
     if constexpr (Operation::scaled) {
       if (streams.tensors.scales) factor = typename Streams::Factors(streams.tensors, i).at(i);
     }
-    Operation::apply(y, aside, state, factor, numbers);
-    if constexpr (Operation::squared) squares += double(y) * double(y);
-    streams.y.store(i, y);
-    if constexpr (Operation::writes_input) streams.input.store(i, aside);
-    if constexpr (Operation::writes_state) {
-      for (int k = 0; k < states; k++) streams.state(k).store(i, state[k]);
+    Operation::apply(values, factor, numbers);
+    if constexpr (Operation::squared) squares += double(values[kY]) * double(values[kY]);
+    for (int k = 0; k < count; k++) {
+      if (has(Operation::writes, k)) streams[k].store(i, values[k]);
     }
   }
 
   EMANEST_INLINE static void four(const Streams& streams, int64_t i, const Numbers& numbers,
                                   double& squares) {
-    Words words[2 + states];
-    if constexpr (reads_y) words[0] = streams.y.load_four(i);
-    if constexpr (input) words[1] = streams.input.load_four(i);
-    for (int k = 0; k < states; k++) words[2 + k] = streams.state(k).load_four(i);
-    T y[4]{}, aside[4]{}, columns[states + 1][4], factors[4] = {1, 1, 1, 1};
-    if constexpr (reads_y) streams.y.widen_four(words[0], y);
-    if constexpr (input) streams.input.widen_four(words[1], aside);
-    for (int k = 0; k < states; k++) streams.state(k).widen_four(words[2 + k], columns[k]);
+    Words words[count];
+    T fours[count][4]{}, factors[4] = {1, 1, 1, 1};
+    for (int k = 0; k < count; k++) {
+      if (has(Operation::reads, k)) words[k] = streams[k].load_four(i);
+    }
+    for (int k = 0; k < count; k++) {
+      if (has(Operation::reads, k)) streams[k].widen_four(words[k], fours[k]);
+    }
     if constexpr (Operation::scaled) {
       if (streams.tensors.scales) {
         typename Streams::Factors found(streams.tensors, i);
@@ -163,22 +157,19 @@ struct Elements {
       }
     }
     for (int j = 0; j < 4; j++) {
-      typename Operation::State state;
-      for (int k = 0; k < states; k++) state[k] = columns[k][j];
-      Operation::apply(y[j], aside[j], state, factors[j], numbers);
-      if constexpr (Operation::squared) squares += double(y[j]) * double(y[j]);
-      for (int k = 0; k < states; k++) columns[k][j] = state[k];
+      typename Operation::Values values;
+      for (int k = 0; k < count; k++) values[k] = fours[k][j];
+      Operation::apply(values, factors[j], numbers);
+      if constexpr (Operation::squared) squares += double(values[kY]) * double(values[kY]);
+      for (int k = 0; k < count; k++) fours[k][j] = values[k];
     }
-    streams.y.store_four(i, y);
-    if constexpr (Operation::writes_input) streams.input.store_four(i, aside);
-    if constexpr (Operation::writes_state) {
-      for (int k = 0; k < states; k++) streams.state(k).store_four(i, columns[k]);
+    for (int k = 0; k < count; k++) {
+      if (has(Operation::writes, k)) streams[k].store_four(i, fours[k]);
     }
   }
 
   Table table;
   Given given;
-  Dtype y_dtype;
   double* parts;
 };
 
@@ -188,10 +179,10 @@ struct FindNonfinite {
     const Chunk chunk = table.chunks[block];
     const Tensors& tensors = table.entries[chunk.entry].tensors;
     const Range range(chunk, tensors);
-    const void* from = tensors.input;
+    const void* from = tensors.address[kInput];
     bool bad = false;
     // all bits of the exponent are set in NaN and in infinities
-    switch (tensors.input_dtype) {
+    switch (tensors.dtype[kInput]) {
       case Dtype::float32: bad = any<uint32_t, 0x7f800000>(from, range, thread); break;
       case Dtype::float64: bad = any<uint64_t, 0x7ff0000000000000>(from, range, thread); break;
       case Dtype::bfloat16: bad = any<uint16_t, 0x7f80>(from, range, thread); break;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <iterator>
 #include <memory>
 
 #include "sums.h"
@@ -69,9 +68,9 @@ class Tables {
   }
 
   static bool same(const Tensors& a, const Tensors& b) {
-    return a.y == b.y && a.input == b.input && a.input_dtype == b.input_dtype &&
-           a.scales == b.scales && a.run == b.run && a.numbers == b.numbers &&
-           std::equal(std::begin(a.state), std::end(a.state), std::begin(b.state));
+    return std::equal(a.address, a.address + kStreams, b.address) &&
+           std::equal(a.dtype, a.dtype + kStreams, b.dtype) && a.scales == b.scales &&
+           a.run == b.run && a.numbers == b.numbers;
   }
 
   std::vector<Tensors> known_;
@@ -123,7 +122,7 @@ void enqueue(Operation, const Bucket& bucket, void* out, const Call& call, const
   with_table(bucket, call, launch, [&](Table table, int64_t chunks) {
     std::shared_ptr<double> parts;
     if constexpr (Operation::squared) parts = call.parts<double>(chunks);
-    const Elements<Operation> all{table, numbers, bucket.y_dtype, parts.get()};
+    const Elements<Operation> all{table, numbers, parts.get()};
     if (chunks) launch(all, chunks);
     if constexpr (Operation::squared) {
       const auto tensors = int64_t(bucket.tensors.size());
@@ -140,7 +139,7 @@ void enqueue(Rows<T, R>, const Bucket& bucket, void*, const Call& call, const La
     const auto matrices = int64_t(bucket.tensors.size());
     const auto parts = call.parts<double>(chunks);
     const auto norms = call.parts<Norms>(matrices);
-    if (chunks) launch(RowSquares{table, bucket.y_dtype, parts.get()}, chunks);
+    if (chunks) launch(RowSquares{table, parts.get()}, chunks);
     launch(RowFactors<T, R>{table, numbers, parts.get(), norms.get()}, matrices);
     launch(KeepNorms<T, R>{table, numbers, norms.get()}, matrices);
   };

@@ -56,7 +56,7 @@ using Row = T[size ? size : 1];
 
 // Writes a rule's state once all that reads the old one is computed, and returns the result.
 template <class T, int size>
-EMANEST_INLINE T leave(T (&state)[size], const T (&after)[size], T result) {
+EMANEST_INLINE T leave(T* state, const T (&after)[size], T result) {
   for (int k = 0; k < size; k++) state[k] = after[k];
   return result;
 }
@@ -65,8 +65,6 @@ EMANEST_INLINE T leave(T (&state)[size], const T (&after)[size], T result) {
   static constexpr const char* name = name_;         \
   static constexpr int states = states_;             \
   static constexpr int numbers = numbers_;           \
-  using Numbers = Row<Number, numbers_>;             \
-  template <class T>                                 \
-  using State = Row<T, states_>
+  using Numbers = Row<Number, numbers_>
 
 }  // namespace emanest

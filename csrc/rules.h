@@ -19,7 +19,7 @@ namespace bases {
 struct sgd {
   EMANEST_RULE("sgd", 0, 2);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>&, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T*, const Numbers& numbers) {
     const auto& [lr, weight_decay] = numbers;
     return -lr * (g + weight_decay * y);
   }
@@ -29,7 +29,7 @@ struct sgd {
 struct momentum {
   EMANEST_RULE("momentum", 1, 4);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T momentum_buffer = state[0];
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
@@ -42,7 +42,7 @@ struct momentum {
 struct nesterov {
   EMANEST_RULE("nesterov", 1, 4);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T momentum_buffer = state[0];
     const auto& [lr, weight_decay, friction, weight] = numbers;
     g = g + weight_decay * y;
@@ -56,7 +56,7 @@ struct nesterov {
 struct adamw {
   EMANEST_RULE("adamw", 2, 6);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
@@ -71,7 +71,7 @@ struct adamw {
 struct amsgrad {
   EMANEST_RULE("amsgrad", 3, 6);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1], max_exp_avg_sq = state[2];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
     exp_avg = (weight1 < Number(1.0)) * exp_avg;
@@ -88,7 +88,7 @@ struct amsgrad {
 struct direction {
   EMANEST_RULE("direction", 0, 2);
   template <class T>
-  EMANEST_INLINE static T apply(T y, T g, State<T>&, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T g, T*, const Numbers& numbers) {
     const auto& [step_size, decay] = numbers;
     return -step_size * g - decay * y;
   }
@@ -102,7 +102,7 @@ namespace momenta {
 struct ema {
   EMANEST_RULE("ema", 1, 2);
   template <class T>
-  EMANEST_INLINE static T apply(T g, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T g, T* state, const Numbers& numbers) {
     T momentum_buffer = state[0];
     const auto& [weight, blend] = numbers;
     momentum_buffer = (weight < Number(1.0)) * momentum_buffer;
@@ -134,7 +134,7 @@ struct normuon {
   EMANEST_RULE("normuon", 1, 2);
   using norm = norms::kept;
   template <class T>
-  EMANEST_INLINE static T apply(T mean_square, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T mean_square, T* state, const Numbers& numbers) {
     T second_momentum_buffer = state[0];
     const auto& [weight, eps] = numbers;
     auto delta = mean_square - second_momentum_buffer;
@@ -152,7 +152,7 @@ namespace lookaheads {
 struct none {
   EMANEST_RULE("none", 0, 0);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>&, const Numbers&) {
+  EMANEST_INLINE static T apply(T w, T, T*, const Numbers&) {
     return w;
   }
 };
@@ -161,7 +161,7 @@ struct none {
 struct ema_nesterov {
   EMANEST_RULE("ema_nesterov", 1, 3);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T u, T* state, const Numbers& numbers) {
     T exp_avg_update = state[0];
     const auto& [weight, lookahead, next_lookahead] = numbers;
     auto delta = lookahead * exp_avg_update + u;
@@ -174,7 +174,7 @@ struct ema_nesterov {
 struct nag {
   EMANEST_RULE("nag", 1, 2);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T u, T* state, const Numbers& numbers) {
     T velocity = state[0];
     const auto& [lookahead, next_lookahead] = numbers;
     velocity = lookahead * velocity + u;
@@ -186,7 +186,7 @@ struct nag {
 struct lookahead {
   EMANEST_RULE("lookahead", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T, T* state, const Numbers& numbers) {
     T x = state[0];
     const auto& [alpha] = numbers;
     auto near = (alpha < Number(0.5)) * Number(1.0);
@@ -199,7 +199,7 @@ struct lookahead {
 struct long_horizon {
   EMANEST_RULE("long_horizon", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T, T* state, const Numbers& numbers) {
     T x = state[0];
     const auto& [stepsize] = numbers;
     return leave(state, {w}, w + stepsize * (w - x));
@@ -210,7 +210,7 @@ struct long_horizon {
 struct snoo {
   EMANEST_RULE("snoo", 2, 2);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T, T* state, const Numbers& numbers) {
     T x = state[0], outer_momentum_buffer = state[1];
     const auto& [outer_lr, outer_momentum] = numbers;
     auto delta = w - x;
@@ -224,7 +224,7 @@ struct snoo {
 struct gpa {
   EMANEST_RULE("gpa", 1, 3);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T u, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T u, T* state, const Numbers& numbers) {
     T z = state[0];
     const auto& [weight, gain, decay] = numbers;
     auto shrinkage = decay * z;
@@ -238,7 +238,7 @@ struct gpa {
 struct extrapolate {
   EMANEST_RULE("extrapolate", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T w, T, T* state, const Numbers& numbers) {
     T x = state[0];
     const auto& [mu] = numbers;
     return leave(state, {x}, w + mu * (w - x));
@@ -249,7 +249,7 @@ struct extrapolate {
 struct anchor {
   EMANEST_RULE("anchor", 1, 0);
   template <class T>
-  EMANEST_INLINE static T apply(T w, T, State<T>& state, const Numbers&) {
+  EMANEST_INLINE static T apply(T w, T, T* state, const Numbers&) {
     return leave(state, {w}, w);
   }
 };
@@ -262,7 +262,7 @@ namespace points {
 struct x_along {
   EMANEST_RULE("x_along", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T y, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T* state, const Numbers& numbers) {
     T m = state[0];
     const auto& [lookahead] = numbers;
     return y - lookahead * m;
@@ -273,7 +273,7 @@ struct x_along {
 struct y_along {
   EMANEST_RULE("y_along", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T x, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T x, T* state, const Numbers& numbers) {
     T m = state[0];
     const auto& [lookahead] = numbers;
     return x + lookahead * m;
@@ -284,7 +284,7 @@ struct y_along {
 struct x_slow {
   EMANEST_RULE("x_slow", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T, State<T>& state, const Numbers&) {
+  EMANEST_INLINE static T apply(T, T* state, const Numbers&) {
     T x = state[0];
     return x;
   }
@@ -294,7 +294,7 @@ struct x_slow {
 struct x_between {
   EMANEST_RULE("x_between", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T y, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T y, T* state, const Numbers& numbers) {
     T z = state[0];
     const auto& [lookahead] = numbers;
     return y - lookahead * (z - y);
@@ -305,7 +305,7 @@ struct x_between {
 struct y_between {
   EMANEST_RULE("y_between", 1, 1);
   template <class T>
-  EMANEST_INLINE static T apply(T x, State<T>& state, const Numbers& numbers) {
+  EMANEST_INLINE static T apply(T x, T* state, const Numbers& numbers) {
     T z = state[0];
     const auto& [lookahead] = numbers;
     return x + lookahead / (Number(1.0) + lookahead) * (z - x);
@@ -328,8 +328,7 @@ using Point = std::variant<points::x_along, points::y_along, points::x_slow, poi
 
 // One whole optimizer step: gradient -> base update -> lookahead.
 template <class T, class base, class lookahead>
-EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
-                      typename lookahead::template State<T>& lookahead_state,
+EMANEST_INLINE T step(T y, T g, T* base_state, T* lookahead_state,
                       const typename base::Numbers& base_numbers,
                       const typename lookahead::Numbers& lookahead_numbers) {
   auto u = base::apply(y, g, base_state, base_numbers);
@@ -339,22 +338,19 @@ EMANEST_INLINE T step(T y, T g, typename base::template State<T>& base_state,
 
 // The lookahead after a step that another optimizer took, from a snapshot to w.
 template <class T, class lookahead>
-EMANEST_INLINE T follow(T w, T snapshot, typename lookahead::template State<T>& state,
-                        const typename lookahead::Numbers& numbers) {
+EMANEST_INLINE T follow(T w, T snapshot, T* state, const typename lookahead::Numbers& numbers) {
   return lookahead::apply(w, w - snapshot, state, numbers);
 }
 
 // From y to x, or back; the state is only read.
 template <class T, class point>
-EMANEST_INLINE T move(T y, typename point::template State<T>& state,
-                      const typename point::Numbers& numbers) {
+EMANEST_INLINE T move(T y, T* state, const typename point::Numbers& numbers) {
   return point::apply(y, state, numbers);
 }
 
 // A gradient's momentum, before it is orthogonalised.
 template <class T, class momentum>
-EMANEST_INLINE T average(T g, typename momentum::template State<T>& state,
-                         const typename momentum::Numbers& numbers) {
+EMANEST_INLINE T average(T g, T* state, const typename momentum::Numbers& numbers) {
   return momentum::apply(g, state, numbers);
 }
 

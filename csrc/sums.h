@@ -52,7 +52,7 @@ struct RowSquares {
     const Tensors& tensors = table.entries[chunk.entry].tensors;
     const int64_t row = chunk.begin + thread / kSharers;
     if (row >= tensors.size) return;
-    const Values<double> values(tensors.y, dtype);
+    const Values<double> values(tensors.address[kY], tensors.dtype[kY]);
     double sum = 0;
     for (int64_t j = thread % kSharers; j < tensors.run; j += kSharers) {
       const double value = values.load(row * tensors.run + j);
@@ -62,7 +62,6 @@ struct RowSquares {
   }
 
   Table table;
-  Dtype dtype;
   double* parts;
 };
 
@@ -78,17 +77,17 @@ struct RowFactors {
     const Tensors& tensors = entry.tensors;
     typename R::Numbers numbers;
     given.load<R::numbers>(tensors, numbers);
-    T* const factors = static_cast<T*>(tensors.state[R::states]);
+    T* const factors = tensors.as<T>(kState + R::states);
     Norms part{0, 0};
     for (int64_t row = thread; row < tensors.size; row += kThreads) {
       const double* const own = parts + (entry.first * kRows + row) * kSharers;
       double sum = 0;
       for (int k = 0; k < kSharers; k++) sum += own[k];
       Row<T, R::states> state;
-      for (int k = 0; k < R::states; k++) state[k] = static_cast<T*>(tensors.state[k])[row];
+      for (int k = 0; k < R::states; k++) state[k] = tensors.as<T>(kState + k)[row];
       const int64_t columns = tensors.run > 0 ? tensors.run : 1;
       const T factor = R::apply(T(sum / double(columns)), state, numbers);
-      for (int k = 0; k < R::states; k++) static_cast<T*>(tensors.state[k])[row] = state[k];
+      for (int k = 0; k < R::states; k++) tensors.as<T>(kState + k)[row] = state[k];
       factors[row] = factor;
       part.before += sum;
       part.after += evened(double(factor), sum);
@@ -108,7 +107,7 @@ struct KeepNorms {
   EMANEST_INLINE void operator()(int64_t block, int thread) const {
     if (table.skipped()) return;
     const Tensors& tensors = table.entries[block].tensors;
-    T* const factors = static_cast<T*>(tensors.state[R::states]);
+    T* const factors = tensors.as<T>(kState + R::states);
     Norms sum{0, 0};
     for (int k = 0; k < kThreads; k++) {
       sum.before += norms[block * kThreads + k].before;

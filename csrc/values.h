@@ -1,4 +1,4 @@
-// The values of a tensor whose format is known at run time only: one, or four in a single access.
+// The values of a stream, of any format: one, or four in a single access.
 #pragma once
 
 #include "bucket.h"

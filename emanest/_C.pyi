@@ -19,8 +19,8 @@ class Target:
     ) -> None: ...
 
 class Pass(Protocol):
-    # A pass over lists of tensors: parameters (of rows_ matrices), their inputs
-    # (gradients, snapshots, nothing), and state (of rows_ also the factors, which are written).
+    # A pass over columns of tensors: parameters (of rows_ matrices; nothing of nonfinite), their
+    # inputs (gradients, snapshots, nothing), each state (of rows_ then the factors, written).
     # out receives the squares of momentum_, what nonfinite found. False: nothing has changed, and
     # some tensors must be copied first, because of their memory order or format.
     def __call__(
@@ -30,9 +30,7 @@ class Pass(Protocol):
         target: Target,
         scales: list[Tensor],
         out: Tensor | None,
-        ys: list[Tensor],
-        inputs: list[Tensor],
-        state: list[list[Tensor]],
+        columns: list[list[Tensor]],
         /,
     ) -> bool: ...
 

@@ -277,7 +277,7 @@ def test_what_is_written_to_a_copy_leaves_the_original_alone():
 @pytest.mark.parametrize("out", [None, {}, torch.zeros(2), torch.zeros(1).double()], ids=str)
 def test_what_is_found_goes_into_a_tensor_that_fits(out):
     with pytest.raises(ValueError, match="flag: expected"):
-        cpp._C.nonfinite((), False, cpp._C.Target(()), [], out, [], [torch.ones(3)], [])
+        cpp._C.nonfinite((), False, cpp._C.Target(()), [], out, [[], [torch.ones(3)]])
 
 
 # ---- threads ------------------------------------------------------------------------------------

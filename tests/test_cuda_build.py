@@ -42,6 +42,10 @@ needs_nvcc = pytest.mark.skipif(
     SETUP["find_nvcc"]() is None or os.environ.get("EMANEST_CUDA") == "0",
     reason="there is no nvcc on this machine, or EMANEST_CUDA is 0",
 )
+needs_objdump = pytest.mark.skipif(
+    len(_C.build_info()["vector_widths"]) == 1 or not shutil.which("objdump"),
+    reason="built for one kind of CPU, or there is no objdump",
+)
 needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump")
 
 
@@ -74,11 +78,21 @@ def test_the_widest_vectors_of_this_cpu_are_chosen():
 VECTORS = {"default": "%xmm", "arch_x86_64_v3": "%[yz]mm", "arch_x86_64_v4": "%[yz]mm"}
 
 
-@pytest.mark.skipif(len(_C.build_info()["vector_widths"]) == 1, reason="built for one kind of CPU")
-@pytest.mark.skipif(not shutil.which("objdump"), reason="there is no objdump")
-def test_every_loop_over_elements_is_in_vectors_for_every_kind_of_cpu():
+@cache
+def disassembled():
     command = ["objdump", "-d", "-C", "--no-show-raw-insn", _C.__file__]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@needs_objdump
+def test_the_next_tensor_is_fetched_while_one_is_worked_on():
+    """A function that only fetches does nothing that compilers know of, and they leave it out."""
+    assert "\tprefetcht0" in disassembled()
+
+
+@needs_objdump
+def test_every_loop_over_elements_is_in_vectors_for_every_kind_of_cpu():
+    text = disassembled()
     head = r"^\w+ <.* emanest::cpu::.*::(\w*loop<.*>)\(.*\[clone \.(default|arch_\w+)\]>:\n"
     loops = re.findall(head + r"((?:.+\n)+)", text, re.MULTILINE)
     if not loops:
@@ -173,8 +187,8 @@ def test_float32_streams_are_read_and_written_16_bytes_at_a_time(arch):
     ]
     text = dumped("--dump-sass", "--gpu-architecture", arch, "--function", *names)
     assert len(names) == 1
-    # and the chunk, which has 16 bytes
-    assert len(re.findall(r"\bLDG\.E\.128\b", text)) == 5 + 1
+    # and the chunk, which has 16 bytes; addresses and the like are read two at a time
+    assert len(re.findall(r"\bLDG\.E\.128\b", text)) == 5 + 1 + 3
     assert len(re.findall(r"\bSTG\.E\.128\b", text)) == 4
     # narrow parameters and gradients, half as wide
     assert re.search(r"\bSTG\.E\.64\b", text)

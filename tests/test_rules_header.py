@@ -46,26 +46,26 @@ STATE, NUMBERS = "a, b = state", "p, q = numbers"
 @pytest.mark.parametrize(
     ("body", "arguments", "expected"),
     [
-        (["return w, state"], "T w, T, State<T>&, const Numbers&", ["return w;"]),
+        (["return w, state"], "T w, T, T*, const Numbers&", ["return w;"]),
         (
             [STATE, "return w - (a - u), (a, b)"],
-            "T w, T u, State<T>& state, const Numbers&",
+            "T w, T u, T* state, const Numbers&",
             ["T a = state[0], b = state[1];", "return leave(state, {a, b}, w - (a - u));"],
         ),
         (
             ["return w, (u, -w)"],
-            "T w, T u, State<T>& state, const Numbers&",
+            "T w, T u, T* state, const Numbers&",
             ["return leave(state, {u, -w}, w);"],
         ),
         # what is not returned is not kept; all that is read is the old state
         (
             [STATE, "a = a + b", "return w, state"],
-            "T w, T, State<T>& state, const Numbers&",
+            "T w, T, T* state, const Numbers&",
             ["T a = state[0], b = state[1];", "a = a + b;", "return w;"],
         ),
         (
             ["_, b = state", "p, _q = numbers", "return w + p * b, state"],
-            "T w, T, State<T>& state, const Numbers& numbers",
+            "T w, T, T* state, const Numbers& numbers",
             [
                 "[[maybe_unused]] T _ = state[0], b = state[1];",
                 "[[maybe_unused]] const auto& [p, _q] = numbers;",
@@ -74,7 +74,7 @@ STATE, NUMBERS = "a, b = state", "p, q = numbers"
         ),
         (
             [STATE, "return w / (a / b), (b, a - (w - b))"],
-            "T w, T, State<T>& state, const Numbers&",
+            "T w, T, T* state, const Numbers&",
             [
                 "T a = state[0], b = state[1];",
                 "return leave(state, {b, a - (w - b)}, w / (a / b));",
@@ -82,7 +82,7 @@ STATE, NUMBERS = "a, b = state", "p, q = numbers"
         ),
         (
             [NUMBERS, "# why, not u", "near = (p < 0.5) * q", "return near * root(w), state"],
-            "T w, T, State<T>&, const Numbers& numbers",
+            "T w, T, T*, const Numbers& numbers",
             [
                 "const auto& [p, q] = numbers;",
                 "auto near = (p < Number(0.5)) * q;",
@@ -167,7 +167,7 @@ def test_what_cpp_would_take_for_something_else_is_an_error(generated, body, why
 def test_a_rule_without_state_may_return_none(generated):
     row = "LOOKAHEADS['rule'] = Rule(rule)\n"
     text = generated(function("rule(w, u, state, numbers)", ["return w + u, ()"]) + row)
-    assert "static T apply(T w, T u, State<T>&, const Numbers&) {\n    return w + u;" in text
+    assert "static T apply(T w, T u, T*, const Numbers&) {\n    return w + u;" in text
 
 
 def test_a_rule_that_is_given_no_state_unpacks_none(generated):

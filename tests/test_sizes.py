@@ -40,11 +40,13 @@ LOOKAHEADS = {"wide": Rule(wide, ("a", "b", "c"), ("p", "q", "r", "s"))}
 """
 NUMBERS = [1.0, 0.5, 0.25, 0.125, 0.0625, 1.5, 0.75, 0.5, 0.25, 2.0, 3.0]
 
-# the CPU's loop, then the kernels of a GPU, each from the same values; all that is left is printed
+# the CPU's loop, with streams of one format and of all four in turn, then a GPU's kernels, each
+# from the same values; all that is left is printed
 PROGRAM = """
 #include <cstdio>
 #include <cstdlib>
 
+#include "cpu.h"
 #include "launches.h"
 
 using namespace emanest;
@@ -61,14 +63,22 @@ struct Launch {
 };
 
 template <class Run>
-void print(Run run) {
+void print(Run run, int formats = 1) {
   std::vector<std::vector<float>> values(8);
   for (int k = 0; k < 8; k++) {
     for (int i = 0; i < 50; i++) values[k].push_back(float((i + 1) * (k + 1)) / 64);
   }
-  Tensors row{values[0].data(), values[1].data(), {}, 50, Dtype::float32};
-  for (int k = 0; k < 6; k++) row.state[k] = values[2 + k].data();
-  run(Bucket{{row}, Dtype::float32, false});
+  Tensors row{{}, 50};
+  double memory[8][50];
+  for (int k = 0; k < 8; k++) {
+    row.address[k] = memory[k];
+    row.dtype[k] = Dtype(k % formats);
+    cpu::kFormats<float>[k % formats].narrow(values[k].data(), memory[k], 0, 50);
+  }
+  run(Bucket{{row}, false});
+  for (int k = 0; k < 8; k++) {
+    cpu::kFormats<float>[k % formats].widen(memory[k], 0, values[k].data(), 50);
+  }
   for (const auto& each : values) {
     for (float value : each) std::printf("%.9g ", value);
   }
@@ -77,7 +87,11 @@ void print(Run run) {
 int main() {
   const std::vector<double> numbers{NUMBERS};
   const PassOf<Step, Base, Lookahead> pass{{bases::amsgrad{}, lookaheads::wide{}}};
-  print([&](const Bucket& bucket) { cpu::run(pass, bucket, numbers.data(), nullptr); });
+  const auto on_cpu = [&](const Bucket& bucket) {
+    cpu::run(pass, bucket, numbers.data(), nullptr);
+  };
+  print(on_cpu);
+  print(on_cpu, 4);
   print([&](const Bucket& bucket) {
     device::Tables tables;
     const auto allocate = [](size_t size) { return device::Memory(std::malloc(size), std::free); };
@@ -108,12 +122,14 @@ def test_a_lookahead_larger_than_all_others_is_stepped_right(tmp_path, monkeypat
     command = [COMPILER, *FLAGS, "-I.", "main.cpp", "cpu.cpp", "-o", "program"]
     subprocess.run(command, cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
-    found = torch.tensor(list(map(float, done.stdout.split()))).view(2, 8, 50)
+    found = torch.tensor(list(map(float, done.stdout.split()))).view(3, 8, 50)
 
-    y, g, *state = (torch.arange(1, 51.0) * k / 64 for k in range(1, 9))
     monkeypatch.setitem(LOOKAHEADS, "wide", runpy.run_path(str(rules))["LOOKAHEADS"]["wide"])
-    columns = [[each] for each in state]
-    eager.apply_("step", ("amsgrad", "wide"), [y], [g], columns, NUMBERS, torch.float32)
-    expected = torch.stack([y, g, *state])
-    assert torch.equal(found[0], expected)
-    assert torch.equal(found[1], expected)
+    formats = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    for own, each in zip([formats[:1] * 8, formats * 2, formats[:1] * 8], found, strict=True):
+        streams = [(torch.arange(1, 51.0) * k / 64).to(f).float() for k, f in enumerate(own, 1)]
+        y, g, *state = streams
+        columns = [[s] for s in state]
+        eager.apply_("step", ("amsgrad", "wide"), [y], [g], columns, NUMBERS, torch.float32)
+        expected = [s.to(f).float() for s, f in zip(streams, own, strict=True)]
+        assert torch.equal(each, torch.stack(expected))

@@ -38,10 +38,10 @@ def apply_(
     target = _target(ys, numbers, skip, memo, (name, *rules))
     run = getattr(_C, f"{name}_")
     given = rules, dtype == torch.float64, target, list(scales), squares
-    if run(*given, ys, inputs or [], state):
+    if run(*given, [ys, inputs or [], *state]):
         return
-    *tensors, written = flat(ys, inputs, state, dtype, "input" in pass_.writes)
-    if not run(*given, *tensors):
+    ys, inputs, state, written = flat(ys, inputs, state, dtype, "input" in pass_.writes)
+    if not run(*given, [ys, inputs, *state]):
         raise RuntimeError(f"no C++ loop for parameters of {ys[0].dtype}")
     for tensor, copy in written:
         tensor.copy_(copy)
@@ -51,7 +51,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     """Find for each row of a matrix a factor that evens rows out and keeps the matrix's norm."""
     target = _target(os, numbers, skip, memo, ("rows", name))
     double = dtype == torch.float64
-    if not _C.rows_((name,), double, target, scales, None, os, [], [*state, factors]):
+    if not _C.rows_((name,), double, target, scales, None, [os, [], *state, factors]):
         # of one value for each row, and in an odd format: not worth a loop of its own
         eager.rows_(name, os, state, scales, factors, numbers, dtype, skip=skip)
 
@@ -65,11 +65,11 @@ def nonfinite(gs, memo=None):
     """Whether any value is NaN or infinite: 1 or 0, as a 1-element float32 tensor on the device."""
     found = torch.zeros(1, dtype=torch.float32, device=gs[0].device)
     target = _target(gs, (), None, memo, ("nonfinite",))
-    check = functools.partial(_C.nonfinite, (), False, target, [], found, [])
-    if not check(gs, []):
+    check = functools.partial(_C.nonfinite, (), False, target, [], found)
+    if not check([[], gs]):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
-        check([g.contiguous() for g in natives], [])
+        check([[], [g.contiguous() for g in natives]])
     return found
 
 
