@@ -12,7 +12,7 @@ from ..rules import PASSES
 from . import eager
 from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
-from .per_tensor import joined
+from .per_tensor import PerTensor, joined
 from .products import PRODUCTS
 
 try:
@@ -78,7 +78,9 @@ def nonfinite(gs, memo=None):
 
 def _target(tensors, numbers, skip, memo, key):
     """Where a call on some tensors runs."""
-    device, (numbers, begins) = tensors[0].device, joined(numbers, tensors, torch.float64)
+    device, begins = tensors[0].device, None
+    if isinstance(numbers, PerTensor):
+        numbers, begins = joined(numbers, tensors, torch.float64)
     where = _TARGETS[device.type](device, memo, key)
     return _C.Target(numbers, begins or [], skip, *where)
 

@@ -83,6 +83,8 @@ class Directions:
         self.row_rule: Any = row_rule
         self.batches, self.scales = self._layout()
         self.shapes = [shape for _, shapes in self.batches for shape in shapes]
+        owners = [[joint.owners[i]] * s.per_param for s in self.shapes for i in s.params]
+        self._owners = [*itertools.chain.from_iterable(owners)]
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each or for each of its rows, and the numbers of the pass.
@@ -148,8 +150,7 @@ class Directions:
         """The numbers of parameters as those of their matrices."""
         if not isinstance(numbers, PerTensor):
             return numbers
-        of = [[k] * s.per_param for s in self.shapes for k in map(numbers.of.__getitem__, s.params)]
-        return PerTensor(numbers.values, [*itertools.chain.from_iterable(of)])
+        return PerTensor(numbers.values, self._owners)
 
     def matrices(self, tensors):
         """The matrices of tensors that are shaped like the parameters, or like rows of them."""
@@ -179,11 +180,13 @@ class Directions:
             empty((sum(s.matrices for s in batch), *size), self.update_dtype, self.bucket.device)
             for size, batch in self.batches
         ]
-        gs = self.matrices(gs)
-        us = [u for each in updates for u in each.unbind()]
-        us = [_shaped(u, g) for u, g in zip(us, gs, strict=True)]
+        us = []
+        for u, (_, batch) in zip(updates, self.batches, strict=True):
+            for s, some in zip(batch, u.split([s.matrices for s in batch]), strict=True):
+                us += some.view(len(some), s.rows, *s.row).unbind()
         state = [self.matrices(c) for c in self.joint.columns(MOMENTA["ema"].state)]
-        return updates, self.average(us, gs, state, self.of_matrices(numbers), skip).sqrt_()
+        numbers = self.of_matrices(numbers)
+        return updates, self.average(us, self.matrices(gs), state, numbers, skip).sqrt_()
 
     def inverses(self, norms):
         """Factors that divide updates by their norms, which are overwritten."""
@@ -215,11 +218,11 @@ class Directions:
         for (_, batch), its in zip(self.batches, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
             o = self.orthogonal(updates.pop(0), its)
-            for shape, some in zip(batch, o.split([s.matrices for s in batch]), strict=True):
-                # most are of one shape, and a view of each costs as much as a launch
-                some = some.view(len(shape.params), *gs[shape.params[0]].shape)
-                for i, each in zip(shape.params, some.unbind(), strict=True):
-                    found[i] = _shaped(each, gs[i])
+            for s, some in zip(batch, o.split([s.matrices for s in batch]), strict=True):
+                # all at once: a view of each costs as much as a launch
+                some = some.view(len(s.params), *s.stack, s.split * s.rows, *s.row)
+                for i, each in zip(s.params, some.unbind(), strict=True):
+                    found[i] = each
         return found
 
     def even(self, owners, os, columns, numbers, skip):
@@ -252,14 +255,11 @@ def _shape_of(p, group):
     """The ``Shape`` of a parameter, not yet of any, and its scale."""
     stack, split, scale = map(group.get, _LAYOUT)
     first = 1 if is_stack(p, stack) else 0
-    rows, columns = p.shape[first] // split, math.prod(p.shape[first + 1 :])
+    row = tuple(p.shape[first + 1 :])
+    rows, columns = p.shape[first] // split, math.prod(row)
     # an empty matrix has no scale, but must not be an error
     factor = SCALES[scale or "original"](max(rows, 1), max(columns, 1))
-    return Shape(rows, columns, tuple(p.shape[:first]), split), factor
-
-
-def _shaped(t, like):
-    return t if t.shape == like.shape else t.view(like.shape)
+    return Shape(rows, columns, tuple(p.shape[:first]), split, row), factor
 
 
 def at_once(size):

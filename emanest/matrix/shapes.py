@@ -26,6 +26,7 @@ class Shape(NamedTuple):
     columns: int
     stack: tuple[int, ...]  # how many of them each parameter is; empty for those that are no stacks
     split: int
+    row: tuple[int, ...]  # how a row is shaped, of a kernel: its columns are so many
     params: Sequence[int] = ()  # parameters
 
     @property
