@@ -53,16 +53,9 @@ bool fits_rows(const at::Tensor& matrix, const at::Tensor& t, int stream) {
 }
 
 void check_device(const at::Tensor& t, at::Device expected) {
-  // of such a class the device, too, may be a question to Python, whose lock a thread does not have
-  if (is_subclass(t)) throw NotInStorage(t);
   if (t.device() == expected) return;
   throw std::runtime_error("tensors of one call are on " + expected.str() + " and on " +
                            t.device().str());
-}
-
-void* address_on(const at::Tensor& t, at::Device device) {
-  check_device(t, device);
-  return address(t);
 }
 
 // Whether so many scales are one in all, or one for each index of the first few dimensions.
@@ -103,13 +96,23 @@ std::optional<Bucket> gather(const Use& use, Columns columns, bool in_double, Co
   const auto wide = in_double ? at::kDouble : at::kFloat;
   const at::Device device = device_of(likes);
   Bucket bucket{std::vector<Tensors>(likes.size()), in_double};
+  // of a tensor's references Python's lock takes care, which threads do not have: none throws one
+  std::atomic<const at::Tensor*> elsewhere{nullptr};
+  const auto here = [&](const at::Tensor& t) {
+    // of such a class the device, too, may be a question to Python
+    if (!is_subclass(t)) check_device(t, device);
+    const bool found = in_storage(t);
+    if (!found) elsewhere = &t;
+    return found;
+  };
   const auto fill = [&](size_t i) {
     const at::Tensor& like = tensor(likes, i);
     Tensors& row = bucket.tensors[i];
     for (int k = 0; k < use.streams; k++) {
       if (!has(used, k)) continue;
       const at::Tensor& t = tensor(columns[k], i);
-      row.address[k] = address_on(t, device);
+      if (!here(t)) return false;
+      row.address[k] = t.data_ptr();
       const bool fits = use.by_rows ? fits_rows(like, t, k) : aligned(like, t);
       const auto dtype = dtype_of(t);
       if (!fits || !dtype || (has(use.plain, k) && t.scalar_type() != wide)) return false;
@@ -118,8 +121,9 @@ std::optional<Bucket> gather(const Use& use, Columns columns, bool in_double, Co
     row.size = use.by_rows ? like.size(0) : like.numel();
     if (scaled) {
       const at::Tensor& s = tensor(scales, i);
+      if (!here(s)) return false;
       check_scales(s, device, wide, use.by_rows ? at::IntArrayRef() : like.sizes());
-      row.scales = address(s);
+      row.scales = s.data_ptr();
       row.run = use.by_rows ? like.size(1)
                             : std::max<int64_t>(1, s.numel() ? like.numel() / s.numel() : 0);
     }
@@ -132,6 +136,7 @@ std::optional<Bucket> gather(const Use& use, Columns columns, bool in_double, Co
       if (!fill(size_t(i))) fits = false;
     }
   });
+  if (elsewhere) throw NotInStorage(*elsewhere);
   return fits ? std::optional(std::move(bucket)) : std::nullopt;
 }
 

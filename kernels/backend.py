@@ -15,7 +15,7 @@ from ..backends.layout import as_they_are, check_squares, flat, is_dense, scaled
 from ..backends.per_tensor import joined
 from ..rules import NORMS, PASSES, ROWS
 from . import momentum, newton_schulz, passes
-from .launch import TYPES, Launch, by_dtype, prepare, prepared
+from .launch import TYPES, Launch, by_dtypes, prepare, prepared
 from .plan import plan_ as plan_
 from .rounding import INTERPRETED, rounded
 
@@ -57,7 +57,7 @@ def apply_(
         more = [*more, begins] if own else more
         sizes, columns = [*map(torch.Tensor.numel, ys)], [each for each in placed[:-1] if each]
         about = sizes, columns, more, dtype, memo, pass_constants(name, rules, scales, own), block
-        found = prepare(passes.pass_kernel, key, gs or ys, *about)
+        found = prepare(passes.pass_kernel, key, (ys, gs or ys), *about)
         return found, all(map(_same, given, placed))
 
     launches = []
@@ -94,7 +94,7 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
             return None, False
         more = [[o.shape[1] for o in os], *([begins] if own else [])]
         about = [*map(len, os)], columns, more, dtype, memo, rows_constants(name, own), ROWS_TILE
-        return prepare(momentum.rows_kernel, key, os, *about), True
+        return prepare(momentum.rows_kernel, key, (os,), *about), True
 
     found = prepared(memo, key, columns, begins, anew)
     if found is None:
@@ -133,11 +133,11 @@ def nonfinite(gs, memo=None):
         # of any order: only whether a value is there matters
         placed = [g if is_dense(g) else g.contiguous() for g in placed]
         found = []
-        for its, same in by_dtype(placed).items():
+        for (its,), same in by_dtypes(placed).items():
             some, wide = [placed[i] for i in same], torch.promote_types(its, torch.float32)
             sizes, block = [*map(torch.Tensor.numel, some)], NONFINITE_TILES[wide]
             about = sizes, [some], [], wide, memo, {}, block
-            found += prepare(passes.nonfinite_kernel, ("nonfinite",), some, *about)
+            found += prepare(passes.nonfinite_kernel, ("nonfinite",), (some,), *about)
         return found, _same(gs, placed)
 
     found = prepared(memo, ("nonfinite",), [gs], None, anew)

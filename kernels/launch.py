@@ -80,19 +80,19 @@ class Prepared(NamedTuple):
 
 
 def prepare(kernel, key, of, sizes, columns, more, dtype, memo, constants, block):
-    """What launches over columns of tensors need of these, one for each dtype of some tensors.
+    """What launches over columns of tensors need of these, one for each set of dtypes.
 
     Args:
         kernel, constants: what to run, and what it is compiled for.
         key: for the memo.
-        of: the tensors, one per parameter, whose dtypes may differ.
+        of: those lists, with one tensor per parameter, whose dtypes may differ.
         sizes, columns, more: as in ``table.lookup``.
         dtype: of the arithmetic.
         memo: the back end's.
         block: elements of a chunk.
     """
     found = []
-    for its, same in by_dtype(of).items():
+    for its, same in by_dtypes(*of).items():
         some, its_more = (
             [[column[i] for i in same] for column in each] for each in (columns, more)
         )
@@ -169,11 +169,11 @@ def given(numbers, dtype, device):
     return vector
 
 
-def by_dtype(tensors):
-    """The dtypes of some tensors, and which of these have each."""
+def by_dtypes(*columns):
+    """The dtypes of some tensors, a tuple of those of each column, and which tensors have them."""
     found = {}
-    for i, t in enumerate(tensors):
-        found.setdefault(t.dtype, []).append(i)
+    for i, each in enumerate(zip(*columns, strict=True)):
+        found.setdefault(tuple([t.dtype for t in each]), []).append(i)
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
 from emanest import EMANesterov
@@ -274,6 +275,22 @@ def test_what_is_written_to_a_copy_leaves_the_original_alone():
     assert [*map(id, written[0])] == [id(y), id(copy)]
 
 
+def test_an_error_between_leaves_the_originals_alone(monkeypatch):
+    tries = []
+
+    def fails(*args):
+        tries.append(args)
+        if len(tries) == 2:
+            args[-1][0][0].zero_()
+            raise ValueError("after a copy was written")
+
+    monkeypatch.setattr(cpp._C, "step_", fails)
+    y = torch.ones(8)[::2]
+    with pytest.raises(ValueError, match="after a copy"):
+        cpp.apply_("step", ("sgd", "none"), [y], [y + 1], [], (1.0, 0.1, 0.0), torch.float32)
+    assert torch.equal(y, torch.ones(4))
+
+
 @pytest.mark.parametrize("out", [None, {}, torch.zeros(2), torch.zeros(1).double()], ids=str)
 def test_what_is_found_goes_into_a_tensor_that_fits(out):
     with pytest.raises(ValueError, match="flag: expected"):
@@ -281,6 +298,23 @@ def test_what_is_found_goes_into_a_tensor_that_fits(out):
 
 
 # ---- threads ------------------------------------------------------------------------------------
+
+
+def test_a_tensor_without_memory_among_many_is_an_error():
+    """Also where another thread meets it, which must not touch its references."""
+    gs = [*torch.ones(2000, 3), TwoTensor(torch.ones(3), torch.ones(3))]
+    ys = [*torch.ones(2001, 3)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(TypeError, match="of class TwoTensor"):
+            cpp.nonfinite(gs)
+        with pytest.raises(TypeError, match="of class TwoTensor"):
+            cpp.apply_("step", ("sgd", "none"), ys, gs, [], (1.0, 0.1, 0.0), torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(y.eq(1).all() for y in ys)
+
 
 STARTS = """if True:
     import os, torch

@@ -10,6 +10,7 @@ from device_plans import METHODS, PAIRS, Device, Host, group_of, largest_error, 
 from emanest.backends.eager import plan_
 from emanest.backends.program import record, symbol
 from emanest.optimizers.adamw import ADAMW
+from emanest.state.clock import clock_of
 from emanest.state.joint import Part
 from emanest.step import nonfinite, plan
 from emanest.step.on_device import DevicePlan, options, trace_clock
@@ -143,6 +144,17 @@ def test_the_clock_of_a_group_without_gradients_moves_on():
     inputs = {"lookahead_t": t, "lookahead_peak": peak, "lr": 0.05, "initial_lr": 0.0}
     assert plan.run(recorded, inputs, None, "eager")[0].tolist() == []
     assert (float(t), float(peak)) == (4.0, 0.05)
+
+
+def test_what_a_method_does_not_name_it_remembers():
+    entries = {"lookahead_t": 0, "lookahead_peak": 0.1, "lookahead_count": 4.0}
+    method = SimpleNamespace(
+        memory={"peak": 0.0, "count": 0.0},
+        memory_entries=("lookahead_peak", "lookahead_count"),
+        remember=lambda t, lr, initial_lr, memory: {"peak": lr},
+    )
+    clock = clock_of(method, {**entries, "lr": 0.2, "initial_lr": 0.0}.__getitem__)
+    assert clock.after(method) == {**entries, "lookahead_t": 1, "lookahead_peak": 0.2}
 
 
 class Parameters:

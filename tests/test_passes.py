@@ -111,6 +111,15 @@ def test_squares_are_those_of_the_update_before_it_is_rounded(backend, wide, gra
     torch.testing.assert_close(arguments[-1], torch.stack(expected), rtol=1e-14, atol=0)
 
 
+def test_updates_may_be_of_several_dtypes(backend):
+    found, expected = momentum(torch.float32), momentum(torch.float32)
+    found[2][1] = found[2][1].double()
+    backend.apply_(*found)
+    backend.apply_(*expected)
+    assert all(torch.equal(a.float(), b) for a, b in zip(found[2], expected[2], strict=True))
+    assert torch.equal(found[-1], expected[-1])
+
+
 def test_squares_do_not_overflow_nor_vanish(backend):
     for size in (1e-30, 1e30):
         g = torch.full((50, 40), size)
@@ -257,14 +266,16 @@ def test_rows_have_the_same_bits_in_any_company(backend):
         assert torch.equal(factors[i], together[4][i])
 
 
-def test_row_state_in_an_odd_layout_is_written(backend):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_row_state_in_an_odd_layout_and_format_is_written(backend, dtype):
     arguments = rows(torch.float32)
     expected = rows(torch.float32)
-    arguments[2][0][0] = arguments[2][0][0].expand(33, 2)[:, :1].clone().double()
+    state = expected[2][0][0] = expected[2][0][0].to(dtype).float()
+    arguments[2][0][0] = state.expand(33, 2)[:, :1].to(dtype)
     backend.rows_(*arguments)
     eager.rows_(*expected)
-    torch.testing.assert_close(arguments[2][0][0].float(), expected[2][0][0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(arguments[4][0], expected[4][0], rtol=1e-6, atol=0)
+    assert torch.equal(arguments[2][0][0], state.to(dtype))
+    assert torch.equal(arguments[4][0], expected[4][0])
 
 
 # ---- numbers of their own -----------------------------------------------------------------------

@@ -241,6 +241,19 @@ def test_a_frozen_neighbour_keeps_no_buffer():
     assert bits(optimizer.state[second]["exp_avg"]) == before
 
 
+@pytest.mark.parametrize("k", [0, 1])
+def test_a_neighbour_whose_state_was_removed_may_have_another_shape(k):
+    params = [nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(3, 5))]
+    optimizer = AdamW(params)
+    helpers.set_gradients(params, 0)
+    optimizer.step()
+    optimizer.state.clear()
+    params[k].grad, params[k].data = None, torch.ones(2, 2)
+    optimizer.step()
+    assert all(entries["exp_avg"].shape == p.shape for p, entries in optimizer.state.items())
+    assert float(optimizer.state[params[1 - k]]["step"]) == 1
+
+
 def test_a_neighbour_without_a_gradient_keeps_nothing_of_what_left():
     first, second, third = helpers.parameters(shapes=[(3,)] * 3)
     optimizer = adamw([{"params": [first, second]}, {"params": [third]}], METHODS["ema"])

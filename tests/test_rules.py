@@ -283,6 +283,12 @@ def test_a_value_that_is_not_finite_is_found(backend, dtype, bad):
         assert found.item() == (bad is not None and gs[i].numel() > 0)
 
 
+def test_a_negated_value_that_is_not_finite_is_found(backend):
+    for value in (torch.nan, -torch.inf, 1.0):
+        found = backend.nonfinite([torch._neg_view(torch.full((3,), value))])
+        assert found.tolist() == [value != 1.0]
+
+
 def outputs(rule, given):
     """What a rule returns in float64 at one input, as a list of tensors."""
     y, other = tensors(1, torch.float64)[3], tensors(2, torch.float64)[3]

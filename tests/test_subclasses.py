@@ -569,15 +569,16 @@ def test_fake_parameters_beside_others_are_an_error():
 
 
 def check_real_under_a_mode():
-    """As torch's optimizers, and without a trace."""
+    """As torch's optimizers, and without a trace; also where they would be brought to x."""
     for options in ({}, {"nonfinite": "skip"}):
         for steps in (0, 2):
-            optimizer, twin = (make("AdamW", matrices(), **options) for _ in range(2))
+            optimizer, twin = (make("AdamW", matrices(), EMA, **options) for _ in range(2))
             for each in (optimizer, twin):
                 run(each, range(steps))
                 set_gradients(params_of(each), steps)
-            with pytest.raises((AssertionError, TypeError), match=r"Fake"), FakeTensorMode():
-                optimizer.step()
+            for work in (optimizer.step, *([optimizer.eval] if steps else [])):
+                with pytest.raises((AssertionError, TypeError), match=r"Fake"), FakeTensorMode():
+                    work()
             goes_on(optimizer, twin, range(steps, steps + 2))
 
 

@@ -444,7 +444,7 @@ def test_what_lies_where_it_did_is_not_looked_at_again(launches, monkeypatch):
         work()
         first = list(launches)
         with monkeypatch.context() as patch:
-            for name in ("flat", "by_dtype", "prepare"):
+            for name in ("flat", "by_dtypes", "prepare"):
                 patch.setattr(backend, name, None)
             work()
         assert launches == 2 * first
@@ -463,7 +463,7 @@ def test_what_lies_elsewhere_is_found_without_a_look_at_each(scaled, monkeypatch
         run(arguments, scales=before if scaled else (), memo=its)
     found[3][:] = [g.clone() for g in gradients]
     with monkeypatch.context() as patch:
-        for name in ("flat", "by_dtype", "prepare"):
+        for name in ("flat", "by_dtypes", "prepare"):
             patch.setattr(backend, name, None)
         run(found, scales=after if scaled else (), memo=memo)
     assert same(written(found), run(expected, scales=after if scaled else ()))

@@ -69,7 +69,7 @@ def nonfinite(gs, memo=None):
     if not check([[], gs]):
         natives = [g if g.dtype in NATIVE else g.float() for g in gs]
         # of any order: only whether a value is there matters
-        check([[], [g.contiguous() for g in natives]])
+        check([[], [g.resolve_neg().contiguous() for g in natives]])
     return found
 
 

@@ -90,7 +90,8 @@ def rows_(name, os, state, scales, factors, numbers, dtype, skip=None, memo=None
     for o, old, scale, factor, own in every:
         squares = o.double().square().sum(1)
         mean_square = (squares / max(o.shape[1], 1)).to(dtype)
-        value, new = rule(mean_square.view_as(old[0]), old, own)
+        wide = tuple([t.to(dtype) for t in old])
+        value, new = rule(mean_square.view_as(old[0]), wide, own)
         evening = value.double().flatten()
         # with roots as torch has them: of sums, whose last bits depend on the back end anyway
         norms = squares.sum(), evened(evening, squares).sum()

@@ -21,10 +21,10 @@ class Base(NamedTuple):
     may have changed it for a step. What directions have to know of a step is among the numbers.
 
     ``directions(joint)`` is called while a step is planned, and not again before parameters, state
-    or options are others; it may raise, nothing has changed. What it returns is called at every
-    step as (gradients, numbers, skip) before the pass, and returns what the pass takes in their
-    place: directions, factors of them, and the numbers of the pass. Its parameters are of one
-    device and dtype, and of parts for which ``alike(part)`` is equal.
+    or options other than lr have changed; it may raise, nothing has changed. What it returns is
+    called at every step as (gradients, numbers, skip) before the pass, and returns what the pass
+    takes in their place: directions, factors of them, and the numbers of the pass. Its parameters
+    are of one device and dtype, and of parts for which ``alike(part)`` is equal.
     """
 
     rule: Callable[[dict], Any]  # group -> a row of rules.BASES; None: updated elsewhere

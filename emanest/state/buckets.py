@@ -188,8 +188,9 @@ class Buckets:
         """
         for bucket in dict.fromkeys(self._homes[p][0] for p in params if p in self._homes):
             # of all parameters: those that are not asked for may have lost their state, too
-            moved = [p for i, p in enumerate(bucket.params) if not bucket.fits(i)]
-            if moved or any(map(bucket.emptied, range(len(bucket.params)))):
+            held = [i for i in range(len(bucket.params)) if not bucket.emptied(i)]
+            moved = [bucket.params[i] for i in held if not bucket.fits(i)]
+            if moved or len(held) < len(bucket.params):
                 self._take_apart(bucket)
             if moved:
                 warn_once(

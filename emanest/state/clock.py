@@ -35,7 +35,8 @@ def clock_of(method, read):
     if not method.memory:
         return Clock(t, lr, {})
     memory = dict(zip(method.memory, map(read, method.memory_entries), strict=True))
-    return Clock(t, lr, method.remember(t, lr, read("initial_lr"), memory))
+    # what a method does not name stays
+    return Clock(t, lr, {**memory, **method.remember(t, lr, read("initial_lr"), memory)})
 
 
 def host_clock(group, method):

@@ -77,11 +77,7 @@ class Selection:
             self._parts, self.by_group = ([], None), []
             self._joints.clear()
             self._found = self._look(optimizer, setups)
-            if storage.made_fake() and not self.fake:
-                raise TypeError(
-                    f"step() of {type(optimizer).__name__} inside a FakeTensorMode, which would "
-                    "make state of no values: the parameters are not fake; step outside of it"
-                )
+            _check_mode(optimizer, self.fake)
         if self._found is None:
             return None
         for device_type in self._capturable:
@@ -115,6 +111,7 @@ class Selection:
                 its_parts = [Part(group, method, base, *each) for each in found]
                 self.buckets.publish(its_parts)
                 parts += its_parts
+        _check_mode(optimizer, all(part.bucket.fake for part in parts))
         return parts
 
     def joint(self, kind, parts):
@@ -173,6 +170,15 @@ class Selection:
         types = {bucket.device.type for bucket in new}
         self._capturable = frozenset() if self.fake else types & capture.DEVICE_TYPES
         return chosen
+
+
+def _check_mode(optimizer, fake):
+    """Raise TypeError if what is made now would have no values, and parameters have."""
+    if storage.made_fake() and not fake:
+        raise TypeError(
+            f"{type(optimizer).__name__} inside a FakeTensorMode, where what it makes has no "
+            "values: its parameters are not fake; use it outside of the mode"
+        )
 
 
 def _looked_at(optimizer, setups):
