@@ -44,16 +44,9 @@ def scale_kernel(
     u, factors, out, rows, columns, u_batch, u_row, u_column, out_batch, out_row, out_column,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Multiply each matrix by its factor, in the factors' dtype, and round once to that of out.
-
-    None of factors: round only.
-    """
+    """Multiply each matrix by its factor, in the factors' dtype, and round once to that of out."""
     matrix, i, j, mask = _tile(rows, columns, BLOCK_M, BLOCK_N)
     value = tl.load(_pointers(u, matrix, u_batch, i, u_row, j, u_column), mask=mask)
-    if factors is not None:
-        factor = tl.load(factors + matrix)
-        value = _widened(value, factor.dtype) * factor
-    else:
-        value = _widened(value, tl.float64 if value.dtype == tl.float64 else tl.float32)
-    value = _narrowed(value, out.dtype.element_ty)
+    factor = tl.load(factors + matrix)
+    value = _narrowed(_widened(value, factor.dtype) * factor, out.dtype.element_ty)
     tl.store(_pointers(out, matrix, out_batch, i, out_row, j, out_column), value, mask=mask)

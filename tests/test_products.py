@@ -129,14 +129,6 @@ def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, l
     assert (whole[:, :n, m:] == 7).all()
 
 
-@each_kind
-def test_without_factors_matrices_are_rounded(products, size, dtype, layout):
-    u = LAYOUTS[layout](randn(*size, dtype=dtype))
-    out = torch.empty(size, dtype=torch.float32)
-    products.scale(u, None, out)
-    assert torch.equal(out, u.float())
-
-
 def test_factors_can_be_applied_in_place(products):
     x, factors = randn(2, 65, 70).float(), torch.tensor([0.5, 2.0])
     expected = x * factors[:, None, None]

@@ -43,13 +43,10 @@ class Products:
 
         Args:
             u: (batch, n, m).
-            factors: (batch,), of float32 or float64; None: all are 1.
+            factors: (batch,), of float32 or float64.
             out: like u, of any dtype and strides; u itself for one.
         """
-        if factors is None:
-            out.copy_(u)
-        else:
-            torch.mul(u, factors[:, None, None], out=out)
+        torch.mul(u, factors[:, None, None], out=out)
 
     def sym_mm(self, x):
         """X X^T of (batch, n, m): (batch, n, n)."""

@@ -67,7 +67,7 @@ class Selection:
         """
         self.steady = self._holds(optimizer, setups)
         if not self.steady:
-            params = (p for group in optimizer.param_groups for p in group["params"])
+            params = [p for group in optimizer.param_groups for p in group["params"]]
             for device_type in {p.device.type for p in params}:
                 name = type(optimizer).__name__
                 what = f"{name} has taken no step so far, or with other parameters or state"
@@ -76,8 +76,8 @@ class Selection:
             self._guard = self._found = None
             self._parts, self.by_group = ([], None), []
             self._joints.clear()
+            _check_mode(optimizer, [p for p in params if p.grad is not None])
             self._found = self._look(optimizer, setups)
-            _check_mode(optimizer, self.fake)
         if self._found is None:
             return None
         for device_type in self._capturable:
@@ -101,6 +101,7 @@ class Selection:
         """
         # every parameter with state has it, without a lookahead too
         mark, state, parts = self.buckets.key("lookahead"), optimizer.state, []
+        _check_mode(optimizer, state)
         for group in optimizer.param_groups:
             method = method_of(group)
             if wanted is None or wanted(group, method):
@@ -111,7 +112,6 @@ class Selection:
                 its_parts = [Part(group, method, base, *each) for each in found]
                 self.buckets.publish(its_parts)
                 parts += its_parts
-        _check_mode(optimizer, all(part.bucket.fake for part in parts))
         return parts
 
     def joint(self, kind, parts):
@@ -172,9 +172,9 @@ class Selection:
         return chosen
 
 
-def _check_mode(optimizer, fake):
+def _check_mode(optimizer, params):
     """Raise TypeError if what is made now would have no values, and parameters have."""
-    if storage.made_fake() and not fake:
+    if storage.made_fake() and not all(storage.is_fake(shards.local(p)) for p in params):
         raise TypeError(
             f"{type(optimizer).__name__} inside a FakeTensorMode, where what it makes has no "
             "values: its parameters are not fake; use it outside of the mode"
