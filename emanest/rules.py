@@ -278,19 +278,21 @@ class State(str):
     Args:
         name: in ``optimizer.state[p]``; that alone is shaped as the parameter and starts at zero.
         shape: (parameter, group) -> how many of its first dimensions are the parameter's, sharded
-            with them, and the sizes of its others; of options that stay. None: as the parameter.
+            with them, and the sizes of its others. None: as the parameter.
+        options: names of the group's options that the shape depends on, which then have to stay.
         position: whether it holds a point, which starts as a copy of the parameter.
     """
 
     shape: object
+    options: tuple[str, ...]
     position: bool
 
-    def __new__(cls, name, shape=None, position=False):
+    def __new__(cls, name, shape=None, options=(), position=False):
         """One that is a ``State`` stays as it is."""
         if isinstance(name, cls):
             return name
         state = super().__new__(cls, name)
-        state.shape, state.position = shape, position
+        state.shape, state.options, state.position = shape, options, position
         return state
 
 

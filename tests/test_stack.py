@@ -186,7 +186,7 @@ def test_the_state_of_rows_does_not_change_its_shape():
     train(muon, range(2, 4))
     before = content(normuon)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"stack=True came after .* set it to False"):
+        with pytest.raises(ValueError, match=r"stack=True: .* made with another: set it back"):
             train(normuon, [2])
         assert differing(content(normuon), before) == []
     # nor where the state is moved, which is broadcast from (4, 1) to (4, 4, 1) without an error

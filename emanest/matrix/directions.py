@@ -11,20 +11,18 @@ NorMuon finds a factor for each row before the tail (the row rule). The first pa
 parameter. ``sharded.py`` finds the directions of sharded matrices.
 """
 
-import itertools
 import math
 from typing import Any, NamedTuple
 
 import torch
 
-from .. import backends
-from ..backends import capture
 from ..backends.per_tensor import PerTensor
 from ..backends.products import empty
 from ..rules import MOMENTA, ROWS
 from .coefficients import polynomials
+from .matrices import Matrices
 from .newton_schulz import inverses, orthogonal, working_dtype
-from .shapes import SCALES, Shape, is_stack
+from .shapes import SCALES
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
 BATCH = 1 << 27
@@ -60,7 +58,7 @@ class Numbers(NamedTuple):
         return *self.momentum, *self.rows, 1.0, *self.step
 
 
-class Directions:
+class Directions(Matrices):
     """The orthogonal directions of some parameters.
 
     Args:
@@ -75,16 +73,13 @@ class Directions:
     ALIKE = "ns_coefficients", "ns_steps", "ns_form", "ns_dtype", "eps"
 
     def __init__(self, joint, row_rule=None):
-        self.joint, self.bucket, self.group = joint, joint.first, joint.parts[0].group
+        super().__init__(joint)
         form, asked = self.group["ns_form"], self.group["ns_dtype"]
         self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
         coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
         self.polynomials = polynomials(coefficients, steps)
         self.row_rule: Any = row_rule
-        self.batches, self.scales = self._layout()
-        self.shapes = [shape for _, shapes in self.batches for shape in shapes]
-        owners = [[joint.owners[i]] * s.per_param for s in self.shapes for i in s.params]
-        self._owners = [*itertools.chain.from_iterable(owners)]
+        self.scales = self.kept("scales", (*self.LAYOUT, "adjust_lr_fn"), self._scales)
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each or for each of its rows, and the numbers of the pass.
@@ -108,53 +103,16 @@ class Directions:
             scales[i] = factor
         return directions, scales, numbers.step
 
-    def tensors(self):
-        """What matrices are made of: the parameters, of a ``DTensor`` the part that lies here."""
-        return [part.bucket.tensors[i] for part in self.joint.parts for i in part.indices]
-
-    def _layout(self):
-        """Pairs of a size and its shapes, whose matrices are iterated together; parameters' scales.
-
-        Each scale is a vector of one element.
-        """
-        key = "shapes", *(tuple(map(part.group.get, _LAYOUT)) for part in self.joint.parts)
-        memo = self.joint.memo
-        if key not in memo:
-            what = "no step had these shapes and scales so far"
-            capture.need_warm_up(self.bucket.device.type, what)
-            row_state = ROWS[self.row_rule].state if self.row_rule else ()
-            held = zip(self.tensors(), *self.joint.columns(row_state), strict=True)
-            scales, together, held = [], {}, enumerate(held)
-            for part in self.joint.parts:
-                for i, (p, *column) in itertools.islice(held, len(part.indices)):
-                    part.base.check("a parameter", p, part.group)
-                    shape, scale = _shape_of(p, part.group)
-                    if any(state.dim() != len(shape.stack) + 2 for state in column):
-                        stack = bool(part.group["stack"])
-                        raise ValueError(
-                            f"stack={stack} came after state with a value for each row of each "
-                            f"matrix: set it to {not stack} again, or make a new optimizer"
-                        )
-                    size = shape.rows, shape.columns
-                    together.setdefault(size, {}).setdefault(shape, []).append(i)
-                    scales.append(scale)
-            batches = [
-                (size, [shape._replace(params=params) for shape, params in alike.items()])
-                for size, alike in together.items()
-            ]
-            vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
-            memo[key] = batches, list(vector.split(1))
-        return memo[key]
-
-    def of_matrices(self, numbers):
-        """The numbers of parameters as those of their matrices."""
-        if not isinstance(numbers, PerTensor):
-            return numbers
-        return PerTensor(numbers.values, self._owners)
-
-    def matrices(self, tensors):
-        """The matrices of tensors that are shaped like the parameters, or like rows of them."""
-        return [m for s in self.shapes for m in s.cut([tensors[i] for i in s.params])]
+    def _scales(self):
+        """For each parameter the factor of its directions, a vector of one element."""
+        scales, owners = [0.0] * len(self.joint.params), self.owners()
+        for shape in self.shapes:
+            for i in shape.params:
+                scale = SCALES[owners[i].group["adjust_lr_fn"] or "original"]
+                # an empty matrix has no scale, but must not be an error
+                scales[i] = scale(max(shape.rows, 1), max(shape.columns, 1))
+        vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
+        return list(vector.split(1))
 
     @property
     def update_dtype(self):
@@ -167,12 +125,8 @@ class Directions:
         # a process may hold none of the matrices of a stack
         if us:
             pass_ = "momentum", ("ema",)
-            self._call("apply_", *pass_, us, gs, state, numbers, skip=skip, squares=squares)
+            self.call("apply_", *pass_, us, gs, state, numbers, skip=skip, squares=squares)
         return squares
-
-    def _call(self, function, *args, **options):
-        args = self.bucket.device.type, self.joint.backend, *args, self.bucket.dtype
-        backends.call(function, *args, **options, memo=self.joint.memo)
 
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each batch the updates, and the norms of all of them."""
@@ -243,23 +197,8 @@ class Directions:
         # a process may own none
         if os:
             os = [o.flatten(1) for o in os]
-            self._call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)
+            self.call("rows_", self.row_rule, os, columns, scales, factors, numbers, skip=skip)
         return wholes
-
-
-# options that say what matrices a parameter is, and their scale
-_LAYOUT = "stack", "split", "adjust_lr_fn"
-
-
-def _shape_of(p, group):
-    """The ``Shape`` of a parameter, not yet of any, and its scale."""
-    stack, split, scale = map(group.get, _LAYOUT)
-    first = 1 if is_stack(p, stack) else 0
-    row = tuple(p.shape[first + 1 :])
-    rows, columns = p.shape[first] // split, math.prod(row)
-    # an empty matrix has no scale, but must not be an error
-    factor = SCALES[scale or "original"](max(rows, 1), max(columns, 1))
-    return Shape(rows, columns, tuple(p.shape[:first]), split, row), factor
 
 
 def at_once(size):

@@ -99,7 +99,7 @@ def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group:
         uncounted=1.0,
         directions=functools.partial(divided, row_rule=row_rule),
         alike=alike,
-        state=(*MOMENTA["ema"].state, *(State(name, rows) for name in row_state)),
+        state=(*MOMENTA["ema"].state, *(State(name, rows, ("stack",)) for name in row_state)),
         check=check_matrix,
     )
 

@@ -108,6 +108,18 @@ class Bucket:
             if self.published:
                 self.publish()
 
+    def check_kinds(self, indices, group):
+        """Raise ValueError if an option has changed that says how state is shaped."""
+        for name, kinds in self._kinds.items():
+            for i in indices:
+                if kinds[i] is not None and kinds[i] != kind_of(name, self.params[i], group):
+                    given = ", ".join(f"{key}={group.get(key)}" for key in name.options)
+                    raise ValueError(
+                        f"{given}: state {self.key(name)!r} of a parameter of shape "
+                        f"{tuple(self.shapes[i])} was made with another: set it back, or make a "
+                        "new optimizer"
+                    )
+
     def forget_others(self, names, params):
         """Drop what lookahead methods kept that the group has left; see the function.
 
