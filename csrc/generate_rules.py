@@ -3,8 +3,8 @@
 Each rule becomes a struct whose ``apply`` has the rule's lines in their order: ``root(x)`` is
 ``std::sqrt(x)``, numbers that are written out are ``Number``, names that a rule makes are ``auto``,
 and state is read into copies and written at the end. Formulas that rules call are functions.
-Whatever C++ would take for something else is an error that names the line. Only Python's own modules
-are imported; rules.py imports nothing.
+Whatever C++ would take for something else is an error that names the line. Only Python's own
+modules are imported; rules.py imports nothing.
 """
 
 import ast
