@@ -14,10 +14,10 @@ from emanest.matrix.newton_schulz import (
     RESTART,
     cheapest,
     flops,
-    inverses,
     iterate,
     orthogonal,
 )
+from emanest.matrix.norms import inverses
 
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
 SHAPES = [(40, 40), (24, 96), (96, 24)]
