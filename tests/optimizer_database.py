@@ -63,6 +63,12 @@ MORE = {
         "polar": {"ns_coefficients": "polar_express"},
     },
     "NorMuon": {"beta2": {"beta2": 0.5}, "eps": {"eps": 1e-6}},
+    # whose other options are Muon's own
+    "Aurora": {
+        "default": {},
+        "all": {"lr": 0.01, "weight_decay": 0.1, "pp_iterations": 3, "pp_beta": 0.25},
+        "schatten4": {"ns_norm": "schatten4"},
+    },
     "two": {
         "default": {},
         "tensor lr": {"lr": torch.tensor(0.001)},
@@ -212,6 +218,12 @@ DATABASE = {
         Entry(
             *("NorMuon", emanest.NorMuon, _fused(emanest.NorMuon)),
             _inputs("muon", MORE["Muon"], MORE["NorMuon"], OURS, CAPTURABLE),
+            **MUON,
+            has_capturable_arg=True,
+        ),
+        Entry(
+            *("Aurora", emanest.Aurora, _fused(emanest.Aurora)),
+            lambda: rows({**MORE["Aurora"], **OURS, **CAPTURABLE}),
             **MUON,
             has_capturable_arg=True,
         ),
