@@ -47,8 +47,12 @@ def normuon(params, method, **options):
     return muon(params, method, emanest.NorMuon, **options)
 
 
-BASES = [adamw, amsgrad, sgd, muon, normuon]
-REAL_ONLY = (muon, normuon)
+def aurora(params, method, **options):
+    return muon(params, method, emanest.Aurora, ns_norm="schatten4", **options)
+
+
+BASES = [adamw, amsgrad, sgd, muon, normuon, aurora]
+REAL_ONLY = (muon, normuon, aurora)
 DTYPES = [torch.float32, torch.bfloat16, torch.complex64]
 
 each_base = pytest.mark.parametrize("make", BASES)

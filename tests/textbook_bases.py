@@ -125,13 +125,15 @@ class NorMuon(Muon):
 class Aurora(Muon):
     """Aurora: rows scaled, in turn with the iteration, until the polar factor has equal ones."""
 
-    def __init__(self, pp_iterations=2, pp_beta=0.5, weight_decay=0.025, **options):
+    def __init__(
+        self, pp_iterations=2, pp_beta=0.5, weight_decay=0.025, ns_norm="frobenius", **options
+    ):
         super().__init__(weight_decay=weight_decay, **options)
-        self.iterations, self.beta = pp_iterations, pp_beta
+        self.iterations, self.beta, self.norm = pp_iterations, pp_beta, NORMS[ns_norm]
 
     def polar(self, u):
         """As ``Muon.polar``."""
-        (m, n), simple = u.shape, (12, 2.0, -1.5, 0.5)
+        (m, n), simple = u.shape, (12, 2.0, -1.5, 0.5, self.norm)
         if m == n:
             return newton_schulz(u, *simple)
         if m < n:
@@ -143,10 +145,14 @@ class Aurora(Muon):
         return newton_schulz(d * u, *simple)
 
 
-def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315):
+# what bounds the largest singular value
+NORMS = {"frobenius": torch.linalg.norm, "schatten4": lambda x: (x @ x.mT).norm().sqrt()}
+
+
+def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315, norm=NORMS["frobenius"]):
     """Jordan's iteration, as he writes it."""
     x = g.mT if g.shape[0] > g.shape[1] else g
-    x = x / max(x.norm(), 1e-7)
+    x = x / max(norm(x), 1e-7)
     for _ in range(steps):
         r = x @ x.mT
         x = a * x + (b * r + c * r @ r) @ x
