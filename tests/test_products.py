@@ -102,28 +102,32 @@ each_call = pytest.mark.parametrize("name", CALLS)
 
 
 @each_kind
-def test_norms_are_those_of_float64(products, size, dtype, layout):
+@pytest.mark.parametrize(("name", "over"), [("norms", (1, 2)), ("row_norms", 2)])
+def test_norms_are_those_of_float64(products, name, over, size, dtype, layout):
     x = LAYOUTS[layout](randn(*size, dtype=dtype))
     # far beyond the squares that float32, let alone float16, can hold
     x *= torch.finfo(dtype).max / 8 if dtype != torch.float64 else 1.0
-    found, expected = products.norms(x), x.double().square().sum((1, 2)).sqrt()
+    found, expected = getattr(products, name)(x), x.double().square().sum(over).sqrt()
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
 @each_kind
-@pytest.mark.parametrize("narrow", [True, False])
-def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, layout, narrow):
+@pytest.mark.parametrize(("narrow", "of_rows"), [(True, False), (False, False), (True, True)])
+def test_each_matrix_has_its_factors_and_is_rounded_once(
+    products, size, dtype, layout, narrow, of_rows
+):
     # torch itself goes from float64 to float16 by way of float32
     wide = torch.promote_types(dtype, torch.float32)
     to = {torch.float64: torch.float32, torch.float32: torch.float16}[wide] if narrow else wide
     u = LAYOUTS[layout](randn(*size, dtype=dtype))
     factors = torch.tensor([0.3, 1.7])[: len(u)].to(wide)
+    factors = factors[:, None] / torch.arange(1, size[1] + 1) if of_rows else factors
     # in the midst of other memory, which stays as it is
     _, n, m = size
     whole = torch.full((len(u), n + 3, m + 5), 7.0, dtype=to)
     products.scale(u, factors, whole[:, :n, :m])
-    expected = (u.to(wide) * factors[:, None, None]).to(to)
+    expected = (u.to(wide) * (factors[..., None] if of_rows else factors[:, None, None])).to(to)
     assert torch.equal(whole[:, :n, :m], expected)
     assert (whole[:, n:] == 7).all()
     assert (whole[:, :n, m:] == 7).all()
@@ -195,8 +199,9 @@ def test_larger_tiles_change_no_bit(name, size):
 @pytest.mark.parametrize("choice", ["triton", "eager"])
 @pytest.mark.parametrize("size", LARGER, ids=str)
 def test_larger_batches_change_no_bit_of_a_norm(size, choice):
-    x, norms = randn(*size).cuda(), backends.pick("cuda", choice).products("cuda").norms
-    assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
+    x, products = randn(*size).cuda(), backends.pick("cuda", choice).products("cuda")
+    for norms in (products.norms, products.row_norms):
+        assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
 
 
 # the interpreter's, of NumPy
@@ -262,8 +267,9 @@ def test_threads_and_company_change_no_bit(name, size, dtype, layout):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "triton"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout):
-    norms = backends.pick("cpu", name).products("cpu").norms
+@pytest.mark.parametrize("which", ["norms", "row_norms"])
+def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout, which):
+    norms = getattr(backends.pick("cpu", name).products("cpu"), which)
     x, threads, found = LAYOUTS[layout](randn(2, 300, 301)), torch.get_num_threads(), []
     try:
         for count in (1, 4, 2):

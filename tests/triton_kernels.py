@@ -729,10 +729,12 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
     [((5, 9), "standard"), ((20, 5), "gram"), ((18, 17), "standard"), ((17, 31), None)],
     ids=str,
 )
-def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
+@pytest.mark.parametrize("norm", ["frobenius", "schatten4"])
+def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, norm, monkeypatch):
     def orthogonal(g, multiple):
         monkeypatch.setitem(newton_schulz.MULTIPLES, "cpu", multiple)
-        return emanest.orthogonalize(g, 2, form=form, dtype="float32", backend="triton")
+        options = {"form": form, "norm": norm, "dtype": "float32"}
+        return emanest.orthogonalize(g, 2, **options, backend="triton")
 
     def recorded(*given):
         aligned.append(given[-1])
