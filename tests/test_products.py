@@ -179,6 +179,16 @@ def test_batched_equals_looped_bitwise(products, name, dtype):
         assert torch.equal(alone[0], whole[i])
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_norms_and_factors_of_rows_are_as_if_alone_bitwise(products, layout):
+    x = LAYOUTS[layout](randn(3, 70, 301))
+    norms, out = products.row_norms(x), torch.empty_like(x)
+    products.scale(x, 1 / norms, out)
+    for matrix, its, scaled in zip(x.split(1), norms, out, strict=True):
+        assert torch.equal(products.row_norms(matrix)[0], its)
+        assert torch.equal(scaled, matrix[0] * (1 / its)[:, None])
+
+
 # (batch, n, m) that have larger tiles on a GPU than one of their matrices has
 LARGER = [(48, 768, 768), (8, 2048, 512)]
 
