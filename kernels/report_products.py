@@ -29,27 +29,31 @@ PRODUCTS = {
         *("symmetric", lambda n, m, like: (like(m, n).mT, like(m, n).mT, None, 0.0)),
     ),
 }
-TILE = newton_schulz.TILE
-# call -> kernel, what it takes of a batch like (n, m) and another of the dtype, and its constants
-BESIDE = {
-    **{
-        f"factors of each {of}": (
-            scaling.scale_kernel,
-            lambda wide, out: (wide, wide, out, *wide.shape[1:], *wide.stride(), *out.stride()),
-            {"OF": of, **TILE},
-        )
-        for of in ("matrix", "row", "column")
-    },
-    **{
-        f"norms of {name}": (
-            scaling.row_squares_kernel,
-            lambda wide, out: (out, wide.double(), *out.shape[1:], *out.stride()),
-            {"ALONG": along, **newton_schulz.ALONG[along]},
-        )
-        for name, along in {"rows": 1, "columns": 0}.items()
-    },
-}
 DTYPES = "float16", "bfloat16", "float32", "float64"
+
+
+def _factors(of):
+    def arguments(wide, out):
+        return wide, wide, out, *wide.shape[1:], *wide.stride(), *out.stride()
+
+    return scaling.scale_kernel, arguments, {"OF": of, **newton_schulz.TILE}
+
+
+def _norms(along):
+    def arguments(wide, x):
+        return x, wide.double(), *x.shape[1:], *x.stride()
+
+    return scaling.row_squares_kernel, arguments, {"ALONG": along, **newton_schulz.ALONG[along]}
+
+
+# call -> kernel; what it takes, of a batch in the arithmetic's dtype and another one; its constants
+BESIDE = {
+    "factors of each matrix": _factors("matrix"),
+    "factors of each row": _factors("row"),
+    "factors of each column": _factors("column"),
+    "norms of rows": _norms(1),
+    "norms of columns": _norms(0),
+}
 # of each kind the call that needs most registers: its tile and an addend
 HEAVIEST = {"symmetric": "sym_baddbmm", "product": "mm_add"}
 # sides that no tile fills: rows at odd addresses, and at aligned ones

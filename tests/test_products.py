@@ -302,3 +302,20 @@ def test_products_leave_the_number_of_threads_alone():
         assert torch.equal(a[0] @ x[0], before)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_products_take_subnormal_numbers_for_zero_and_leave_the_mode_of_all_threads_alone():
+    """Which the processor works on ten times as long; Gram matrices that come to I are full of."""
+    cpu = pytest.importorskip("emanest.backends.cpu_products", exc_type=ImportError).PRODUCTS
+    x, least = torch.full((1, 64, 64), 1e-20), torch.full((1 << 18,), 1e-38)
+    before = torch.tensor([1e-38]) * 0.5 == 0
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        for mode in (True, False):
+            torch.set_flush_denormal(mode)
+            assert not cpu.sym_mm(x).any()
+            assert ((least[:4] * 0.5) == 0).all() == mode
+        assert (least * 0.5 > 0).all()
+    finally:
+        torch.set_flush_denormal(bool(before))
