@@ -20,8 +20,8 @@ class Aurora(Optimizer):
     in ``Muon``. D begins as the inverse norms of d's rows, those below ``eps`` counted as it. After
     each but the last of ``pp_iterations`` iterations each row's factor is multiplied by
     ((n / m) / (square of that row's norm in o)) ** ``pp_beta``, so that the squares approach n / m,
-    which they have on average. They are then within 10 % of it, of nearly square matrices 12 %,
-    where those of Muon differ by factors of hundreds.
+    which they have on average. They are then within 10 % of it, of small or nearly square
+    matrices 20 %, where those of Muon differ by factors of hundreds.
 
     Groups with ``"base": "adamw"`` work as in ``Muon``. Cost: of matrices that are not square
     ``pp_iterations`` times Muon's iteration. Memory: as ``Muon``, and during a step one value more
