@@ -104,7 +104,9 @@ class Entry(TORCH["OptimizerInfo"]):
 
     name = ""  # torch's has that of the class
 
-    def __init__(self, name, cls, make, inputs, *, errors, still, reference, **attributes):
+    def __init__(
+        self, name, cls, make, inputs, *, errors, still, reference, lookaheads=None, **attributes
+    ):
         super().__init__(
             cls,
             optim_inputs_func=lambda device: inputs(),
@@ -115,6 +117,7 @@ class Entry(TORCH["OptimizerInfo"]):
         self.name, self._make = name, make
         self.still = still  # the options without momentum
         self.reference = reference  # the optimizer of torch with the same options
+        self.lookaheads = lookaheads  # that it is tested with here; None: all
 
     def __repr__(self):
         return self.name
@@ -149,8 +152,8 @@ class Entry(TORCH["OptimizerInfo"]):
                 break
 
 
-def _fused(cls):
-    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **kwargs)
+def _fused(cls, **own):
+    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **{**own, **kwargs})
 
 
 def _wrapped(cls):
@@ -222,9 +225,12 @@ DATABASE = {
             has_capturable_arg=True,
         ),
         Entry(
-            *("Aurora", emanest.Aurora, _fused(emanest.Aurora)),
+            # the default of 12 takes the suite as long as three other optimizers
+            *("Aurora", emanest.Aurora, _fused(emanest.Aurora, ns_steps=2)),
             lambda: rows({**MORE["Aurora"], **OURS, **CAPTURABLE}),
             **MUON,
+            # they come in the pass after the direction, which is Muon's
+            lookaheads=(None, METHODS["ema"]),
             has_capturable_arg=True,
         ),
         Entry(
