@@ -49,18 +49,21 @@ def row_squares_kernel(
     A program takes the tiles that lie one after another along it.
     """
     BLOCK: tl.constexpr = BLOCK_M if ALONG else BLOCK_N
+    STEP: tl.constexpr = BLOCK_N if ALONG else BLOCK_M
     kept, length = (rows, columns) if ALONG else (columns, rows)
     count = tl.cdiv(kept, BLOCK)
     matrix, t = tl.program_id(0) // count, tl.program_id(0) % count
     first = t.to(tl.int64) * BLOCK
     found = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
-    for start in range(0, length, BLOCK_N if ALONG else BLOCK_M):
-        i = (first if ALONG else start) + tl.arange(0, BLOCK_M).to(tl.int64)
-        j = (start if ALONG else first) + tl.arange(0, BLOCK_N).to(tl.int64)
+    start = tl.full((), 0, tl.int64)
+    while start < length:
+        i = (first if ALONG else start) + tl.arange(0, BLOCK_M)
+        j = (start if ALONG else first) + tl.arange(0, BLOCK_N)
         mask = (i < rows)[:, None] & (j < columns)[None, :]
         value = tl.load(_pointers(x, matrix, batch, i, row, j, column), mask=mask, other=0.0)
         value = _widened(value, tl.float64)
         found += value * value
+        start += STEP
     k = first + tl.arange(0, BLOCK)
     tl.store(sums + matrix.to(tl.int64) * kept + k, tl.sum(found, ALONG), mask=k < kept)
 

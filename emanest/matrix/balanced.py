@@ -43,7 +43,8 @@ class Balanced(Polar):
             squares = self._row_norms(self._scaled(u, norms, rows)).square_()
             ratios = squares.clamp_(min=self.eps**2).reciprocal_().mul_(target)
             # one by one: the bits of a power may depend on its place in a tensor
-            torch._foreach_pow_(ratios.unbind(), self.beta)
+            for each in ratios:
+                each.pow_(self.beta)
             rows.mul_(ratios).clamp_(max=self._most)
         return self._scaled(u, norms, rows, spare)
 
