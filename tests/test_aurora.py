@@ -227,6 +227,20 @@ def test_resume_is_exact(steps):
     assert differing(content(optimizer), states()[steps + 3][-1]) == []
 
 
+def test_groups_of_muon_and_aurora_are_stepped_as_if_alone():
+    """Of matrices of one shape, which are not iterated together, and no options but their own."""
+    (a, b), (c, d) = (matrices(torch.float32, [(8, 5), (8, 5)]) for _ in range(2))
+    together = Muon([{"params": [a]}, {"params": [b], "base": "aurora", "lr": LR}], LR)
+    alone = Muon([c], LR), Aurora([d], LR)
+    for t in range(3):
+        for ps, optimizers in (((a, b), (together,)), ((c, d), alone)):
+            for p, g in zip(ps, gradients(ps, t), strict=True):
+                p.grad = g
+            for optimizer in optimizers:
+                optimizer.step()
+    assert [bits(a), bits(b)] == [bits(c), bits(d)]
+
+
 def test_state_is_the_momentum_alone():
     params = matrices(torch.bfloat16, [(6, 4), (4, 4)])
     optimizer = Aurora(params)
