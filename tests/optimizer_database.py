@@ -63,6 +63,12 @@ MORE = {
         "polar": {"ns_coefficients": "polar_express"},
     },
     "NorMuon": {"beta2": {"beta2": 0.5}, "eps": {"eps": 1e-6}},
+    # whose other options are Muon's own
+    "Aurora": {
+        "default": {},
+        "all": {"lr": 0.01, "weight_decay": 0.1, "pp_iterations": 3, "pp_beta": 0.25},
+        "schatten4": {"ns_norm": "schatten4"},
+    },
     "two": {
         "default": {},
         "tensor lr": {"lr": torch.tensor(0.001)},
@@ -98,7 +104,9 @@ class Entry(TORCH["OptimizerInfo"]):
 
     name = ""  # torch's has that of the class
 
-    def __init__(self, name, cls, make, inputs, *, errors, still, reference, **attributes):
+    def __init__(
+        self, name, cls, make, inputs, *, errors, still, reference, lookaheads=None, **attributes
+    ):
         super().__init__(
             cls,
             optim_inputs_func=lambda device: inputs(),
@@ -109,6 +117,7 @@ class Entry(TORCH["OptimizerInfo"]):
         self.name, self._make = name, make
         self.still = still  # the options without momentum
         self.reference = reference  # the optimizer of torch with the same options
+        self.lookaheads = lookaheads  # that it is tested with here; None: all
 
     def __repr__(self):
         return self.name
@@ -143,8 +152,8 @@ class Entry(TORCH["OptimizerInfo"]):
                 break
 
 
-def _fused(cls):
-    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **kwargs)
+def _fused(cls, **own):
+    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **{**own, **kwargs})
 
 
 def _wrapped(cls):
@@ -213,6 +222,15 @@ DATABASE = {
             *("NorMuon", emanest.NorMuon, _fused(emanest.NorMuon)),
             _inputs("muon", MORE["Muon"], MORE["NorMuon"], OURS, CAPTURABLE),
             **MUON,
+            has_capturable_arg=True,
+        ),
+        Entry(
+            # the default of 12 takes the suite as long as three other optimizers
+            *("Aurora", emanest.Aurora, _fused(emanest.Aurora, ns_steps=2)),
+            lambda: rows({**MORE["Aurora"], **OURS, **CAPTURABLE}),
+            **MUON,
+            # they come in the pass after the direction, which is Muon's
+            lookaheads=(None, METHODS["ema"]),
             has_capturable_arg=True,
         ),
         Entry(

@@ -21,7 +21,7 @@ from ..rules import MOMENTA
 from .batches import Batch, as_batch, as_whole, evenly_spaced, gathered, shaped_as, taken
 from .directions import at_once
 from .matrices import Matrices
-from .newton_schulz import with_products
+from .norms import with_products
 from .shapes import is_stack
 
 # what becomes of a basis once the gradient is taken in: it stays, is turned by a step of orthogonal
