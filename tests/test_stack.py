@@ -176,14 +176,15 @@ def test_bad_options_are_named(name, options, error, message):
 
 @pytest.mark.filterwarnings("ignore:emanest. parameters moved")
 def test_the_state_of_rows_does_not_change_its_shape():
-    """In NorMuon; the momenta of Muon have the parameter's."""
+    """In NorMuon; the momenta of Muon and Aurora have the parameter's."""
     optimizers = [CLASSES[name](helpers.parameters(shapes=[(4, 4, 6)]), LR, stack=False)
                   for name in CLASSES]  # fmt: skip
     for optimizer in optimizers:
         train(optimizer, range(2))
         optimizer.param_groups[0]["stack"] = True
-    muon, normuon = optimizers
-    train(muon, range(2, 4))
+    muon, normuon, aurora = optimizers
+    for optimizer in (muon, aurora):
+        train(optimizer, range(2, 4))
     before = content(normuon)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"stack=True: .* made with another: set it back"):
