@@ -67,7 +67,8 @@ class Numbers(NamedTuple):
     def of(cls, numbers):
         """Cut those of a step."""
         end = 3 + len(MOMENTA["adam"].numbers)
-        return cls(*numbers[:3], numbers[3:end], numbers[end:])
+        factor, weight, basis = numbers[:3]
+        return cls(factor, weight, basis, numbers[3:end], numbers[end:])
 
     def joined(self):
         """Those of the base in one tuple, as ``Base.numbers`` returns them."""
@@ -245,7 +246,7 @@ def eigenvectors(grams):
     safe = torch.where(finite, grams, eye)
     try:
         _, vectors = torch.linalg.eigh(safe)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         # float32 may not converge where eigenvalues lie close together
         _, vectors = torch.linalg.eigh(safe.double())
     return torch.where(finite, vectors.flip(-1).to(grams.dtype), torch.nan)

@@ -67,7 +67,8 @@ class SOAP(Optimizer):
         correct_bias: whether the averages' bias is corrected.
         update_basis: ``"after"`` the parameters are updated, as published, so that a gradient never
             meets a basis of its own; or ``"before"``: the first step moves, too, and k counts it
-            (Emerging-Optimizers).
+            (Emerging-Optimizers). With it, a ``precondition_frequency`` below m / n of a long
+            matrix turns bases of which a part is rounding still, and single steps are far too long.
         decay: ``"after"`` the update, at its result, as published; or ``"before"``, at y, as
             ``AdamW`` (Emerging-Optimizers). GPA: on z.
         split, stack: as in ``Muon``. They cannot change once there is state.
