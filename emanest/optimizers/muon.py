@@ -129,7 +129,8 @@ class Muon(Optimizer):
     One optimizer for a whole model: ``Muon(emanest.split_params(model))``. A group with
     ``"base": "adamw"`` is stepped by AdamW, whose options it then takes, with AdamW's own defaults
     (``lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False``) and not with those
-    given here. Everything else is shared: clock, mode, schedulers, ``state_dict``, lookahead.
+    given here; ``"normuon"``, ``"aurora"`` and ``"soap"`` are bases of groups likewise. Everything
+    else is shared: clock, mode, schedulers, ``state_dict``, lookahead.
 
     Memory: state is float32 (float64 for float64 parameters), 1 value per parameter
     (``momentum_buffer``) plus those of the lookahead method; during a step up to 5 values (7 in the
