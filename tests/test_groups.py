@@ -207,6 +207,31 @@ def test_a_base_that_does_not_exist_is_an_error_at_the_step():
     assert differing(content(optimizer), before) == []
 
 
+OF_ANY_BASE = ["adamw", "muon", "normuon", "aurora", "soap"]
+
+
+@pytest.mark.parametrize("then", OF_ANY_BASE)
+def test_parameters_may_go_on_with_another_base(then):
+    """SOAP finds its bases whenever it has none: with bases of zeros nothing would move."""
+    for first in OF_ANY_BASE:
+        params = helpers.parameters(shapes=[(6, 4), (4, 6)])
+        optimizer = emanest.Muon([{"params": params, "base": first}])
+        run(optimizer, range(3))
+        optimizer.param_groups.clear()
+        optimizer.add_param_group({"params": params, "base": then})
+        before = values(optimizer)
+        others = [nn.Parameter(value.clone()) for value in before]
+        fresh = emanest.Muon([{"params": others, "base": then}])
+        for each in (optimizer, fresh):
+            run(each, [3])
+        if then == "soap" != first:
+            for p, other in zip(params, others, strict=True):
+                for name in ("L", "Q_L", "R", "Q_R", "exp_avg", "exp_avg_sq"):
+                    assert torch.equal(optimizer.state[p][name], fresh.state[other][name])
+        run(optimizer, range(4, 6))
+        assert all((new != old).all() for new, old in zip(values(optimizer), before, strict=True))
+
+
 def test_a_group_may_be_replaced_by_one_with_other_settings():
     replaced, changed = (emanest.Muon(helpers.parameters(shapes=[(6, 4)])) for _ in range(2))
     for optimizer in (replaced, changed):

@@ -87,6 +87,8 @@ class EigenDirections(Matrices):
         super().__init__(joint)
         self.before = self.group["update_basis"] == "before"
         self._state: list[Batch] = []
+        # matrices without bases so far, whatever their step: another base has stepped them
+        self._bare: set[int] = set()
 
     def __call__(self, gs, numbers, skip):
         """Directions, no factors of them, and the numbers of the pass.
@@ -101,15 +103,21 @@ class EigenDirections(Matrices):
         momenta = [(its.factor, *its.momentum) for its in sets]
         owners = self._owners if len(sets) > 1 else [0] * len(self._owners)
         # only now what the user put in place of state is in its place
-        self._state = self._state or self._batches_of_state()
+        if not self._state:
+            self._state = self._batches_of_state()
+            self._bare = {k for batch in self._state for k in _bare(batch)}
         gs, found = self.matrices(gs), {}
         with torch.autocast(self.bucket.device.type, enabled=False):
             for batch in self._state:
-                for some in batch.alike([sets[owners[k]][:3] for k in batch.at]):
+                keys = [(*sets[owners[k]][:3], k in self._bare) for k in batch.at]
+                for some in batch.alike(keys):
                     own = PerTensor(momenta, [owners[k] for k in some.at])
                     its, its_numbers = [gs[k] for k in some.at], sets[owners[some.at[0]]]
+                    if some.at[0] in self._bare:
+                        its_numbers = its_numbers._replace(basis=FOUND)
                     directions = self._directions(some, its, its_numbers, own)
                     found.update(zip(some.at, directions, strict=True))
+        self._bare = set()
         steps = [its.step for its in sets]
         return self._wholes(found), (), PerTensor(steps, of) if len(steps) > 1 else steps[0]
 
@@ -150,6 +158,9 @@ class EigenDirections(Matrices):
             if moves:
                 self._average(batch, directions, gs, momenta)
             return directions
+        if numbers.basis == FOUND:
+            # what another base has left is in no basis
+            torch._foreach_zero_([t for column in batch.averages for t in column])
         g = gathered([g.flatten(1).to(dtype).resolve_neg() for g in gs])
         if self.before:
             self._take_in(batch, g, numbers)
@@ -237,6 +248,13 @@ class EigenDirections(Matrices):
                 its = [*itertools.islice(matrices, shape.per_param)]
                 wholes[i] = as_whole(its, wholes[i])
         return wholes
+
+
+def _bare(batch):
+    """Which matrices of a batch have no bases so far: an orthogonal matrix has no column of 0."""
+    bases = [side[1][..., 0] for side in batch.sides if side]
+    found = [base.any(1).tolist() for base in bases]
+    return [k for k, *its in zip(batch.at, *found, strict=True) if not all(its)]
 
 
 def eigenvectors(grams):

@@ -31,7 +31,8 @@ class Matrices:
         self.joint, self.bucket, self.group = joint, joint.first, joint.parts[0].group
         self.batches = self.kept("matrices", self.LAYOUT, self._batches)
         for part in joint.parts:
-            part.bucket.check_kinds(part.indices, part.group)
+            # another base of the group's may have left state of its own
+            part.bucket.check_kinds(part.indices, part.group, part.base.state)
         self.shapes = [shape for _, shapes in self.batches for shape in shapes]
         owners = [[joint.owners[i]] * s.per_param for s in self.shapes for i in s.params]
         self._owners = [*itertools.chain.from_iterable(owners)]

@@ -112,9 +112,10 @@ class Bucket:
             if self.published:
                 self.publish()
 
-    def check_kinds(self, indices, group):
-        """Raise ValueError if an option has changed that says how state is shaped."""
-        for name, kinds in self._kinds.items():
+    def check_kinds(self, indices, group, names):
+        """Raise ValueError if an option has changed that says how the named state is shaped."""
+        for name in map(State, names):
+            kinds = self._kinds[name]
             for i in indices:
                 if kinds[i] is not None and kinds[i] != kind_of(name, self.params[i], group):
                     given = ", ".join(f"{key}={group.get(key)}" for key in name.options)
