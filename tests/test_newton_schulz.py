@@ -294,6 +294,15 @@ def test_schatten4_leaves_zero_and_what_is_not_finite_alone(backend, eps, dtype)
     assert found[2].isnan().all()
 
 
+@each_backend
+@each_pair
+def test_schatten4_of_what_no_factor_brings_to_1_is_finite(backend, form, dtype):
+    """In float16 X X^T of it is zero."""
+    g = gaussian(1, 6, 6, dtype=torch.float32) * 1e-43
+    found = over_schatten4(g, form=form, dtype=dtype, backend=backend)
+    assert torch.linalg.matrix_norm(found.double(), 2) <= 1.3
+
+
 def test_schatten4_is_nearer_to_the_largest_singular_value():
     """So small singular values come nearer to 1 in as many steps."""
     g = gaussian(64, 64)

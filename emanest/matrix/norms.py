@@ -65,8 +65,9 @@ def schatten4(x, products, factors, eps, margin):
     """
     r = products.sym_mm(x)
     norms = products.norms(r).sqrt_()
-    # at least n ** -0.25 but where x is zero; the square of an inverse has to be in the range, too
-    least = torch.finfo(factors.dtype).max ** -0.25
+    # at least n ** -0.25, rounded, but where x is zero, or so small that a factor is bounded: such x
+    # stay small, of which X X^T may be zero
+    least = 0.5 * x.shape[1] ** -0.25
     norms = torch.maximum(norms, (eps * factors.double()).clamp_(min=least))
     scales = inverses(norms, 0.0, margin, factors.dtype)
     products.scale(x, scales, x)
