@@ -65,8 +65,8 @@ def schatten4(x, products, factors, eps, margin):
     """
     r = products.sym_mm(x)
     norms = products.norms(r).sqrt_()
-    # at least n ** -0.25, rounded, but where x is zero, or so small that a factor is bounded: such x
-    # stay small, of which X X^T may be zero
+    # at least n ** -0.25, rounded, but where x is zero, or so small that its factor was bounded:
+    # that stays small, and its X X^T may be zero
     least = 0.5 * x.shape[1] ** -0.25
     norms = torch.maximum(norms, (eps * factors.double()).clamp_(min=least))
     scales = inverses(norms, 0.0, margin, factors.dtype)
