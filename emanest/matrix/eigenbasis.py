@@ -260,8 +260,9 @@ def _bare(batch):
 def eigenvectors(grams):
     """Of symmetric matrices, by descending eigenvalue; NaN for those that are not finite."""
     finite = grams.isfinite().flatten(1).all(1)[:, None, None]
-    eye = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
-    safe = torch.where(finite, grams, eye)
+    like = {"dtype": grams.dtype, "device": grams.device}
+    # no name keeps it: LAPACK needs as much memory as two of these
+    safe = torch.where(finite, grams, torch.eye(grams.shape[-1], **like))
     try:
         _, vectors = torch.linalg.eigh(safe)
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]

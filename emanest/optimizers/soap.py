@@ -51,7 +51,7 @@ class SOAP(Optimizer):
     n^2) for each matrix (m, n) (less those of a side that is not rotated), plus those of the
     lookahead method. During a step 1 value per parameter for directions, and for the matrices of
     one size, at most 2**27 entries at a time, up to 4 values per entry and 3 copies of a side's
-    square matrix.
+    square matrix, 4 at the first step.
 
     Args:
         params: as in ``Muon``; vectors and scalars, too.
