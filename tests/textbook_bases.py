@@ -127,8 +127,8 @@ class SOAP:
     step 0 too, where the matrix moves as well. A vector, and a side longer than
     ``max_precond_dim``, is not rotated.
 
-    ``first[i] = (Q_L, Q_R)``, a row of them for each matrix of parameter i, replaces what step 0
-    finds: the null space that a first L has where it has one is spanned by rounding.
+    ``first[i] = (Q_L, Q_R)``, a batch for the matrices of parameter i, replaces what step 0 finds:
+    where a first L has a null space, that is spanned by rounding.
     """
 
     def __init__(
