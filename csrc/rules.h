@@ -111,6 +111,20 @@ struct ema {
   }
 };
 
+// Adam's direction: the average of gradients over the root of that of their squares.
+struct adam {
+  EMANEST_RULE("adam", 2, 3);
+  template <class T>
+  EMANEST_INLINE static T apply(T g, T* state, const Numbers& numbers) {
+    T exp_avg = state[0], exp_avg_sq = state[1];
+    const auto& [weight1, weight2, eps] = numbers;
+    exp_avg = (weight1 < Number(1.0)) * exp_avg;
+    exp_avg = exp_avg + weight1 * (g - exp_avg);
+    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
+    return leave(state, {exp_avg, exp_avg_sq}, exp_avg / (std::sqrt(exp_avg_sq) + eps));
+  }
+};
+
 }  // namespace momenta
 
 namespace norms {
@@ -317,7 +331,7 @@ struct y_between {
 // the tables, in the order of rules.py
 using Base = std::variant<bases::sgd, bases::momentum, bases::nesterov, bases::adamw,
                           bases::amsgrad, bases::direction>;
-using Momentum = std::variant<momenta::ema>;
+using Momentum = std::variant<momenta::ema, momenta::adam>;
 using Norm = std::variant<norms::kept>;
 using RowRule = std::variant<rows::normuon>;
 using Lookahead = std::variant<lookaheads::none, lookaheads::ema_nesterov, lookaheads::nag,

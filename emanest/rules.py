@@ -106,6 +106,16 @@ def ema(g, state, numbers):
     return momentum_buffer + blend * (g - momentum_buffer), (momentum_buffer,)
 
 
+def adam(g, state, numbers):
+    """Adam's direction: the average of gradients over the root of that of their squares."""
+    exp_avg, exp_avg_sq = state
+    weight1, weight2, eps = numbers
+    exp_avg = (weight1 < 1.0) * exp_avg
+    exp_avg = exp_avg + weight1 * (g - exp_avg)
+    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
+    return exp_avg / (root(exp_avg_sq) + eps), (exp_avg, exp_avg_sq)
+
+
 def normuon(mean_square, state, numbers):
     """Factor that evens rows out: one over the root of the average of their mean squares."""
     (second_momentum_buffer,) = state
@@ -319,7 +329,10 @@ BASES = {
     "direction": Rule(direction, (), ("step_size", "decay")),
 }
 
-MOMENTA = {"ema": Rule(ema, ("momentum_buffer",), ("weight", "blend"))}
+MOMENTA = {
+    "ema": Rule(ema, ("momentum_buffer",), ("weight", "blend")),
+    "adam": Rule(adam, ("exp_avg", "exp_avg_sq"), ("weight1", "weight2", "eps")),
+}
 
 ROWS = {"normuon": Rule(normuon, ("second_momentum_buffer",), ("weight", "eps"), norm="kept")}
 

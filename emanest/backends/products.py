@@ -48,9 +48,12 @@ class Products:
         """
         torch.mul(u, factors[:, None, None], out=out)
 
-    def sym_mm(self, x):
+    def sym_mm(self, x, c=None, beta=0.0, alpha=1.0):
         """X X^T of (batch, n, m): (batch, n, n)."""
-        return self.sym_baddbmm(x, x, x.mT, 0.0, 1.0)
+        return self.sym_baddbmm(x if c is None else c, x, x.mT, beta, alpha)
+
+    def mm(self, a, b):
+        return self.product(a, a, b, 0.0, 1.0)
 
     def sym_baddbmm(self, c, a, b, beta, alpha):
         """Beta C + alpha A B of symmetric (batch, n, n), where A and B commute.

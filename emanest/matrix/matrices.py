@@ -85,5 +85,5 @@ def shape_of(p, group):
     """The ``Shape`` of a parameter, not yet of any."""
     stack, split = map(group.get, Matrices.LAYOUT)
     first = 1 if is_stack(p, stack) else 0
-    row = tuple(p.shape[first + 1 :])
-    return Shape(p.shape[first] // split, math.prod(row), tuple(p.shape[:first]), split, row)
+    rows, *row = p.shape[first:] or (1,)
+    return Shape(rows // split, math.prod(row), tuple(p.shape[:first]), split, tuple(row))

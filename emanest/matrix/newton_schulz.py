@@ -234,7 +234,7 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
-    _with_products("scale", device, backend, u, factors, x[:, :m, :n])
+    with_products("scale", device, backend, u, factors, x[:, :m, :n])
     # by u's own sides: padding then changes no bit, and where X X^T is singular, products amplify
     # rounding errors
     tall = m > n
@@ -243,7 +243,7 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
 
-def _with_products(name, device, backend, *args):
+def with_products(name, device, backend, *args):
     """Call a function of the namespace of products."""
     return backends.run(
         lambda module: getattr(module.products(device.type), name)(*args), device.type, backend
@@ -252,7 +252,7 @@ def _with_products(name, device, backend, *args):
 
 def norms_of(u, backend=None):
     """Frobenius norms of (batch, m, n), in float64: (batch,)."""
-    return _with_products("norms", u.device, backend, u)
+    return with_products("norms", u.device, backend, u)
 
 
 def inverses(norms, eps, margin, dtype):

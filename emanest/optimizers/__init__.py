@@ -5,6 +5,13 @@ from .muon import Muon
 from .normuon import NorMuon
 from .optimizer import Optimizer
 from .sgd import SGD
+from .soap import SOAP
 from .wrap import Wrap
 
-__all__ = ["SGD", "AdamW", "Muon", "NorMuon", "Optimizer", "Wrap"]
+__all__ = ["SGD", "SOAP", "AdamW", "Muon", "NorMuon", "Optimizer", "Wrap"]
+
+# those that step matrices take groups with the base of any of them, and of AdamW
+_OF_MATRICES = Muon, NorMuon, SOAP
+_BASES = {name: base for cls in _OF_MATRICES for name, base in cls.bases.items()}
+for cls in _OF_MATRICES:
+    cls.bases = {**cls.bases, **_BASES}

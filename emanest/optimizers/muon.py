@@ -26,6 +26,8 @@ Stack = Annotated[bool | None, by(optional, flag)]
 Form = Annotated[str | None, by(choice, (None, *FORMS))]
 Dtype = Annotated[str | None, check_dtype]
 
+ELSEWHERE = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
+
 
 def _check_options(group):
     if group["momentum"] >= 1:
@@ -41,7 +43,6 @@ def _check_options(group):
 def check_matrix(name, p, group):
     """Raise ValueError unless it is clear, and possible, which matrices a parameter is."""
     shape = tuple(p.shape)
-    elsewhere = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
     if p.dim() < 2:
         if getattr(p, "_fsdp_flattened", False):
             raise ValueError(
@@ -50,16 +51,22 @@ def check_matrix(name, p, group):
             )
         raise ValueError(
             f"{name} has shape {shape}: only real matrices, and kernels flattened to matrices, can "
-            f'be orthogonalised; {elsewhere} (groups with "base": "adamw")'
+            f'be orthogonalised; {ELSEWHERE} (groups with "base": "adamw")'
         )
-    if p.is_complex():
-        raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {elsewhere}")
+    check_layout(name, p, group)
     mesh = shards.mesh_of(p)
     if mesh is not None and mesh.ndim != 1:
         raise ValueError(
             f"{name} is a DTensor on a mesh of {mesh.ndim} dimensions: a matrix is put together "
             "over 1-D meshes only (fully_shard(model) of FSDP2)"
         )
+
+
+def check_layout(name, p, group):
+    """Raise ValueError unless ``stack`` and ``split`` say which real matrices a parameter is."""
+    shape = tuple(p.shape)
+    if p.is_complex():
+        raise ValueError(f"{name} has dtype {p.dtype}: only real matrices here; {ELSEWHERE}")
     stack, split = group["stack"], group["split"]
     if p.dim() == 3 and stack is None:
         flat = shape[0], math.prod(shape[1:])
@@ -68,7 +75,7 @@ def check_matrix(name, p, group):
             f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
             f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
         )
-    count = shape[1 if is_stack(p, stack) else 0]
+    count = (shape or (1,))[1 if is_stack(p, stack) else 0]
     if count % split:
         raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 

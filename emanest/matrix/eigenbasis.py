@@ -1,0 +1,322 @@
+"""The directions of SOAP: those of Adam, in an eigenbasis that turns slowly with the gradients.
+
+    L = (1 - weight) L + weight G G^T      Q_L near its eigenvectors; likewise R of G^T G, and Q_R
+    P = Q_L^T G Q_R                        the gradient in the basis
+    D = Q_L A(P) Q_R^T                     Adam's direction (the momentum rule ``adam``), back again
+
+A side without a basis, which is too long or a vector's, is not rotated. Matrices of one size whose
+state is evenly spaced in memory, as that of parameters of one shape is, are one batch of products.
+If a step fails (out of memory, say), this state may have moved on, but no parameter.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+
+from .. import backends
+from ..backends.per_tensor import PerTensor, each
+from ..rules import MOMENTA
+from .directions import at_once
+from .matrices import Matrices
+from .newton_schulz import with_products
+from .shapes import is_stack
+
+# what becomes of a basis once the gradient is taken in: it stays, is turned by a step of orthogonal
+# iteration, or is found
+KEPT, TURNED, FOUND = 0.0, 1.0, 2.0
+# state of the left and of the right side: an average of Gram matrices, and its basis
+SIDES = ("L", "Q_L"), ("R", "Q_R")
+# options that say which sides have one, and how long they are
+SHAPED_BY = (*Matrices.LAYOUT, "max_precond_dim")
+
+
+def square(side):
+    """The shape, as ``rules.State`` has it, of a square matrix for side 0 or 1 of each matrix."""
+
+    def shape(p, group):
+        first = 1 if is_stack(p, group["stack"]) else 0
+        split, sizes = group["split"], p.shape[first:]
+        length = (sizes[0] // split, math.prod(sizes[1:]))[side] if len(sizes) > 1 else 0
+        length = length if length <= group["max_precond_dim"] else 0
+        return first, (*([split] if split > 1 else []), length, length)
+
+    return shape
+
+
+class Numbers(NamedTuple):
+    """The numbers of a step.
+
+    Attributes:
+        factor: of the gradients; it comes before those of the base.
+        weight: of the newest Gram matrix.
+        basis: ``KEPT``, ``TURNED`` or ``FOUND``.
+        momentum: of the momentum rule.
+        step: of the last pass; once known, after a factor of the directions.
+    """
+
+    factor: float
+    weight: float
+    basis: float
+    momentum: tuple[float, ...]
+    step: tuple[float, ...]
+
+    @classmethod
+    def of(cls, numbers):
+        """Cut those of a step."""
+        end = 3 + len(MOMENTA["adam"].numbers)
+        return cls(*numbers[:3], numbers[3:end], numbers[end:])
+
+    def joined(self):
+        """Those of the base in one tuple, as ``Base.numbers`` returns them."""
+        # directions are taken as they are, their factor is 1
+        return self.weight, self.basis, *self.momentum, 1.0, *self.step
+
+
+class Batch:
+    """Matrices of one size of which the same sides are rotated, and their state.
+
+    Attributes:
+        at: their places among all matrices.
+        averages: the state of the momentum rule: columns of matrices.
+        sides: for each side a batch of Gram matrices and one of bases, which are the state; None:
+            it is not rotated.
+    """
+
+    def __init__(self, at, averages, sides):
+        self.at, self.averages, self.sides = at, averages, sides
+
+    def alike(self, keys):
+        """Its parts with equal keys, one for each matrix; usually that is all of it."""
+        runs = [[*run] for _, run in itertools.groupby(range(len(keys)), keys.__getitem__)]
+        return [self] if len(runs) == 1 else [self._part(run[0], run[-1] + 1) for run in runs]
+
+    def _part(self, begin, end):
+        sides = [side and tuple(t[begin:end] for t in side) for side in self.sides]
+        return Batch(self.at[begin:end], [c[begin:end] for c in self.averages], sides)
+
+
+class EigenDirections(Matrices):
+    """The directions of SOAP; nothing is exchanged, since matrices lie here as wholes.
+
+    Args:
+        joint: the parameters, whose groups have one ``update_basis``.
+    """
+
+    def __init__(self, joint):
+        super().__init__(joint)
+        self.before = self.group["update_basis"] == "before"
+        self._state: list[Batch] = []
+
+    def __call__(self, gs, numbers, skip):
+        """Directions, no factors of them, and the numbers of the pass.
+
+        Args:
+            gs: gradients.
+            numbers: of the step, a tuple or a ``PerTensor`` of such.
+            skip: None: the host knows whether a step happens.
+        """
+        values, of = each(numbers, gs)
+        sets = [Numbers.of(its) for its in values]
+        momenta = [(its.factor, *its.momentum) for its in sets]
+        owners = self._owners if len(sets) > 1 else [0] * len(self._owners)
+        # only now what the user put in place of state is in its place
+        self._state = self._state or self._batches_of_state()
+        gs, found = self.matrices(gs), {}
+        with torch.autocast(self.bucket.device.type, enabled=False):
+            for batch in self._state:
+                for some in batch.alike([sets[owners[k]][:3] for k in batch.at]):
+                    own = PerTensor(momenta, [owners[k] for k in some.at])
+                    its, its_numbers = [gs[k] for k in some.at], sets[owners[some.at[0]]]
+                    directions = self._directions(some, its, its_numbers, own)
+                    found.update(zip(some.at, directions, strict=True))
+        steps = [its.step for its in sets]
+        return self._wholes(found), (), PerTensor(steps, of) if len(steps) > 1 else steps[0]
+
+    def _batches_of_state(self):
+        """All matrices with their state, cut where it is not evenly spaced."""
+        averages = [self.matrices(c) for c in self.joint.columns(MOMENTA["adam"].state)]
+        squares = [[self._squares(c) for c in self.joint.columns(names)] for names in SIDES]
+        sizes = [(s.rows, s.columns) for s in self.shapes for _ in range(s.matrices)]
+        together = {}
+        for k, size in enumerate(sizes):
+            rotated = tuple(grams[k].numel() > 0 for grams, _ in squares)
+            together.setdefault((size, rotated), []).append(k)
+        batches = []
+        for (size, rotated), all_of_size in together.items():
+            sides = [side for side, has in zip(squares, rotated, strict=True) if has]
+            most = at_once(max(size) * (max(size) if all(rotated) else min(size)))
+            for at in _evenly_spaced(all_of_size, [c for side in sides for c in side], most):
+                own = [
+                    tuple(_batch([column[k] for k in at]) for column in side) if has else None
+                    for side, has in zip(squares, rotated, strict=True)
+                ]
+                batches.append(Batch(at, [[c[k] for k in at] for c in averages], own))
+        return batches
+
+    def _squares(self, tensors):
+        """The square matrices of state that is shaped by ``square``."""
+        tensors = [tensors[i] for s in self.shapes for i in s.params]
+        while any(t.dim() > 2 for t in tensors):
+            tensors = [m for t in tensors for m in (t.unbind() if t.dim() > 2 else [t])]
+        return tensors
+
+    def _directions(self, batch, gs, numbers, momenta):
+        """Directions, as matrices shaped like gradients; state moves on."""
+        like, dtype = batch.averages[0], self.bucket.dtype
+        rotated = any(batch.sides)
+        if rotated:
+            g = torch.stack([g.flatten(1).to(dtype) for g in gs])
+            if self.before:
+                self._take_in(batch, g, numbers)
+        if numbers.basis == FOUND and not self.before:
+            directions = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in like]
+        elif rotated:
+            p = self._rotated(batch, g)
+            directions = torch.empty_like(p)
+            self._average(batch, _like(directions, like), _like(p, like), momenta)
+            directions = _like(self._rotated(batch, directions, back=True), like)
+        else:
+            directions = [torch.empty(t.shape, dtype=dtype, device=t.device) for t in like]
+            self._average(batch, directions, gs, momenta)
+        if rotated and not self.before:
+            self._take_in(batch, g, numbers)
+        return directions
+
+    def _average(self, batch, directions, gs, momenta):
+        """Run the momentum pass."""
+        where = self.bucket.device.type, self.joint.backend
+        tensors = directions, gs, batch.averages, momenta, self.bucket.dtype
+        backends.call("apply_", *where, "momentum", ("adam",), *tensors)
+
+    def _product(self, name, *args):
+        return with_products(name, self.bucket.device, self.joint.backend, *args)
+
+    def _rotated(self, batch, x, back=False):
+        """Matrices in their bases, or back from there."""
+        left, right = (side and side[1] for side in batch.sides)
+        if left is not None:
+            x = self._product("mm", left if back else left.mT, x)
+        if right is not None:
+            x = self._product("mm", x, right.mT if back else right)
+        return x
+
+    def _take_in(self, batch, g, numbers):
+        """Move Gram matrices on with the gradients, and bases where their time has come."""
+        weight, found = numbers.weight * numbers.factor**2, numbers.basis == FOUND
+        for side, x in zip(batch.sides, (g, g.mT), strict=True):
+            if side:
+                grams, bases = side
+                beta = 0.0 if found else 1 - numbers.weight
+                grams.copy_(self._product("sym_mm", x, grams, beta, weight))
+                if found:
+                    bases.copy_(eigenvectors(grams))
+        if numbers.basis == TURNED:
+            self._turn(batch)
+
+    def _turn(self, batch):
+        """One step of orthogonal iteration; the first average moves to the new bases.
+
+        The average of squares keeps its values, each with the column that it belongs to.
+        """
+        first, second = (torch.stack([t.flatten(1) for t in c]) for c in batch.averages)
+        first = self._rotated(batch, first, back=True)
+        for dim, side in enumerate(batch.sides):
+            if side:
+                order = self._turned(*side)
+                second = _taken(second, order, dim)
+        first = self._rotated(batch, first)
+        for column, new in zip(batch.averages, (first, second), strict=True):
+            for to, value in zip(column, _like(new, column), strict=True):
+                to.copy_(value)
+
+    def _turned(self, grams, bases):
+        """Turn bases; the order in which their columns were taken, by descending eigenvalue."""
+        # (L Q)^T, whose rows are contiguous
+        product = self._product("mm", bases.mT, grams)
+        order = (bases.mT * product).sum(-1).sort(dim=-1, stable=True, descending=True).indices
+        reflections = torch.geqrf(_taken(product, order, 0).mT)
+        bases.copy_(torch.linalg.householder_product(*reflections))
+        return order
+
+    def _wholes(self, found):
+        """Matrices put together to tensors of the parameters' shapes."""
+        wholes, tensors = [torch.empty(0)] * len(self.joint.params), self.tensors()
+        matrices = iter([found[k] for k in range(len(found))])
+        for shape in self.shapes:
+            for i in shape.params:
+                its = [*itertools.islice(matrices, shape.per_param)]
+                wholes[i] = _whole(its, tensors[i].shape)
+        return wholes
+
+
+def eigenvectors(grams):
+    """Of symmetric matrices, by descending eigenvalue; NaN for those that are not finite."""
+    finite = grams.isfinite().flatten(1).all(1)[:, None, None]
+    eye = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
+    safe = torch.where(finite, grams, eye)
+    try:
+        _, vectors = torch.linalg.eigh(safe)
+    except torch.linalg.LinAlgError:
+        # float32 may not converge where eigenvalues lie close together
+        _, vectors = torch.linalg.eigh(safe.double())
+    return torch.where(finite, vectors.flip(-1).to(grams.dtype), torch.nan)
+
+
+def _taken(matrices, order, dim):
+    """Rows (dim 0) or columns (1) of each matrix of a batch in an order of its own."""
+    pairs = zip(matrices, order, strict=True)
+    return torch.stack([m.index_select(dim, its) for m, its in pairs])
+
+
+def _like(batch, tensors):
+    """The matrices of a batch, each shaped as a tensor."""
+    return [m.view(t.shape) for m, t in zip(batch, tensors, strict=True)]
+
+
+def _evenly_spaced(places, columns, most):
+    """Places cut into runs of at most so many, where each column's tensors are one batch."""
+    runs = []
+    for k in places:
+        run = runs[-1] if runs else []
+        if run and len(run) < most and all(_follows(c, run, k) for c in columns):
+            run.append(k)
+        else:
+            runs.append([k])
+    return runs
+
+
+def _follows(column, run, k):
+    """Whether a tensor lies after the last of a run as that lies after the one before it."""
+    *before, last = [column[i] for i in run[-2:]]
+    t = column[k]
+    step = t.data_ptr() - last.data_ptr()
+    return (
+        t.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
+        and t.stride() == last.stride()
+        and (step == last.data_ptr() - before[0].data_ptr() if before else step > 0)
+    )
+
+
+def _batch(matrices):
+    """Evenly spaced matrices as one tensor, in their memory."""
+    first = matrices[0]
+    if len(matrices) == 1:
+        return first[None]
+    step = (matrices[1].data_ptr() - first.data_ptr()) // first.itemsize
+    return first.as_strided((len(matrices), *first.shape), (step, *first.stride()))
+
+
+def _whole(matrices, shape):
+    """Matrices that lie one after the other as one tensor; a copy if they do not."""
+    if not matrices:
+        return torch.empty(shape)
+    first = matrices[0]
+    begin, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    if all(
+        m.storage_offset() == begin + k * first.numel() and m.untyped_storage().data_ptr() == memory
+        for k, m in enumerate(matrices)
+    ):
+        return first.as_strided(shape, torch.empty(shape, device="meta").stride())
+    return torch.cat([m.flatten() for m in matrices]).view(shape)
