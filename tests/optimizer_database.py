@@ -63,6 +63,11 @@ MORE = {
         "polar": {"ns_coefficients": "polar_express"},
     },
     "NorMuon": {"beta2": {"beta2": 0.5}, "eps": {"eps": 1e-6}},
+    "SOAP": {
+        "default": {},
+        "often": {"precondition_frequency": 2, "max_precond_dim": 5, "lr": torch.tensor(0.001)},
+        "before": {"update_basis": "before", "decay": "before", "maximize": True},
+    },
     "two": {
         "default": {},
         "tensor lr": {"lr": torch.tensor(0.001)},
@@ -178,6 +183,7 @@ MUON = {
     "reference": torch.optim.Muon,
     "supports_complex": False,
 }
+SOAP = {**ADAMW, "still": {"betas": (0.0, 0.95)}, "supports_complex": False}
 
 
 def _inputs(name, *tables):
@@ -214,6 +220,11 @@ DATABASE = {
             _inputs("muon", MORE["Muon"], MORE["NorMuon"], OURS, CAPTURABLE),
             **MUON,
             has_capturable_arg=True,
+        ),
+        Entry(
+            *("SOAP", emanest.SOAP, _fused(emanest.SOAP)),
+            lambda: rows({**MORE["SOAP"], **OURS}),
+            **SOAP,
         ),
         Entry(
             *("Wrap AdamW", Wrap, _wrapped(torch.optim.AdamW)),
