@@ -18,6 +18,7 @@ import torch
 from .. import backends
 from ..backends.per_tensor import PerTensor, each
 from ..rules import MOMENTA
+from .batches import Batch, as_batch, as_whole, evenly_spaced, shaped_as, taken
 from .directions import at_once
 from .matrices import Matrices
 from .newton_schulz import with_products
@@ -74,29 +75,6 @@ class Numbers(NamedTuple):
         return self.weight, self.basis, *self.momentum, 1.0, *self.step
 
 
-class Batch:
-    """Matrices of one size of which the same sides are rotated, and their state.
-
-    Attributes:
-        at: their places among all matrices.
-        averages: the state of the momentum rule: columns of matrices.
-        sides: for each side a batch of Gram matrices and one of bases, which are the state; None:
-            it is not rotated.
-    """
-
-    def __init__(self, at, averages, sides):
-        self.at, self.averages, self.sides = at, averages, sides
-
-    def alike(self, keys):
-        """Its parts with equal keys, one for each matrix; usually that is all of it."""
-        runs = [[*run] for _, run in itertools.groupby(range(len(keys)), keys.__getitem__)]
-        return [self] if len(runs) == 1 else [self._part(run[0], run[-1] + 1) for run in runs]
-
-    def _part(self, begin, end):
-        sides = [side and tuple(t[begin:end] for t in side) for side in self.sides]
-        return Batch(self.at[begin:end], [c[begin:end] for c in self.averages], sides)
-
-
 class EigenDirections(Matrices):
     """The directions of SOAP; nothing is exchanged, since matrices lie here as wholes.
 
@@ -147,9 +125,9 @@ class EigenDirections(Matrices):
         for (size, rotated), all_of_size in together.items():
             sides = [side for side, has in zip(squares, rotated, strict=True) if has]
             most = at_once(max(size) * (max(size) if all(rotated) else min(size)))
-            for at in _evenly_spaced(all_of_size, [c for side in sides for c in side], most):
+            for at in evenly_spaced(all_of_size, [c for side in sides for c in side], most):
                 own = [
-                    tuple(_batch([column[k] for k in at]) for column in side) if has else None
+                    tuple(as_batch([column[k] for k in at]) for column in side) if has else None
                     for side, has in zip(squares, rotated, strict=True)
                 ]
                 batches.append(Batch(at, [[c[k] for k in at] for c in averages], own))
@@ -165,24 +143,25 @@ class EigenDirections(Matrices):
     def _directions(self, batch, gs, numbers, momenta):
         """Directions, as matrices shaped like gradients; state moves on."""
         like, dtype = batch.averages[0], self.bucket.dtype
-        rotated = any(batch.sides)
-        if rotated:
-            g = torch.stack([g.flatten(1).to(dtype) for g in gs])
-            if self.before:
-                self._take_in(batch, g, numbers)
-        if numbers.basis == FOUND and not self.before:
-            directions = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in like]
-        elif rotated:
-            p = self._rotated(batch, g)
-            directions = torch.empty_like(p)
-            self._average(batch, _like(directions, like), _like(p, like), momenta)
-            directions = _like(self._rotated(batch, directions, back=True), like)
-        else:
-            directions = [torch.empty(t.shape, dtype=dtype, device=t.device) for t in like]
-            self._average(batch, directions, gs, momenta)
-        if rotated and not self.before:
+        moves = self.before or numbers.basis != FOUND
+        if not any(batch.sides):
+            directions = [torch.zeros(t.shape, dtype=dtype, device=t.device) for t in like]
+            if moves:
+                self._average(batch, directions, gs, momenta)
+            return directions
+        g = torch.stack([g.flatten(1).to(dtype) for g in gs])
+        if self.before:
             self._take_in(batch, g, numbers)
-        return directions
+        if moves:
+            found = self._rotated(batch, g)
+            directions = shaped_as(found, like)
+            self._average(batch, directions, directions, momenta)
+            found = self._rotated(batch, found, back=True)
+        else:
+            found = torch.zeros_like(g)
+        if not self.before:
+            self._take_in(batch, g, numbers)
+        return shaped_as(found, like)
 
     def _average(self, batch, directions, gs, momenta):
         """Run the momentum pass."""
@@ -225,10 +204,10 @@ class EigenDirections(Matrices):
         for dim, side in enumerate(batch.sides):
             if side:
                 order = self._turned(*side)
-                second = _taken(second, order, dim)
+                second = taken(second, order, dim)
         first = self._rotated(batch, first)
         for column, new in zip(batch.averages, (first, second), strict=True):
-            for to, value in zip(column, _like(new, column), strict=True):
+            for to, value in zip(column, shaped_as(new, column), strict=True):
                 to.copy_(value)
 
     def _turned(self, grams, bases):
@@ -236,18 +215,18 @@ class EigenDirections(Matrices):
         # (L Q)^T, whose rows are contiguous
         product = self._product("mm", bases.mT, grams)
         order = (bases.mT * product).sum(-1).sort(dim=-1, stable=True, descending=True).indices
-        reflections = torch.geqrf(_taken(product, order, 0).mT)
+        reflections = torch.geqrf(taken(product, order, 0).mT)
         bases.copy_(torch.linalg.householder_product(*reflections))
         return order
 
     def _wholes(self, found):
         """Matrices put together to tensors of the parameters' shapes."""
-        wholes, tensors = [torch.empty(0)] * len(self.joint.params), self.tensors()
+        wholes = self.tensors()
         matrices = iter([found[k] for k in range(len(found))])
         for shape in self.shapes:
             for i in shape.params:
                 its = [*itertools.islice(matrices, shape.per_param)]
-                wholes[i] = _whole(its, tensors[i].shape)
+                wholes[i] = as_whole(its, wholes[i])
         return wholes
 
 
@@ -262,61 +241,3 @@ def eigenvectors(grams):
         # float32 may not converge where eigenvalues lie close together
         _, vectors = torch.linalg.eigh(safe.double())
     return torch.where(finite, vectors.flip(-1).to(grams.dtype), torch.nan)
-
-
-def _taken(matrices, order, dim):
-    """Rows (dim 0) or columns (1) of each matrix of a batch in an order of its own."""
-    pairs = zip(matrices, order, strict=True)
-    return torch.stack([m.index_select(dim, its) for m, its in pairs])
-
-
-def _like(batch, tensors):
-    """The matrices of a batch, each shaped as a tensor."""
-    return [m.view(t.shape) for m, t in zip(batch, tensors, strict=True)]
-
-
-def _evenly_spaced(places, columns, most):
-    """Places cut into runs of at most so many, where each column's tensors are one batch."""
-    runs = []
-    for k in places:
-        run = runs[-1] if runs else []
-        if run and len(run) < most and all(_follows(c, run, k) for c in columns):
-            run.append(k)
-        else:
-            runs.append([k])
-    return runs
-
-
-def _follows(column, run, k):
-    """Whether a tensor lies after the last of a run as that lies after the one before it."""
-    *before, last = [column[i] for i in run[-2:]]
-    t = column[k]
-    step = t.data_ptr() - last.data_ptr()
-    return (
-        t.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
-        and t.stride() == last.stride()
-        and (step == last.data_ptr() - before[0].data_ptr() if before else step > 0)
-    )
-
-
-def _batch(matrices):
-    """Evenly spaced matrices as one tensor, in their memory."""
-    first = matrices[0]
-    if len(matrices) == 1:
-        return first[None]
-    step = (matrices[1].data_ptr() - first.data_ptr()) // first.itemsize
-    return first.as_strided((len(matrices), *first.shape), (step, *first.stride()))
-
-
-def _whole(matrices, shape):
-    """Matrices that lie one after the other as one tensor; a copy if they do not."""
-    if not matrices:
-        return torch.empty(shape)
-    first = matrices[0]
-    begin, memory = first.storage_offset(), first.untyped_storage().data_ptr()
-    if all(
-        m.storage_offset() == begin + k * first.numel() and m.untyped_storage().data_ptr() == memory
-        for k, m in enumerate(matrices)
-    ):
-        return first.as_strided(shape, torch.empty(shape, device="meta").stride())
-    return torch.cat([m.flatten() for m in matrices]).view(shape)

@@ -30,6 +30,8 @@ class Matrices:
     def __init__(self, joint):
         self.joint, self.bucket, self.group = joint, joint.first, joint.parts[0].group
         self.batches = self.kept("matrices", self.LAYOUT, self._batches)
+        for part in joint.parts:
+            part.bucket.check_kinds(part.indices, part.group)
         self.shapes = [shape for _, shapes in self.batches for shape in shapes]
         owners = [[joint.owners[i]] * s.per_param for s in self.shapes for i in s.params]
         self._owners = [*itertools.chain.from_iterable(owners)]
@@ -58,8 +60,6 @@ class Matrices:
             part.base.check("a parameter", p, part.group)
             shape = shape_of(p, part.group)
             together.setdefault((shape.rows, shape.columns), {}).setdefault(shape, []).append(i)
-        for part in self.joint.parts:
-            part.bucket.check_kinds(part.indices, part.group)
         return [
             (size, [shape._replace(params=params) for shape, params in alike.items()])
             for size, alike in together.items()

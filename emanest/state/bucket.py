@@ -99,7 +99,11 @@ class Bucket:
             complex_ = self.param_dtype.is_complex
             dtype = self.dtype.to_complex() if complex_ else self.dtype
             likes = [shaped(*each) for each in zip(self.tensors, kinds, strict=True)]
-            views = _views(likes, dtype, self.device)
+            order = range(len(likes))
+            if any(kinds):
+                # those of parameters of one shape evenly spaced: batches of matrices
+                order = sorted(order, key=lambda i: (*likes[i].shape, *self.tensors[i].shape))
+            views = _views(likes, dtype, self.device, order)
             if name.position:
                 for view, t in zip(views, self.tensors, strict=True):
                     view.copy_(t.detach())
@@ -388,13 +392,19 @@ def forget_others(entries, key, names):
             entries[key("lookahead")] = 0.0
 
 
-def _views(likes, dtype, device):
-    """One zeroed buffer on a device, and a view of it for each tensor, laid out as that is."""
+def _views(likes, dtype, device, order):
+    """One zeroed buffer on a device, and a view of it for each tensor, laid out as that is.
+
+    Args:
+        likes: tensors of the shapes and strides.
+        dtype, device: of the buffer.
+        order: of the tensors in it, their indices.
+    """
     step = math.ceil(_ALIGNMENT / dtype.itemsize)
-    offsets, total = [], 0
-    for t in likes:
-        offsets.append(total)
-        total += math.ceil(t.numel() / step) * step
+    offsets, total = [0] * len(likes), 0
+    for i in order:
+        offsets[i] = total
+        total += math.ceil(likes[i].numel() / step) * step
     flat = torch.zeros(total, dtype=dtype, device=device)
     return [
         flat.as_strided(t.shape, dense_strides(t), offset)
