@@ -25,6 +25,11 @@ hypothesis.settings.load_profile("emanest")
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        lookaheads = [given[name] for name in ("lookahead", "method") if name in given]
+        if lookaheads and hasattr(given.get("entry"), "slow") and given["entry"].slow(*lookaheads):
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a GPU")
         for item in items:

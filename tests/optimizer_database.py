@@ -103,7 +103,9 @@ class Entry(TORCH["OptimizerInfo"]):
 
     name = ""  # torch's has that of the class
 
-    def __init__(self, name, cls, make, inputs, *, errors, still, reference, **attributes):
+    def __init__(
+        self, name, cls, make, inputs, *, errors, still, reference, waits=0, few=False, **attributes
+    ):
         super().__init__(
             cls,
             optim_inputs_func=lambda device: inputs(),
@@ -114,6 +116,8 @@ class Entry(TORCH["OptimizerInfo"]):
         self.name, self._make = name, make
         self.still = still  # the options without momentum
         self.reference = reference  # the optimizer of torch with the same options
+        self.waits = waits  # first steps of a parameter that do not move it
+        self.few = few  # tests that take a lookahead are slow ones but for EMA-Nesterov
 
     def __repr__(self):
         return self.name
@@ -122,6 +126,10 @@ class Entry(TORCH["OptimizerInfo"]):
     def wraps(self):
         """Whether the base update is torch's."""
         return self.optim_cls is Wrap
+
+    def slow(self, lookahead):
+        """Whether a test with a lookahead, or one of that name, is a slow test."""
+        return self.few and lookahead not in (METHODS["ema"], "ema")
 
     def make(self, params, lookahead, **kwargs):
         still = self.still if isinstance(lookahead, ScheduleFree) else {}
@@ -183,7 +191,13 @@ MUON = {
     "reference": torch.optim.Muon,
     "supports_complex": False,
 }
-SOAP = {**ADAMW, "still": {"betas": (0.0, 0.95)}, "supports_complex": False}
+SOAP = {
+    **ADAMW,
+    "still": {"betas": (0.0, 0.95)},
+    "supports_complex": False,
+    "waits": 1,
+    "few": True,
+}
 
 
 def _inputs(name, *tables):
