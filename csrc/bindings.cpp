@@ -26,7 +26,8 @@ Use use_of(const Pass& pass) {
 // Gathers the tensors, works on them without Python's lock (the caller holds the tensors, so their
 // memory stays), and counts what it wrote. False: nothing has changed, and some tensors must be
 // copied first: the caller gives copies in place of the columns, which are parameters, their
-// inputs, and state. out: on the device what the pass finds, of those that find something.
+// inputs, and state. out: on the device what the pass finds, of those that find something; sums of
+// squares are not found where it is None.
 bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
          const py::object& out, Columns columns) {
   const Use use = use_of(pass);
@@ -34,7 +35,7 @@ bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
   const at::Device device = device_of(columns[use.first()]);
   target.check(device, size_t(use.numbers));
   void* to = nullptr;
-  if (use.squared) to = place("squares", out, device, at::kDouble, columns[kY].size());
+  if (use.squared && !out.is_none()) to = place("squares", out, device, at::kDouble, columns[kY].size());
   if (use.flagged) to = place("flag", out, device, at::kFloat, 1);
   if (target.skipped()) return true;
   auto bucket = gather(use, columns, in_double, scales);

@@ -34,7 +34,8 @@ struct Bucket {
 
 namespace cpu {
 
-// out: for `Average` the sum of squares of each tensor, a double; for `Nonfinite` one float, 1 or 0
+// out: for `Average` the sum of squares of each tensor, a double, or null; for `Nonfinite` one float,
+// 1 or 0
 void run(const Pass& pass, const Bucket& bucket, const double* numbers, void* out);
 
 }  // namespace cpu

@@ -2,8 +2,9 @@
 
 Each rule becomes a struct whose ``apply`` has the rule's lines in their order: ``root(x)`` is
 ``std::sqrt(x)``, numbers that are written out are ``Number``, names that a rule makes are ``auto``,
-and state is read into copies and written at the end. Whatever C++ would take for something else is
-an error that names the line. Only Python's own modules are imported; rules.py imports nothing.
+and state is read into copies and written at the end. Formulas that rules call are functions.
+Whatever C++ would take for something else is an error that names the line. Only Python's own
+modules are imported; rules.py imports nothing.
 """
 
 import ast
@@ -55,17 +56,21 @@ class Function:
 
     Args:
         tree: its syntax tree.
-        rule: its row of a table; None: it is a pass.
+        rule: its row of a table; None: it is a pass, or a formula.
         writes: whether it returns state.
+        formulas: what it may call: name -> the kinds of the arguments.
+        kinds: of its own arguments, if it is a formula.
     """
 
-    def __init__(self, tree, rule=None, writes=False):
-        self.tree, self.rule, self.writes = tree, rule, writes
+    def __init__(self, tree, rule=None, writes=False, formulas=(), kinds=()):
+        self.tree, self.rule, self.writes, self.formulas = tree, rule, writes, dict(formulas)
         self.arguments = [a.arg for a in tree.args.args]
         # of each name whether it is an "array", a "number" or a "truth", which C++ keeps
         self.kinds = {a: "array" for a in self.arguments if a not in ("state", "numbers")}
+        self.kinds |= zip(self.arguments, kinds, strict=False)
         # of each argument its type; None: a rule, which is a type itself
         self.types = {**dict.fromkeys(self.arguments, "T"), **TYPES}
+        self.types |= {a: "Number" for a, kind in self.kinds.items() if kind == "number"}
         self.passed = []  # state that rules of a pass have advanced
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         self.read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
@@ -89,6 +94,10 @@ class Function:
                 return self.kinds[name]
             case ast.Call(ast.Name("root"), [argument], []) if self.kind(argument) == "array":
                 return "array"
+            case ast.Call(ast.Name(name), arguments, []) if name in self.formulas:
+                if [*map(self.kind, arguments)] != self.formulas[name]:
+                    self.refuse(node, f"{name} takes {', '.join(self.formulas[name])}")
+                return "array"
             case ast.UnaryOp(ast.USub(), operand):
                 parts, found = [operand], None
             case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right):
@@ -96,7 +105,8 @@ class Function:
             case ast.Compare(left, [ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()], [right]):
                 parts, found = [left, right], "truth"
             case _:
-                self.refuse(node, "a rule is + - * / < <= > >= and root, of its names and floats")
+                found = ", ".join(("root", *self.formulas))
+                self.refuse(node, f"a rule is + - * / < <= > >= {found}, of its names and floats")
         kinds = [self.kind(part) for part in parts]
         selects = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
         if kinds.count("truth") > selects:
@@ -134,7 +144,7 @@ class Function:
             if {kind, self.kinds[name]} != {"array"}:
                 self.refuse(node, f"{name} is a {self.kinds[name]} that stays")
             return name
-        if name in (*self.kinds, *self.arguments, *TAKEN):
+        if name in (*self.kinds, *self.arguments, *self.formulas, *TAKEN):
             self.refuse(node, f"{name} has a meaning already")
         self.kinds[name] = kind
         return f"auto {name}"
@@ -212,7 +222,8 @@ class _Cpp(ast.NodeTransformer):
         return ast.Call(ast.Name("Number"), [node], [])
 
     def visit_Call(self, node):
-        return ast.Call(ast.Name("std::sqrt"), [self.visit(each) for each in node.args], [])
+        name = "std::sqrt" if node.func.id == "root" else node.func.id
+        return ast.Call(ast.Name(name), [self.visit(each) for each in node.args], [])
 
 
 def _about(tree):
@@ -236,13 +247,21 @@ def generate(path=RULES):
     source = Path(path).read_text()
     trees = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
     tables, text, variants = runpy.run_path(str(path)), [TOP], []
+    numbers = {n for table in TABLES for rule in tables[table].values() for n in rule.numbers}
+    formulas = {}
+    for function in tables["FORMULAS"]:
+        tree = trees[function.__name__]
+        kinds = ["number" if a.arg in numbers else "array" for a in tree.args.args]
+        formula = Function(tree, formulas=formulas, kinds=kinds)
+        text += [*_about(tree), *formula.template(f"T {tree.name}"), ""]
+        formulas[tree.name] = kinds
     for table, (namespace, variant, writes) in TABLES.items():
         text += [f"namespace {namespace} {{", ""]
         for name, rule in tables[table].items():
             tree = trees[rule.function.__name__]
             counts = f'EMANEST_RULE("{name}", {len(rule.state)}, {len(rule.numbers)});'
             norm = [f"using norm = norms::{rule.norm};"] if rule.norm else []
-            function = Function(tree, rule, writes)
+            function = Function(tree, rule, writes, formulas)
             inside = [counts, *norm, *function.template("static T apply")]
             text += [
                 *_about(tree),
@@ -255,9 +274,8 @@ def generate(path=RULES):
         names = [f"{namespace}::{name}" for name in tables[table]]
         variants += _wrapped(f"using {variant} = std::variant<", names, ">;")
     text += ["// the tables, in the order of rules.py", *variants, ""]
-    passes = [row.function for row in tables["PASSES"].values()]
-    for function in (*passes, *tables["FORMULAS"]):
-        tree = trees[function.__name__]
+    for row in tables["PASSES"].values():
+        tree = trees[row.function.__name__]
         text += [*_about(tree), *Function(tree).template(f"T {tree.name}"), ""]
     return "\n".join([*text, "}  // namespace emanest\n"])
 

@@ -120,7 +120,9 @@ struct Elements {
     for (int64_t i = rest + thread; i < range.end; i += kThreads) {
       one(streams, i, numbers, squares);
     }
-    if constexpr (Operation::squared) parts[block * kThreads + thread] = squares;
+    if constexpr (Operation::squared) {
+      if (parts) parts[block * kThreads + thread] = squares;
+    }
   }
 
   EMANEST_INLINE static void one(const Streams& streams, int64_t i, const Numbers& numbers,
@@ -170,7 +172,7 @@ struct Elements {
 
   Table table;
   Given given;
-  double* parts;
+  double* parts;  // of sums of squares; null: they are not wanted
 };
 
 // Whether a gradient holds NaN or an infinity; `found` was 0 before.

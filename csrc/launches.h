@@ -119,12 +119,13 @@ void with_table(const Bucket& bucket, const Call& call, const Launch& launch, F 
 template <class Operation, class Launch>
 void enqueue(Operation, const Bucket& bucket, void* out, const Call& call, const Launch& launch) {
   const Given numbers = call.given(Operation::numbers);
+  const bool sums = Operation::squared && out;
   with_table(bucket, call, launch, [&](Table table, int64_t chunks) {
     std::shared_ptr<double> parts;
-    if constexpr (Operation::squared) parts = call.parts<double>(chunks);
+    if (sums) parts = call.parts<double>(chunks);
     const Elements<Operation> all{table, numbers, parts.get()};
     if (chunks) launch(all, chunks);
-    if constexpr (Operation::squared) {
+    if (sums) {
       const auto tensors = int64_t(bucket.tensors.size());
       launch(SumChunks{table, parts.get()}, tensors);
       launch(SumThreads{table, parts.get(), static_cast<double*>(out)}, tensors);

@@ -13,6 +13,25 @@
 
 namespace emanest {
 
+// An average after a further gradient.
+template <class T>
+EMANEST_INLINE T averaged(T a, T g, Number weight) {
+  a = (weight < Number(1.0)) * a;
+  return a + weight * (g - a);
+}
+
+// An average of squares after a further gradient.
+template <class T>
+EMANEST_INLINE T averaged_squares(T a, T g, Number weight) {
+  return a - weight * a + weight * g * g;
+}
+
+// A row's sum of squares after its factor.
+template <class T>
+EMANEST_INLINE T evened(T factor, T square) {
+  return factor * factor * square;
+}
+
 namespace bases {
 
 // Gradient descent; ``weight_decay`` is an L2 penalty, added to the gradient.
@@ -59,9 +78,8 @@ struct adamw {
   EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
-    exp_avg = (weight1 < Number(1.0)) * exp_avg;
-    exp_avg = exp_avg + weight1 * (g - exp_avg);
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
+    exp_avg = averaged(exp_avg, g, weight1);
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2);
     auto u = -step_size * exp_avg / (std::sqrt(exp_avg_sq) * scale + eps) - decay * y;
     return leave(state, {exp_avg, exp_avg_sq}, u);
   }
@@ -74,9 +92,8 @@ struct amsgrad {
   EMANEST_INLINE static T apply(T y, T g, T* state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1], max_exp_avg_sq = state[2];
     const auto& [step_size, decay, weight1, weight2, scale, eps] = numbers;
-    exp_avg = (weight1 < Number(1.0)) * exp_avg;
-    exp_avg = exp_avg + weight1 * (g - exp_avg);
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
+    exp_avg = averaged(exp_avg, g, weight1);
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2);
     auto grown = exp_avg_sq > max_exp_avg_sq;
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq;
     auto u = -step_size * exp_avg / (std::sqrt(max_exp_avg_sq) * scale + eps) - decay * y;
@@ -105,22 +122,20 @@ struct ema {
   EMANEST_INLINE static T apply(T g, T* state, const Numbers& numbers) {
     T momentum_buffer = state[0];
     const auto& [weight, blend] = numbers;
-    momentum_buffer = (weight < Number(1.0)) * momentum_buffer;
-    momentum_buffer = momentum_buffer + weight * (g - momentum_buffer);
+    momentum_buffer = averaged(momentum_buffer, g, weight);
     return leave(state, {momentum_buffer}, momentum_buffer + blend * (g - momentum_buffer));
   }
 };
 
-// Adam's direction: the average of gradients over the root of that of their squares.
+// Adam's direction, whose averages are those of ``adamw``: no bias is undone (SOAP).
 struct adam {
   EMANEST_RULE("adam", 2, 3);
   template <class T>
   EMANEST_INLINE static T apply(T g, T* state, const Numbers& numbers) {
     T exp_avg = state[0], exp_avg_sq = state[1];
     const auto& [weight1, weight2, eps] = numbers;
-    exp_avg = (weight1 < Number(1.0)) * exp_avg;
-    exp_avg = exp_avg + weight1 * (g - exp_avg);
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g;
+    exp_avg = averaged(exp_avg, g, weight1);
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2);
     return leave(state, {exp_avg, exp_avg_sq}, exp_avg / (std::sqrt(exp_avg_sq) + eps));
   }
 };
@@ -366,12 +381,6 @@ EMANEST_INLINE T move(T y, T* state, const typename point::Numbers& numbers) {
 template <class T, class momentum>
 EMANEST_INLINE T average(T g, T* state, const typename momentum::Numbers& numbers) {
   return momentum::apply(g, state, numbers);
-}
-
-// A row's sum of squares after its factor.
-template <class T>
-EMANEST_INLINE T evened(T factor, T square) {
-  return factor * factor * square;
 }
 
 }  // namespace emanest

@@ -16,21 +16,42 @@ One step is a base rule followed by a lookahead rule:
 Where the base steps along a direction that has to be found first (Muon), a momentum rule precedes
 that, and a row rule may follow it:
 
-    momentum   (g, state, numbers) -> (d, state)           gradient -> what is orthogonalised
+    momentum   (g, state, numbers) -> (d, state)           gradient -> what directions are made of
     row        (mean square, state, numbers) -> (factor, state)
     norm       (before, after, numbers) -> factor          sums of squares -> factor of all rows
 
-A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons and ``root``, so
-the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``, as C++ once
-``make rules`` has written it to ``csrc/rules.h``, and on plain numbers where it takes no square
-root. State comes and goes as a tuple. This module imports nothing; the tables at its end name each
-rule's state and numbers, in the order in which the rule unpacks them.
+A rule is a function of numbers and arrays that uses only ``+ - * /``, comparisons, ``root`` and the
+``FORMULAS``, so the same text runs on torch tensors, inside a Triton kernel through ``triton.jit``,
+as C++ once ``make rules`` has written it to ``csrc/rules.h``, and on plain numbers where it takes
+no square root. State comes and goes as a tuple. This module imports nothing; the tables at its end
+name each rule's state and numbers, in the order in which the rule unpacks them.
 """
 
 
 def root(a):
     """The square root of an array; back ends put their own in its place, which rounds correctly."""
     return a.sqrt()
+
+
+# ---- formulas, which rules and back ends call ---------------------------------------------------
+
+
+def averaged(a, g, weight):
+    """An average after a further gradient."""
+    # a weight of 1 forgets exactly: a + (g - a) would round, which g may be too small to bear
+    a = (weight < 1.0) * a
+    return a + weight * (g - a)
+
+
+def averaged_squares(a, g, weight):
+    """An average of squares after a further gradient."""
+    # in this order g * g does not overflow before its weight
+    return a - weight * a + weight * g * g
+
+
+def evened(factor, square):
+    """A row's sum of squares after its factor."""
+    return factor * factor * square
 
 
 # ---- base rules ---------------------------------------------------------------------------------
@@ -65,11 +86,8 @@ def adamw(y, g, state, numbers):
     """AdamW; ``decay`` is lr * weight_decay, ``scale`` undoes the bias of the second moment."""
     exp_avg, exp_avg_sq = state
     step_size, decay, weight1, weight2, scale, eps = numbers
-    # a weight of 1 forgets exactly: m + (g - m) would round, which g may be too small to bear
-    exp_avg = (weight1 < 1.0) * exp_avg
-    exp_avg = exp_avg + weight1 * (g - exp_avg)
-    # in this order g * g does not overflow before its weight
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
+    exp_avg = averaged(exp_avg, g, weight1)
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2)
     u = -step_size * exp_avg / (root(exp_avg_sq) * scale + eps) - decay * y
     return u, (exp_avg, exp_avg_sq)
 
@@ -78,9 +96,8 @@ def amsgrad(y, g, state, numbers):
     """AdamW that divides by the largest second moment so far."""
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
     step_size, decay, weight1, weight2, scale, eps = numbers
-    exp_avg = (weight1 < 1.0) * exp_avg
-    exp_avg = exp_avg + weight1 * (g - exp_avg)
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
+    exp_avg = averaged(exp_avg, g, weight1)
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2)
     # a selection, not b + (a > b) * (a - b), which would round
     grown = exp_avg_sq > max_exp_avg_sq
     max_exp_avg_sq = grown * exp_avg_sq + (exp_avg_sq <= max_exp_avg_sq) * max_exp_avg_sq
@@ -101,18 +118,16 @@ def ema(g, state, numbers):
     """Average gradients; ``blend`` moves the result on, towards the newest (Muon's "nesterov")."""
     (momentum_buffer,) = state
     weight, blend = numbers
-    momentum_buffer = (weight < 1.0) * momentum_buffer
-    momentum_buffer = momentum_buffer + weight * (g - momentum_buffer)
+    momentum_buffer = averaged(momentum_buffer, g, weight)
     return momentum_buffer + blend * (g - momentum_buffer), (momentum_buffer,)
 
 
 def adam(g, state, numbers):
-    """Adam's direction: the average of gradients over the root of that of their squares."""
+    """Adam's direction, whose averages are those of ``adamw``: no bias is undone (SOAP)."""
     exp_avg, exp_avg_sq = state
     weight1, weight2, eps = numbers
-    exp_avg = (weight1 < 1.0) * exp_avg
-    exp_avg = exp_avg + weight1 * (g - exp_avg)
-    exp_avg_sq = exp_avg_sq - weight2 * exp_avg_sq + weight2 * g * g
+    exp_avg = averaged(exp_avg, g, weight1)
+    exp_avg_sq = averaged_squares(exp_avg_sq, g, weight2)
     return exp_avg / (root(exp_avg_sq) + eps), (exp_avg, exp_avg_sq)
 
 
@@ -123,11 +138,6 @@ def normuon(mean_square, state, numbers):
     delta = mean_square - second_momentum_buffer
     second_momentum_buffer = second_momentum_buffer + weight * delta
     return 1.0 / (root(second_momentum_buffer) + eps), (second_momentum_buffer,)
-
-
-def evened(factor, square):
-    """A row's sum of squares after its factor."""
-    return factor * factor * square
 
 
 def kept(before, after, numbers):
@@ -374,14 +384,11 @@ class Pass:
         reads, writes: "y", "input" or both.
         factor: whether a number comes before those of the rules, a factor of the inputs.
         steps: whether it writes the state.
-        squares: whether it finds the sums of the squares of what it writes.
     """
 
-    def __init__(
-        self, function, tables, reads, writes=("y",), factor=False, steps=True, squares=False
-    ):
+    def __init__(self, function, tables, reads, writes=("y",), factor=False, steps=True):
         self.function, self.tables, self.reads, self.writes = function, tables, reads, writes
-        self.factor, self.steps, self.squares = factor, steps, squares
+        self.factor, self.steps = factor, steps
 
     def rows(self, names):
         """The rows of its tables that have these names."""
@@ -392,11 +399,12 @@ PASSES = {
     "step": Pass(step, (BASES, LOOKAHEADS), ("y", "input"), factor=True),
     "follow": Pass(follow, (LOOKAHEADS,), ("y", "input"), writes=("y", "input")),
     "move": Pass(move, (POINTS,), ("y",), steps=False),
-    "momentum": Pass(average, (MOMENTA,), ("input",), factor=True, squares=True),
+    "momentum": Pass(average, (MOMENTA,), ("input",), factor=True),
 }
 
-# formulas that are neither rules nor passes
-FORMULAS = (evened,)
+# formulas that are neither rules nor passes, in an order in which each may call those before it; an
+# argument is a number if a rule has one of that name
+FORMULAS = (averaged, averaged_squares, evened)
 
 # state of the lookahead rules, whichever of them a group uses; the first of each says where x is
 LOOKAHEAD_STATE = frozenset(name for rule in LOOKAHEADS.values() for name in rule.state)

@@ -40,10 +40,11 @@ def apply_(
     """As ``eager.apply_``; where squares are asked for, with a launch for the sums of each."""
     numbers, begins = joined(numbers, ys, dtype)
     pass_, block, own = PASSES[name], TILES[dtype], begins is not None
-    key, given = (name, *rules, bool(scales), own), [ys, inputs, *state, scales]
+    squared = squares is not None
+    key, given = (name, *rules, bool(scales), squared, own), [ys, inputs, *state, scales]
     # copies live until all is launched
     placed, written = given, []
-    if pass_.squares:
+    if squared:
         check_squares(squares, ys)
 
     def anew():
@@ -53,7 +54,7 @@ def apply_(
         placed = [*placed, *states, factors]
         # what else kernels find at the end of a row
         more = [[*map(torch.Tensor.data_ptr, factors)], [*map(_run, ys, factors)]] if scales else []
-        more = [[*range(len(ys))]] if pass_.squares else more
+        more = [[*range(len(ys))]] if squared else more
         more = [*more, begins] if own else more
         sizes, columns = [*map(torch.Tensor.numel, ys)], [each for each in placed[:-1] if each]
         about = sizes, columns, more, dtype, memo, pass_constants(name, rules, scales, own), block
@@ -62,9 +63,9 @@ def apply_(
 
     launches = []
     for each in prepared(memo, (*key, dtype), given, begins, anew):
-        sums = squares.new_empty(len(each.tables.chunks)) if pass_.squares else None
+        sums = squares.new_empty(len(each.tables.chunks)) if squared else None
         launches.append(each.launch(numbers, (skip, sums)))
-        if pass_.squares:
+        if squared:
             constants = {"COLUMNS": 2 + len(state), "OWN": own, "BLOCK": block}
             rows = launches[-1].arguments[1]
             kernel, others = momentum.squares_kernel, (rows, skip, sums, squares)
@@ -74,7 +75,7 @@ def apply_(
         launch()
     for tensor, copy in written:
         tensor.copy_(copy)
-    count_writes([*ys, squares] if pass_.squares else ys)
+    count_writes([*ys, squares] if squared else ys)
 
 
 def _run(y, scale):

@@ -15,6 +15,8 @@ import linecache
 import triton
 import triton.language as tl
 
+from ..rules import FORMULAS
+
 # Triton decides when a function is decorated whether it will be interpreted
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -69,6 +71,8 @@ def rounded(function, *rules):
     arguments = tree.body[0].args.args
     scope = {"divide": divide, "root": root, "__name__": __name__}
     scope |= {arguments.pop(0).arg: rounded(rule) for rule in rules}
+    called = [f for f in FORMULAS if f.__name__ in function.__code__.co_names]
+    scope |= {formula.__name__: rounded(formula) for formula in called}
     names = [each.__name__ for each in (function, *rules)]
     return compiled(ast.unparse(ast.fix_missing_locations(tree)), names, scope)
 

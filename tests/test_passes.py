@@ -22,10 +22,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = [(33, 17), (100, 300), (0, 5), (1, 1), (3, 9001), (5, 3, 2, 2)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EMA = (-0.5, 0.05, 0.3)
+# of each momentum rule, after a factor of the gradients
+MOMENTUM = {"ema": EMA, "adam": (-0.5, 0.05, 0.3, 0.1)}
 NORMUON = (0.05, 1e-8)
 
 each_wide = pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_momentum = pytest.mark.parametrize("rule", MOMENTUM)
 
 
 def emulated():
@@ -72,25 +75,29 @@ def tensors(value):
 # ---- the momentum pass --------------------------------------------------------------------------
 
 
-def momentum(wide, dtype=torch.float32, grad_dtype=torch.float32):
+def momentum(wide, dtype=torch.float32, grad_dtype=torch.float32, rule="ema"):
     """The arguments of a momentum pass; what it writes holds other values."""
     gs = [randn(*s, dtype=grad_dtype, seed=1) for s in SHAPES]
     gs[0] = randn(17, 33, dtype=grad_dtype, seed=1).t()
-    state = [randn(*s, dtype=wide, seed=2) for s in SHAPES]
+    states = range(len(rules.MOMENTA[rule].state))
+    state = [[randn(*s, dtype=wide, seed=2 + k) for s in SHAPES] for k in states]
+    # the second is an average of squares
+    state[1:] = [[t.square() for t in column] for column in state[1:]]
     # views of one buffer, at odd addresses too
     buffer = torch.full((sum(g.numel() for g in gs) + 1,), 7.0, dtype=dtype)[1:]
     us = [u.view(s) for u, s in zip(buffer.split([g.numel() for g in gs]), SHAPES, strict=True)]
     squares = torch.full((len(us),), 7.0, dtype=torch.float64)
-    return ["momentum", ("ema",), us, gs, [state], EMA, wide, None, (), squares]
+    return ["momentum", (rule,), us, gs, state, MOMENTUM[rule], wide, None, (), squares]
 
 
 @each_wide
 @each_dtype
-def test_updates_and_momenta_are_the_rule(backend, wide, dtype):
-    found, expected = momentum(wide, dtype), momentum(wide, dtype)
+@each_momentum
+def test_updates_and_momenta_are_the_rule(backend, wide, dtype, rule):
+    found, expected = (momentum(wide, dtype, rule=rule) for _ in range(2))
     backend.apply_(*found)
     eager.apply_(*expected)
-    for a, b in zip(found[4][0], expected[4][0], strict=True):
+    for a, b in zip(tensors(found[4]), tensors(expected[4]), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(found[2], expected[2], strict=True):
         # two roundings, by way of float32, or one: a unit apart at most
@@ -109,6 +116,17 @@ def test_squares_are_those_of_the_update_before_it_is_rounded(backend, wide, gra
     backend.apply_(*arguments)
     # n terms in blocks: far less than n units
     torch.testing.assert_close(arguments[-1], torch.stack(expected), rtol=1e-14, atol=0)
+
+
+@each_momentum
+def test_updates_without_squares_are_the_same(backend, rule):
+    """Also in turn: what is kept of calls with squares does not serve those without."""
+    (found, expected), memo = (momentum(torch.float32, rule=rule) for _ in range(2)), {}
+    for wanted in (True, False, True):
+        backend.apply_(*found[:-1], found[-1] if wanted else None, memo)
+        eager.apply_(*expected)
+        assert all(map(torch.equal, tensors(found[2:5]), tensors(expected[2:5])))
+    torch.testing.assert_close(found[-1], expected[-1], rtol=1e-14, atol=0)
 
 
 def test_updates_may_be_of_several_dtypes(backend):
@@ -290,6 +308,7 @@ SHARED = {
     ("follow", "ema_nesterov"): (True, False, 1, ()),
     ("move", "y_along"): (False, False, 1, (0.4,)),
     ("momentum", "ema"): (True, False, 1, EMA),
+    ("momentum", "adam"): (True, False, 2, MOMENTUM["adam"]),
     ("rows", "normuon"): (False, True, 1, (0.05, 0.3)),
 }
 

@@ -100,10 +100,10 @@ MADE_OF = {
 
 
 def foreign(function):
-    """Lines of a rule that are more than arithmetic, comparison, unpacking and ``root``."""
+    """Lines of a rule that are more than arithmetic, comparison, unpacking, ``root``, formulas."""
     nodes = list(ast.walk(function))
     calls = [n for n in nodes if isinstance(n, ast.Call) and not n.keywords]
-    called = MADE_OF.get(function.name, ("root",))
+    called = MADE_OF.get(function.name, ("root", *(f.__name__ for f in rules.FORMULAS)))
     accepted = {id(n) for n in calls if getattr(n.func, "id", None) in called}
     # 1 / 2 is 0 in C++: numbers are written as floats; the docstring is the one text
     constants = [n for n in nodes if isinstance(n, ast.Constant) and not isinstance(n.value, float)]

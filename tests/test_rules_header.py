@@ -101,6 +101,19 @@ def test_lines_keep_their_order_and_brackets_and_what_is_not_read_has_no_name(
     assert lines == expected
 
 
+def test_a_formula_is_called_by_rules_and_by_formulas_after_it(generated):
+    """An argument with the name of a rule's number is one."""
+    lines = function("twice(a, q)", ["return more(a, q) * q"])
+    lines = function("more(a, q)", ["return a + q * root(a)"]) + lines
+    lines += "FORMULAS = (*FORMULAS, more, twice)\n"
+    body = [NUMBERS, "return twice(w - u, 1.0 - q), state"]
+    text = generated(lines + lookahead(body))
+    more, twice, rule = (text.index(f" {name}(") for name in ("T more", "T twice", "T apply"))
+    assert more < twice < rule
+    assert "T twice(T a, Number q) {\n  return more(a, q) * q;" in text
+    assert "return twice(w - u, Number(1.0) - q);" in text
+
+
 ONE_BY_ONE = "a rule unpacks, assigns names one by one, and returns"
 FOREIGN = "a rule is .* of its names and floats"
 FACTOR = "a comparison is a factor of an array or of a number"
@@ -147,6 +160,13 @@ FACTOR = "a comparison is a factor of an array or of a number"
         (["std = w", "return root(std), state"], "std has a meaning already"),
         (["return w * POSITIONS, state"], FOREIGN),
         (["return w * numbers[0], state"], FOREIGN),
+        # formulas
+        (["return averaged(w, u, w), state"], "averaged takes array, array, number"),
+        (["return averaged(w, u), state"], "averaged takes array, array, number"),
+        ([NUMBERS, "return averaged(p, u, q), state"], "averaged takes array, array, number"),
+        (["return evened(w < u, u), state"], "evened takes array, array"),
+        (["return w + evened(follow(w, u), u), state"], FOREIGN),
+        (["averaged = w", "return averaged, state"], "averaged has a meaning already"),
         # anything else
         (["if w: u = w", "return u, state"], ONE_BY_ONE),
         (["w += u", "return w, state"], ONE_BY_ONE),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emanest.rules import BASES, LOOKAHEADS, POINTS
+from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS
 from shared import once
 
 # Triton is imported only by processes of its own: importing it here would settle for every other
@@ -99,7 +99,8 @@ def test_the_passes_around_newton_schulz_move_vectors_only_where_they_are_aligne
         plain = pick(kernels, "step", f"direction {look}")
         assert found["loads"]["128"] == plain["loads"]["128"]
         assert found["stores"] == plain["stores"]
-    vectors(pick(kernels, "momentum", "ema"))
+    for rule in MOMENTA:
+        vectors(pick(kernels, "momentum", rule))
     # 16 values in each thread by vectors, or 4 one by one; an average of four rows in each; a chunk
     assert pick(kernels, "rows", "normuon")["loads"] == {"32": 2 + 4 + 4, "64": 5, "128": 4}
 

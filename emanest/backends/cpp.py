@@ -31,7 +31,7 @@ def apply_(
 ):
     """Do a pass over parameters, in place."""
     pass_ = PASSES[name]
-    if pass_.squares:
+    if squares is not None:
         check_squares(squares, ys)
     if scales:
         inputs, scales = scaled(inputs, ys, scales, dtype)

@@ -11,7 +11,7 @@ import types
 
 import torch
 
-from ..rules import NORMS, PASSES, ROWS, evened
+from ..rules import FORMULAS, NORMS, PASSES, ROWS, evened
 from .layout import by_row
 from .per_tensor import each
 from .products import PRODUCTS
@@ -44,6 +44,7 @@ def apply_(
             few); or nothing.
         squares: of "momentum": a float64 vector on the device; receives for each update the sum of
             its squares, added up in float64 before the update is rounded to the dtype of ``ys``.
+            None: they are not found.
         memo: a dict that the caller keeps with these tensors, for what a back end derives from
             them; None: nothing is kept.
     """
@@ -152,8 +153,9 @@ def _root(a):
 
 @functools.cache
 def _rounded(rule):
-    """A rule's function in which roots, too, are rounded correctly."""
-    scope = {**rule.__globals__, "root": _root}
+    """A rule's function in which roots, and those of what it calls, are rounded correctly."""
+    called = {f.__name__: f for f in FORMULAS if f.__name__ in rule.__code__.co_names}
+    scope = {**rule.__globals__, "root": _root, **{n: _rounded(f) for n, f in called.items()}}
     return types.FunctionType(rule.__code__, scope, rule.__name__)
 
 
