@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import emanest
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import (
@@ -19,6 +21,7 @@ from bench import (
     clocks,
     core,
     devices,
+    eigenbasis,
     models,
     newton_schulz,
     orthogonal,
@@ -100,6 +103,21 @@ def test_muon_of_another_formula_is_not_timed(monkeypatch):
     assert entries[name].reason.startswith("computes something else: error")
     assert entries[orthogonal.OURS_MUON].info["skipped"] == {name: entries[name].reason}
     assert min(entries[orthogonal.OURS_MUON].samples) > 0
+
+
+def test_soap_of_another_formula_is_not_timed(monkeypatch):
+    """Though results are compared where rounding decides nothing, and there alone."""
+
+    def wrong(params, capturable):
+        return peers.plain(emanest.SOAP(params, **{**eigenbasis.SOAP, "eps": 1e-4}), params)
+
+    name = eigenbasis.PYTORCH_OPTIMIZER_SOAP
+    case = case_of(name)
+    assert {case.defined(shape) for shape in models.shrunk(case.shapes)} == {False, True}
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(make=wrong))
+    entries = core.quick(case)
+    assert entries[name].reason.startswith("computes something else: error")
+    assert min(entries[case.ours].samples) > 0
 
 
 def test_what_is_wrong_at_full_size_only_is_not_timed(monkeypatch):
