@@ -288,6 +288,25 @@ def test_entries_reach_the_groups_of_their_kind():
     ]
 
 
+def test_matrices_may_go_to_any_base_of_matrices(capsys):
+    model = Model()
+    rules = {"down": {"base": "soap", "betas": (0.9, 0.95)}, r"pos": "soap"}
+    groups = split_params(model, rules, muon={"base": "normuon"})
+    bases = {name: g.get("base") for g in groups for name, _ in g["params"]}
+    assert {n: b for n, b in bases.items() if b != "adamw"} == {
+        "pos": "soap",
+        **{f"blocks.{k}.up.weight": "normuon" for k in range(2)},
+        **{f"blocks.{k}.down.weight": "soap" for k in range(2)},
+    }
+    # what the table knows of a matrix stays with it
+    assert all(g["stack"] is False for g in groups if g["base"] != "adamw")
+    assert "soap: 3 tensors" in capsys.readouterr().out
+    of = {
+        g["base"]: g for g in emanest.Muon(groups).param_groups if "blocks" in g["param_names"][0]
+    }
+    assert (of["soap"]["betas"], of["normuon"]["beta2"]) == ((0.9, 0.95), 0.95)
+
+
 def test_frozen_parameters_are_nobodys():
     model = Model()
     model.blocks[0].requires_grad_(False)
@@ -304,7 +323,7 @@ def test_frozen_parameters_are_nobodys():
         (Model, {"up": "muon", "up.": "adamw"}, ValueError, r"\['up.'\] find no .* has taken"),
         (Model, {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
         (Model, {3: "muon"}, ValueError, "rule 3 is no regular expression"),
-        (Model, {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw' or a dict"),
+        (Model, {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw', .* or a dict"),
         (nn.ReLU, None, ValueError, "no parameter of the model requires a gradient"),
         (
             lambda: nn.LazyLinear(3),
@@ -477,7 +496,7 @@ def test_the_group_that_brings_momentum_is_named():
 
 
 def test_an_unknown_base_is_named():
-    with pytest.raises(ValueError, match=r"base must be one of \['muon', 'adamw'\], got 'sgd'"):
+    with pytest.raises(ValueError, match=r"base must be one of \['muon', 'adamw', .*\], got 'sgd'"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "base": "sgd"}])
 
 

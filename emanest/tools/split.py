@@ -6,6 +6,8 @@ from collections import Counter
 import torch
 from torch import nn
 
+from ..optimizers import Muon
+
 MUON, ADAMW = "muon", "adamw"
 
 _CONTAINERS = nn.ParameterDict, nn.ParameterList
@@ -30,10 +32,10 @@ _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
 def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
     """Split a model's parameters into groups for one optimizer: ``Muon(split_params(model))``.
 
-    Hidden matrices, convolution kernels and experts go to Muon (or NorMuon: whatever the
-    optimizer's own base is), in groups with ``"stack": False``, experts with ``"stack": True``;
-    embeddings, output layers, tied weights, vectors and scalars to AdamW, in a group with
-    ``"base": "adamw"``. A table says what goes where, and why:
+    Hidden matrices, convolution kernels and experts go to Muon (or NorMuon, Aurora, SOAP: whatever
+    the optimizer's own base is, or ``muon`` or a rule says), in groups with ``"stack": False``,
+    experts with ``"stack": True``; embeddings, output layers, tied weights, vectors and scalars to
+    AdamW, in a group with ``"base": "adamw"``. A table says what goes where, and why:
 
         frozen          requires no gradient: left out
         tied            one parameter under several names
@@ -61,15 +63,15 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
 
     Args:
         model: an ``nn.Module``, wrapped or not.
-        rules: regular expression -> ``"muon"``, ``"adamw"`` or a dict of group entries, such as
-            ``{"split": 3}`` or ``{"base": "adamw", "lr": 3e-3}``. Expressions are searched in the
-            names of ``model.named_parameters()``, all of them for a tied parameter; the first that
-            is found counts. Where a parameter goes changes only if its rule is ``"muon"`` or
-            ``"adamw"``, or has a ``"base"``. One of three dimensions that the table leaves to AdamW
-            is sent to Muon by ``{"base": "muon", "stack": True}``, or ``False`` for one kernel.
-            Frozen ones stay out.
-        muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}``; those of a rule
-            come first. AdamW has its own defaults, not Muon's arguments.
+        rules: regular expression -> ``"muon"`` (the optimizer's own base), ``"adamw"``, another
+            base by its name, or a dict of group entries, such as ``{"split": 3}`` or ``{"base":
+            "adamw", "lr": 3e-3}``. Expressions are searched in the names of
+            ``model.named_parameters()``, all of them for a tied parameter; the first that is found
+            counts. Where a parameter goes changes only if its rule is, or has, a base. One of three
+            dimensions that the table leaves to AdamW is sent to Muon by ``{"base": "muon", "stack":
+            True}``, or ``False`` for one kernel. Frozen ones stay out.
+        muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}`` or ``{"base":
+            "soap"}``; those of a rule come first. AdamW has its own defaults, not Muon's arguments.
         verbose: print the table.
 
     Returns:
@@ -95,14 +97,14 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
                 reason, to = f"rule {text!r}", _changed(to, entries)
                 found.add(text)
                 break
-        kind = to["base"]
+        kind = _kind(to["base"])
         # of three dimensions only the table, or a rule, knows what they are
         flat = {"stack": False} if kind == MUON and p.dim() != 3 else {}
         own = {k: v for k, v in to.items() if (k, v) != ("base", MUON)}
         entries = {**flat, **common[kind], **own}
         key = kind != MUON, tuple(sorted((k, _comparable(v)) for k, v in entries.items()))
         groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
-        rows.append((name, p, kind, reason))
+        rows.append((name, p, entries.get("base", MUON), reason))
     unused = [text for _, text, _ in rules if text not in found]
     if unused:
         raise ValueError(
@@ -126,14 +128,22 @@ def _compiled(text):
 
 def _entries(text, to):
     entries = to if isinstance(to, dict) else {"base": to}
-    if entries.get("base", MUON) not in (MUON, ADAMW):
-        raise TypeError(f"rule {text!r} must lead to 'muon', 'adamw' or a dict, got {to!r}")
+    # a list: what cannot be hashed is none of them
+    if entries.get("base", MUON) not in [*Muon.bases]:
+        raise TypeError(
+            f"rule {text!r} must lead to {', '.join(map(repr, Muon.bases))} or a dict, got {to!r}"
+        )
     return entries
+
+
+def _kind(base):
+    """Whose parameters a base steps: matrices, or what AdamW does."""
+    return ADAMW if base == ADAMW else MUON
 
 
 def _changed(automatic, entries):
     """The entries of the table with those of a rule; none is left that belongs to another base."""
-    same = entries.get("base", automatic["base"]) == automatic["base"]
+    same = _kind(entries.get("base", automatic["base"])) == _kind(automatic["base"])
     return {**(automatic if same else {}), **entries}
 
 
@@ -278,6 +288,6 @@ def _table(rows):
     counts, sizes = Counter(row[2] for row in rows), Counter()
     for _, p, to, _ in rows:
         sizes[to] += p.numel()
-    said = {MUON: MUON, ADAMW: ADAMW, "-": "left out"}
-    totals = [f"{said[to]}: {counts[to]} tensors, {sizes[to]:,} values" for to in counts]
+    said = {"-": "left out"}
+    totals = [f"{said.get(to, to)}: {counts[to]} tensors, {sizes[to]:,} values" for to in counts]
     return "\n".join([*lines, "; ".join(totals)])
