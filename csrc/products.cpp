@@ -1,9 +1,9 @@
-// The products of Newton-Schulz on the CPU; emanest/backends/cpu_products.py documents them.
+// Products of matrices on the CPU; emanest/backends/cpu_products.py documents them.
 //
 // A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the
 // batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while
-// they are in the cache.
+// they are in the cache; none reads what another writes, so the addend may be the result itself.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -29,22 +29,36 @@ namespace {
 constexpr int64_t kStrips = 8, kLeast = 64, kMost = 256;
 // tiles of other results: two for a square of 768; a strip is cut into pieces as wide
 constexpr int64_t kHeight = 384, kWidth = 768;
+// large results have higher tiles, for which MKL copies less of the factors, if there are so many
+constexpr int64_t kHigh = 768, kMany = 4;
 // side of the blocks that are mirrored: two of them are in the first-level cache
 constexpr int64_t kBlock = 32;
 
 struct Tile { int64_t matrix, row, rows, column, columns; };
 using Tiles = std::vector<Tile>;
 
+enum class Kind { symmetric, plain, large };
+
+int64_t height_of(Kind kind, int64_t n, int64_t m) {
+  switch (kind) {
+    case Kind::symmetric: return std::clamp((n / kStrips + 15) / 16 * 16, kLeast, kMost);
+    case Kind::plain: return kHeight;
+    default: return n * m < kMany * kHigh * kWidth ? kHeight : kHigh;
+  }
+}
+
 // Of (n, m) results; of symmetric ones as far as the diagonal.
-Tiles tiles_of(bool symmetric, int64_t batch, int64_t n, int64_t m) {
-  const int64_t height =
-      symmetric ? std::clamp((n / kStrips + 15) / 16 * 16, kLeast, kMost) : kHeight;
+Tiles tiles_of(Kind kind, int64_t batch, int64_t n, int64_t m) {
+  const bool symmetric = kind == Kind::symmetric;
+  const int64_t height = height_of(kind, n, m);
   Tiles tiles;
   for (int64_t matrix = 0; matrix < batch; matrix++) {
     for (int64_t row = 0; row < n; row += height) {
-      const int64_t rows = std::min(height, n - row), width = symmetric ? row + rows : m;
+      const int64_t bottom = std::min(row + height, n), width = symmetric ? bottom : m;
       for (int64_t column = 0; column < width; column += kWidth) {
-        tiles.push_back({matrix, row, rows, column, std::min(kWidth, width - column)});
+        // a piece that begins within the diagonal's square has rows above it, which others mirror
+        const int64_t top = symmetric ? std::max(row, column) : row;
+        tiles.push_back({matrix, top, bottom - top, column, std::min(kWidth, width - column)});
       }
     }
   }
@@ -119,24 +133,24 @@ void mirror(const at::Tensor& out, const Tile& tile) {
 }
 
 // out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m); c is not read if beta is 0
-template <bool symmetric>
+template <Kind kind>
 at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                    const at::Tensor& b, double beta, double alpha) {
   // threads of a pool must not meet a tensor that calls Python
   for (const at::Tensor* each : {&out, &c, &a, &b}) address(*each);
   const int64_t batch = a.size(0), n = a.size(1), k = a.size(2);
-  for_each(tiles_of(symmetric, batch, n, b.size(2)), [&](const Tile& t) {
+  for_each(tiles_of(kind, batch, n, b.size(2)), [&](const Tile& t) {
     at::Tensor to = part(out, t.matrix, t.row, t.rows, t.column, t.columns);
     const at::Tensor left = part(a, t.matrix, t.row, t.rows, 0, k);
     const at::Tensor right = part(b, t.matrix, 0, k, t.column, t.columns);
     if (beta == 0 && alpha == 1) {
       at::mm_out(to, left, right);
     } else {
-      const at::Tensor& addend = beta == 0 ? out : c;
-      at::addmm_out(to, part(addend, t.matrix, t.row, t.rows, t.column, t.columns), left, right,
-                    beta, alpha);
+      const bool own = beta == 0 || c.is_same(out);
+      const at::Tensor addend = own ? to : part(c, t.matrix, t.row, t.rows, t.column, t.columns);
+      at::addmm_out(to, addend, left, right, beta, alpha);
     }
-    if (symmetric) mirror(out, t);
+    if (kind == Kind::symmetric) mirror(out, t);
   });
   return out;
 }
@@ -145,8 +159,9 @@ at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor&
 
 void bind_products(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
-  m.def("symmetric_product", &product<true>, unlocked);
-  m.def("product", &product<false>, unlocked);
+  m.def("symmetric_product", &product<Kind::symmetric>, unlocked);
+  m.def("product", &product<Kind::plain>, unlocked);
+  m.def("large_product", &product<Kind::large>, unlocked);
 }
 
 }  // namespace emanest

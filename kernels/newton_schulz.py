@@ -1,4 +1,4 @@
-"""The products of Newton-Schulz in Triton, with the functions of ``backends.products.Products``.
+"""Products of matrices in Triton, with the functions of ``backends.products.Products``.
 
 A symmetric product takes half of its tiles and mirrors them. No operand is copied or transposed,
 whatever its strides: where a matrix has a unit stride, along rows or columns, and 16 divides the
@@ -16,6 +16,7 @@ import math
 import torch
 import triton.language as tl
 
+from ..backends.products import check_out
 from . import products, scaling
 from .calls import DIRECT, MOST, Call, call, specialised
 from .launch import OPTIONS, check
@@ -29,24 +30,34 @@ SYMMETRIC_SHARE = 0.55
 MULTIPLES = {"cpu": 16, "cuda": 16}
 
 
-def sym_mm(x):
-    """As ``Products.sym_mm``, of float16, bfloat16, float32 or float64.
+def mm(a, b):
+    """As ``Products.mm``, of float16, bfloat16, float32 or float64.
 
     Raises:
-        ValueError: x has not three dimensions.
+        ValueError: shapes or dtypes do not fit.
         RuntimeError: there is no kernel for the device or the dtype.
     """
-    return _computed(_gram, (x, x, x), (0.0, 1.0))
+    return _computed(_general, (a, b, b), (0.0, 1.0))
 
 
-def sym_baddbmm(c, a, b, beta, alpha):
+def sym_mm(x, c=None, beta=0.0, alpha=1.0, out=None):
+    """As ``Products.sym_mm``; only entries on and below the diagonal of C count.
+
+    Raises:
+        ValueError, RuntimeError: as ``mm``.
+    """
+    c, beta = (x, 0.0) if c is None else (c, beta)
+    return _computed(_gram, (x, x, c), (beta, alpha), out)
+
+
+def sym_baddbmm(c, a, b, beta, alpha, out=None):
     """As ``Products.sym_baddbmm``; only entries on and below the diagonal of C count.
 
     Raises:
         ValueError: shapes or dtypes differ, or the matrices are not square.
-        RuntimeError: as ``sym_mm``.
+        RuntimeError: as ``mm``.
     """
-    return _computed(_symmetric, (a, b, c), (beta, alpha))
+    return _computed(_symmetric, (a, b, c), (beta, alpha), out)
 
 
 def mm_add(x, a, beta, alpha):
@@ -57,7 +68,7 @@ def mm_add(x, a, beta, alpha):
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        RuntimeError: as ``sym_mm``.
+        RuntimeError: as ``mm``.
     """
     return _computed(_times, (a, x, x), (beta, alpha))
 
@@ -153,9 +164,15 @@ class Product:
         self.shape, self.strides = out.shape, out.stride()
         self.calls = {}  # by what Triton knows of the operands' addresses
 
-    def __call__(self, operands, numbers):
-        """Compute it: a new tensor."""
-        out = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+    def __call__(self, operands, numbers, out=None):
+        """Compute it: a new tensor, or ``out``, laid out like one.
+
+        An entry of what is added counts for one of the result alone, which is stored after it has
+        been read: both may be the same tensor.
+        """
+        if out is None:
+            empty = torch.empty_strided
+            out = empty(self.shape, self.strides, dtype=self.dtype, device=self.device)
         if not self.programs:
             return out
         a, b, c = operands
@@ -171,19 +188,27 @@ class Product:
         return out
 
 
-def _computed(make, operands, numbers):
+def _computed(make, operands, numbers, out=None):
     """A product: ``make`` is asked once for each layout of operands, and checks them.
 
     Args:
         make: takes operands and numbers, and returns a ``Product``.
         operands: the two factors, and what is added.
         numbers: the kernel's; which of them are zero decides what is compiled.
+        out: receives a symmetric product; None: a new tensor does.
     """
     zeros = [number == 0 for number in numbers]
     known = _known(make, *zeros, *_each(operands, _layout))
     if not known:
         known.append(make(*operands, *numbers))
-    return known[0](operands, map(float, numbers))
+    product, numbers = known[0], map(float, numbers)
+    if out is None:
+        return product(operands, numbers)
+    check_out(out, operands[0])
+    # where a new tensor would lie, too, as far as kernels know
+    if out.is_contiguous() and out.data_ptr() % 16 == 0:
+        return product(operands, numbers, out)
+    return out.copy_(product(operands, numbers))
 
 
 def _each(operands, facts):
@@ -209,9 +234,18 @@ def forget():
     _known.cache_clear()
 
 
-def _gram(x, y, z, beta, alpha):
-    _matrices(x=x)
-    return Product("symmetric", (x, x, None), 0.0, arch_of(x.device))
+def _general(a, b, c, beta, alpha):
+    _matrices(a=a, b=b)
+    if (len(a), a.shape[2]) != tuple(b.shape[:2]):
+        raise ValueError(f"a must be (batch, n, k) and b (batch, k, m), got {_shapes(a, b)}")
+    return Product("product", (a, b, b), 0.0, arch_of(a.device))
+
+
+def _gram(x, y, c, beta, alpha):
+    _matrices(x=x, c=c)
+    if beta != 0 and c.shape != (*x.shape[:2], x.shape[1]):
+        raise ValueError(f"x must be (batch, n, m) and c (batch, n, n), got {_shapes(x, c)}")
+    return Product("symmetric", (x, x, _by_rows(c)), beta, arch_of(x.device))
 
 
 def _symmetric(a, b, c, beta, alpha):

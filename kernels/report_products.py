@@ -1,4 +1,4 @@
-"""What the products of Newton-Schulz compile to; ``report`` prints it."""
+"""What products of matrices compile to; ``report`` prints it."""
 
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ class Product(NamedTuple):
 
 # call -> kind of its tiles; its operands, without values, and the factor of the last
 PRODUCTS = {
+    "mm": ("product", lambda n, m, like: (like(m, n).mT, like(m, n), None, 0.0)),
     "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0)),
     "sym_baddbmm": ("symmetric", lambda n, m, like: (*(like(n, n) for _ in range(3)), 1.0)),
     "mm_add": ("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0)),
@@ -45,6 +46,7 @@ def products(everything=False):
         for row in range(len(tiles.TABLE[target, 2, PRODUCTS[call][0]]))
     ]
     others = [Product("sym_mm", dtype) for dtype in ("float32", "float64")]
+    others.append(Product("mm", "float32"))
     odd = [Product(call, side=ODD[0]) for call in HEAVIEST.values()]
     even = Product("mm_add", side=ODD[1]), Product("transposed sym_mm", "bfloat16", side=ODD[1])
     return [*rows, *others, *odd, *even]

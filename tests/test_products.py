@@ -39,14 +39,20 @@ class OnGpu:
     def __getattr__(self, name):
         function = getattr(backends.pick(self.device, "triton").products(self.device), name)
 
-        def call(*args):
+        def call(*args, out=None):
             there = [moved(t, self.device) if isinstance(t, torch.Tensor) else t for t in args]
-            found = function(*there)
+            if out is None:
+                found = function(*there)
+            else:
+                to = next(t for here, t in zip(args, there, strict=True) if here is out)
+                assert function(*there, out=to) is to
+                memory(out).copy_(memory(to))
+                found = out
             # neither the operands nor what lies between them is written
             for here, t in zip(args, there, strict=True):
                 if isinstance(t, torch.Tensor):
                     assert bits(memory(t).cpu()) == bits(memory(here))
-            return moved(found, "cpu")
+            return moved(found, "cpu") if out is None else found
 
         return call
 
@@ -78,25 +84,39 @@ def operands(size, dtype, layout="contiguous"):
     return place(randn(*size, dtype=dtype)), place(a), place(c)
 
 
-# name -> (call, the same in float64, whether the result is symmetric)
+def in_place(p, x, a, c):
+    own = c.clone()
+    found = p.sym_mm(x, own, 0.5, 2.0, out=own)
+    assert found is own
+    return found
+
+
+# name -> (call, the same in float64, what the result is: symmetric, laid out like X, or by rows)
 CALLS = {
-    "sym_mm": (lambda p, x, a, c: p.sym_mm(x), lambda x, a, c: x @ x.mT, True),
+    "mm": (lambda p, x, a, c: p.mm(x.mT, a), lambda x, a, c: x.mT @ a, "by rows"),
+    "sym_mm": (lambda p, x, a, c: p.sym_mm(x), lambda x, a, c: x @ x.mT, "symmetric"),
+    "sym_mm, an addend": (
+        lambda p, x, a, c: p.sym_mm(x, c, 0.5, 2.0),
+        lambda x, a, c: 0.5 * c + 2 * x @ x.mT,
+        "symmetric",
+    ),
+    "in place": (in_place, lambda x, a, c: 0.5 * c + 2 * x @ x.mT, "symmetric"),
     "sym_baddbmm": (
         lambda p, x, a, c: p.sym_baddbmm(c, a, a, 0.5, 2.0),
         lambda x, a, c: 0.5 * c + 2 * a @ a,
-        True,
+        "symmetric",
     ),
     "without an addend": (
         lambda p, x, a, c: p.sym_baddbmm(c, a, a, 0.0, 2.0),
         lambda x, a, c: 2 * a @ a,
-        True,
+        "symmetric",
     ),
-    "mm": (lambda p, x, a, c: p.mm_add(x, a, 0.0, 1.0), lambda x, a, c: a @ x, False),
     "mm_add": (
         lambda p, x, a, c: p.mm_add(x, a, 0.5, 2.0),
         lambda x, a, c: 0.5 * x + 2 * a @ x,
-        False,
+        "like x",
     ),
+    "mm_add, no x": (lambda p, x, a, c: p.mm_add(x, a, 0.0, 1.0), lambda x, a, c: a @ x, "like x"),
 }
 each_call = pytest.mark.parametrize("name", CALLS)
 
@@ -139,7 +159,7 @@ def test_factors_can_be_applied_in_place(products):
 @each_call
 @each_kind
 def test_products_are_those_of_float64(products, name, dtype, layout, size):
-    call, reference, symmetric = CALLS[name]
+    call, reference, kind = CALLS[name]
     given = operands(size, dtype, layout)
     before = [t.clone() for t in given]
     found = call(products, *given)
@@ -151,10 +171,10 @@ def test_products_are_those_of_float64(products, name, dtype, layout, size):
     error = (found.double() - expected).norm() / expected.norm()
     assert error <= (2 * unit if dtype.itemsize == 2 else 8 * unit)
     assert all(map(torch.equal, given, before))
-    if symmetric:
+    if kind == "symmetric":
         assert torch.equal(found, found.mT)
-    elif layout != "strided":
-        assert transposed(found) == transposed(given[0])
+    elif layout != "strided" or kind == "by rows":
+        assert transposed(found) == (kind == "like x" and transposed(given[0]))
 
 
 @each_call
@@ -220,6 +240,23 @@ def test_an_addend_that_does_not_count_is_not_read(products):
     )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_symmetric_product_is_written_into_any_layout(products, layout):
+    x, a, c = operands((2, 65, 70), torch.float32)
+    for wrong in (c[:, 1:], c.double()):
+        with pytest.raises(
+            ValueError, match=r"out must have shape \(2, 65, 65\), of torch.float32"
+        ):
+            products.sym_mm(x, out=wrong)
+    for call in (
+        lambda **out: products.sym_mm(x, c, 0.5, 2.0, **out),
+        lambda **out: products.sym_baddbmm(c, a, a, 0.5, 2.0, **out),
+    ):
+        to = LAYOUTS[layout](torch.full_like(c, torch.nan))
+        assert call(out=to) is to
+        assert torch.equal(to, call())
+
+
 # sizes and dtypes for which MKL and oneDNN choose otherwise where another number of threads is set;
 # of layouts that are copied first one symmetric product and another will do
 THREADED = [
@@ -230,8 +267,11 @@ THREADED = [
         for name in (CALLS if layout in ("contiguous", "transposed") else ("sym_mm", "mm_add"))
     ),
     *((name, (2, 301, 813), torch.bfloat16, "contiguous") for name in CALLS),
-    ("mm", (2, 513, 257), torch.bfloat16, "transposed"),
-    ("mm", (2, 301, 813), torch.float16, "contiguous"),
+    ("mm_add, no x", (2, 513, 257), torch.bfloat16, "transposed"),
+    ("mm_add, no x", (2, 301, 813), torch.float16, "contiguous"),
+    # large enough for higher tiles; and with a strip whose second piece begins in its diagonal
+    ("mm", (1, 300, 8000), torch.bfloat16, "contiguous"),
+    ("in place", (1, 800, 40), torch.float32, "contiguous"),
     ("sym_baddbmm", (1, 1024, 64), torch.float32, "contiguous"),
 ]
 
@@ -241,7 +281,7 @@ def test_threads_and_company_change_no_bit(name, size, dtype, layout):
     cpu = pytest.importorskip("emanest.backends.cpu_products", exc_type=ImportError).PRODUCTS
     # more than one tile, and a rest, either way
     given, threads = operands(size, dtype, layout), torch.get_num_threads()
-    call, reference, symmetric = CALLS[name]
+    call, reference, kind = CALLS[name]
     found = []
     try:
         # of four, three are new at first, and torch sets these up as they work
@@ -256,7 +296,7 @@ def test_threads_and_company_change_no_bit(name, size, dtype, layout):
     expected = reference(*(t.double() for t in given))
     unit = torch.finfo(dtype).eps
     assert (found[0].double() - expected).norm() <= 16 * unit * expected.norm()
-    if symmetric:
+    if kind == "symmetric":
         assert torch.equal(found[0], found[0].mT)
 
 

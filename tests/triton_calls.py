@@ -58,12 +58,13 @@ def recorded(work):
 def product(name, *numbers, size=(2, 48, 64), dtype=torch.float16, layouts=("contiguous",) * 3):
     x, a, c = operands(size, dtype)
     x, a, c = (LAYOUTS[layout](t) for layout, t in zip(layouts, (x, a, c), strict=True))
-    given = {"sym_mm": (x,), "sym_baddbmm": (c, a, a), "mm_add": (x, a)}[name]
+    every = {"mm": (a, x), "sym_mm": (x,), "sym_baddbmm": (c, a, a), "mm_add": (x, a)}
+    given = every[name]
     return lambda: getattr(newton_schulz, name)(*given, *numbers)
 
 
 # name -> the numbers that it takes
-PRODUCTS = {"sym_mm": (), "sym_baddbmm": (0.5, 2.0), "mm_add": (1, 3)}
+PRODUCTS = {"mm": (), "sym_mm": (), "sym_baddbmm": (0.5, 2.0), "mm_add": (1, 3)}
 SIZES = [(2, 48, 64), (1, 48, 64), (2, 33, 70), (3, 1, 16), (2, 128, 1040)]
 
 

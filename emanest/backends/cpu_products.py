@@ -1,4 +1,4 @@
-"""The products of Newton-Schulz on the CPU, with half the work where a result is symmetric.
+"""Products of matrices on the CPU, with half the work where a result is symmetric.
 
 Bits of a result depend neither on the number of threads nor on the batch.
 """
@@ -17,9 +17,18 @@ class CpuProducts(products.Products):
     # measured at 1024 x 2731: rows that begin at multiples of 16 gain nothing, and have other bits
     MULTIPLES: ClassVar = {"cpu": 1}
 
-    def sym_baddbmm(self, c, a, b, beta, alpha):
-        """As ``Products.sym_baddbmm``."""
-        return _computed(_C.symmetric_product, c, a, b, beta, alpha)
+    def mm(self, a, b):
+        """As ``Products.mm``."""
+        return _computed(_C.large_product, a, a, b, 0.0, 1.0)
+
+    def sym_baddbmm(self, c, a, b, beta, alpha, out=None):
+        """As ``Products.sym_baddbmm``; nothing is copied if ``out`` has contiguous rows."""
+        if out is None:
+            return _computed(_C.symmetric_product, c, a, b, beta, alpha)
+        products.check_out(out, a)
+        if not all(each.is_contiguous() for each in out):
+            return out.copy_(_computed(_C.symmetric_product, c, a, b, beta, alpha))
+        return _C.symmetric_product(out, c, _placed(a), _placed(b), beta, alpha)
 
     def product(self, c, a, b, beta, alpha):
         """As ``Products.product``."""

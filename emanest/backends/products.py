@@ -1,10 +1,10 @@
-"""What Newton-Schulz is made of, in torch operations; a namespace of five functions.
+"""Products of matrices, and what else Newton-Schulz needs, in torch operations: six functions.
 
 Other back ends have namespaces of the same names (``cpu_products``, ``kernels.newton_schulz``).
-Matrices come in batches, (batch, rows, columns), with any strides. Results of products are new, of
-the operands' dtype; operands are never written. All that is found of a matrix depends on its own
-operands alone, bit for bit: a batch gives what its matrices give one by one. Symmetric results are
-exactly symmetric.
+Matrices come in batches, (batch, rows, columns), with any strides. Results of products are of the
+operands' dtype, and new unless the caller says where; operands are never written. All that is found
+of a matrix depends on its own operands alone, bit for bit: a batch gives what its matrices give one
+by one. Symmetric results are exactly symmetric.
 """
 
 import math
@@ -48,21 +48,35 @@ class Products:
         """
         torch.mul(u, factors[:, None, None], out=out)
 
-    def sym_mm(self, x, c=None, beta=0.0, alpha=1.0):
-        """X X^T of (batch, n, m): (batch, n, n)."""
-        return self.sym_baddbmm(x if c is None else c, x, x.mT, beta, alpha)
-
     def mm(self, a, b):
+        """A B of (batch, n, k) and (batch, k, m), by rows: (batch, n, m)."""
         return self.product(a, a, b, 0.0, 1.0)
 
-    def sym_baddbmm(self, c, a, b, beta, alpha):
-        """Beta C + alpha A B of symmetric (batch, n, n), where A and B commute.
+    def sym_mm(self, x, c=None, beta=0.0, alpha=1.0, out=None):
+        """Beta C + alpha X X^T of (batch, n, m) and symmetric (batch, n, n).
 
-        The factors are floats; C is not read if beta is 0.
+        Args:
+            x: (batch, n, m).
+            c: (batch, n, n); None for nothing. It is not read if beta is 0.
+            beta, alpha: floats.
+            out: a tensor that receives the result, and is returned; C itself for one. None: a new
+                one.
         """
+        c, beta = (x, 0.0) if c is None else (c, beta)
+        return self.sym_baddbmm(c, x, x.mT, beta, alpha, out)
+
+    def sym_baddbmm(self, c, a, b, beta, alpha, out=None):
+        """Beta C + alpha A B, which is symmetric, as where A and B are and commute: (batch, n, n).
+
+        The factors are floats; C, which is symmetric, is not read if beta is 0. ``out`` is as for
+        ``sym_mm``.
+        """
+        if out is not None:
+            check_out(out, a)
         r = self.product(c, a, b, beta, alpha)
         # the lower triangle, and above the diagonal its mirror image
-        return r.tril_().add_(r.tril(-1).mT)
+        r = r.tril_().add_(r.tril(-1).mT)
+        return r if out is None else out.copy_(r)
 
     def mm_add(self, x, a, beta, alpha):
         """Beta X + alpha A X, of symmetric (batch, n, n) and (batch, n, m).
@@ -119,6 +133,16 @@ def padded(shape, dtype, device, multiple, spare=None):
         memory[:, rows:].zero_()
         memory[:, :rows, columns:].zero_()
     return memory
+
+
+def check_out(out, like):
+    """Raise ValueError unless a symmetric product of (batch, n, m) can be written there."""
+    shape = *like.shape[:2], like.shape[1]
+    if (out.shape, out.dtype, out.device) != (shape, like.dtype, like.device):
+        raise ValueError(
+            f"out must have shape {shape}, of {like.dtype} on {like.device}, got "
+            f"{tuple(out.shape)}, {out.dtype} on {out.device}"
+        )
 
 
 def transposed(x):
