@@ -34,6 +34,12 @@ GROUPS = {
 }
 
 
+def soap(shapes=((6, 4), (4, 6), (5,)), dtype=torch.float32, method="ema", **options):
+    """One group."""
+    params = helpers.parameters(dtype, shapes)
+    return SOAP(params, LR, stack=False, lookahead=helpers.METHODS[method], **options)
+
+
 def made(groups=GROUPS, lookahead=None, dtype=torch.float64, **options):
     """An optimizer with all those groups, and for each its textbook form."""
     rows, twins = [], []
