@@ -176,8 +176,10 @@ class EigenDirections(Matrices):
         """Matrices in their bases, or back from there."""
         left, right = (side and side[1] for side in batch.sides)
         if left is not None:
+            left = left.to(x.dtype)
             x = self._product("mm", left if back else left.mT, x)
         if right is not None:
+            right = right.to(x.dtype)
             x = self._product("mm", x, right.mT if back else right)
         return x
 
@@ -188,9 +190,13 @@ class EigenDirections(Matrices):
             if side:
                 grams, bases = side
                 beta = 0.0 if found else 1 - numbers.weight
-                grams.copy_(self._product("sym_mm", x, grams, beta, weight))
+                # in place, unless the user gave the state another dtype
+                new = grams.to(g.dtype)
+                self._product("sym_mm", x, new, beta, weight, new)
+                if new is not grams:
+                    grams.copy_(new)
                 if found:
-                    bases.copy_(eigenvectors(grams))
+                    bases.copy_(eigenvectors(new))
         if numbers.basis == TURNED:
             self._turn(batch)
 
@@ -199,24 +205,25 @@ class EigenDirections(Matrices):
 
         The average of squares keeps its values, each with the column that it belongs to.
         """
-        first, second = (torch.stack([t.flatten(1) for t in c]) for c in batch.averages)
+        dtype = self.bucket.dtype
+        first, second = (torch.stack([t.flatten(1).to(dtype) for t in c]) for c in batch.averages)
         first = self._rotated(batch, first, back=True)
         for dim, side in enumerate(batch.sides):
             if side:
-                order = self._turned(*side)
+                order = self._turned(*(t.to(dtype) for t in side), to=side[1])
                 second = taken(second, order, dim)
         first = self._rotated(batch, first)
         for column, new in zip(batch.averages, (first, second), strict=True):
             for to, value in zip(column, shaped_as(new, column), strict=True):
                 to.copy_(value)
 
-    def _turned(self, grams, bases):
+    def _turned(self, grams, bases, to):
         """Turn bases; the order in which their columns were taken, by descending eigenvalue."""
         # (L Q)^T, whose rows are contiguous
         product = self._product("mm", bases.mT, grams)
         order = (bases.mT * product).sum(-1).sort(dim=-1, stable=True, descending=True).indices
         reflections = torch.geqrf(taken(product, order, 0).mT)
-        bases.copy_(torch.linalg.householder_product(*reflections))
+        to.copy_(torch.linalg.householder_product(*reflections))
         return order
 
     def _wholes(self, found):
