@@ -83,6 +83,22 @@ def test_memory_is_four_bytes_per_parameter():
     assert extra == pytest.approx(4, abs=0.01)
 
 
+def test_soap_needs_the_memory_that_its_docstring_says():
+    """State and, for a moment, what a step without and one with a QR take; LAPACK takes some."""
+    m, n = 128, 96
+    p = torch.nn.Parameter(torch.randn(m, n))
+    p.grad = torch.randn(m, n)
+    optimizer = emanest.SOAP([p], precondition_frequency=2)
+    with devices.memory_on_cpu() as first:
+        optimizer.step()
+    assert first.held == pytest.approx(4 * (2 * m * n + 2 * (m * m + n * n)), rel=1e-3)
+    for _ in range(3):
+        with devices.memory_on_cpu() as later:
+            optimizer.step()
+        assert later.held <= 1000
+        assert later.peak <= 4 * 1.05 * (5 * m * n + 3 * m * m)
+
+
 def test_memory_on_cpu_counts_what_stays_and_the_peak():
     older = [torch.ones(2000)]
     with devices.memory_on_cpu() as memory:
