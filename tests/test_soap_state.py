@@ -124,7 +124,7 @@ def test_a_step_that_overflows_never_happened(step):
                 scaler.update(4.0)
             else:
                 optimizer.step()
-        assert helpers.same(plain, scaled)
+        assert differing(content(plain), content(scaled)) == []
     unlike = {path.rpartition("/")[2] for path in differing(content(plain), content(skipping))}
     assert unlike <= {"nonfinite"}
 
