@@ -23,6 +23,7 @@ from helpers import (
 from helpers import run as train
 from ranks import ranks
 from soap_runs import LR, SHAPES, soap
+from test_device_steps import scaler_step
 from test_shards import content as content_of_parts
 from test_shards import give_gradients, spread
 from test_split import Model
@@ -127,6 +128,19 @@ def test_a_step_that_overflows_never_happened(step):
         assert differing(content(plain), content(scaled)) == []
     unlike = {path.rpartition("/")[2] for path in differing(content(plain), content(skipping))}
     assert unlike <= {"nonfinite"}
+
+
+def test_gradients_may_be_unscaled_by_the_step_itself():
+    """As a GradScaler has it done on a GPU; L and R are those of the plain gradients."""
+    plain, scaled = soap(), soap()
+    for t in range(12):
+        scaler_step(plain, t, 1.0, overflow=False)
+        if t in (0, 4, 10):
+            before = content(scaled)
+            scaler_step(scaled, t, 4.0, overflow=True)
+            assert differing(content(scaled), before) == []
+        scaler_step(scaled, t, 2.0**t, overflow=False)
+        assert differing(content(plain), content(scaled)) == []
 
 
 @pytest.mark.parametrize("step", [0, 5, 10])
