@@ -8,7 +8,7 @@ import torch
 import emanest
 from training import Run, lr_factor
 
-# lr of AdamW beside Muon, relative to Muon's
+# lr of AdamW beside Muon and its relatives, relative to theirs
 ADAMW_SHARE = 0.3
 
 
@@ -71,7 +71,7 @@ BASES = {
     "sgd": Base(sgd, lr=0.8),
     "muon": Base(of_matrices(emanest.Muon), lr=0.02),
     "normuon": Base(of_matrices(emanest.NorMuon), lr=0.04),
-    "soap": Base(of_matrices(emanest.SOAP, share=1.0), lr=3e-3),
+    "soap": Base(of_matrices(emanest.SOAP, share=1.0), lr=0.012),
 }
 # without momentum, which Schedule-Free brings along
 PLAIN_ADAMW = {"betas": (0.0, 0.999)}

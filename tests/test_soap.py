@@ -33,7 +33,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 def test_float64_is_the_textbooks(backend):
     """All groups in one optimizer, matrices of all orientations, several QRs."""
     optimizer, twins = made(backend=backend)
-    compare(optimizer, twins, range(60))
+    compare(optimizer, twins, range(60 if backend == BACKENDS[0] else 24))
 
 
 @pytest.mark.parametrize("method", METHODS)
