@@ -40,7 +40,7 @@ def test_float64_is_the_textbooks(backend):
 def test_every_lookahead_is_the_published_one(method):
     """With steps on which bases change; Schedule-Free brings the momentum."""
     betas = (0.0 if method == "schedule free" else 0.9, 0.95)
-    options = {"betas": betas, "weight_decay": 0.1, "precondition_frequency": 3}
+    options = {"betas": betas, "eps": 1e-5, "weight_decay": 0.1, "precondition_frequency": 3}
     groups = {
         "after": (options, [(5, 5), (6, 4), (3,)]),
         "before": ({**options, "update_basis": "before", "decay": "before"}, [(4, 6)]),
@@ -68,31 +68,33 @@ def test_parameters_out_of_step_have_a_cadence_of_their_own():
 
 
 class Model(nn.Module):
-    """Tall and wide matrices."""
+    """Tall and wide matrices, one after the other, and data that they fit but for noise."""
 
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(3)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
         for name, shape in (("w1", (12, 4)), ("b1", (12,)), ("w2", (2, 12)), ("b2", (2,))):
-            values = torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
-            self.register_parameter(name, nn.Parameter(values))
-        self.x = torch.randn(64, 4, generator=generator, dtype=torch.float64)
-        self.target = (self.x[:, :2] * self.x[:, 2:]).tanh()
-        self.target += 0.3 * torch.randn(64, 2, generator=generator, dtype=torch.float64)
+            self.register_parameter(name, nn.Parameter(draw(*shape) / shape[-1] ** 0.5))
+        self.x = draw(128, 4)
+        self.target = self.x @ draw(4, 2) + 0.5 * draw(128, 2)
 
     def loss(self):
-        output = (self.x @ self.w1.T + self.b1).tanh() @ self.w2.T + self.b2
+        output = (self.x @ self.w1.T + self.b1) @ self.w2.T + self.b2
         return (output - self.target).square().mean()
 
     def trained(self, optimizer, steps=200):
-        """The first and the last loss."""
+        """The first loss, the mean and the last one."""
         losses = []
         for _ in range(steps):
             self.zero_grad()
             losses.append(self.loss())
             losses[-1].backward()
             optimizer.step()
-        return losses[0].item(), self.loss().item()
+        return losses[0].item(), torch.stack(losses).mean().item(), self.loss().item()
 
 
 class Book:
@@ -109,14 +111,21 @@ class Book:
 
 
 def test_a_model_trains_as_with_the_textbook_and_with_pytorch_optimizer():
-    """Where bases are not defined runs differ, and their losses by less than 1 %."""
+    """Where bases are not defined runs differ, but their losses do not: the last by less than 1 %.
+
+    The way there is another without bases.
+    """
     peers = pytest.importorskip("pytorch_optimizer")
-    model = Model()
-    first, last = model.trained(SOAP(model.parameters(), lr=LR))
-    assert last < first / 2
+
+    def losses(make):
+        model = Model()
+        return model.trained(make(model.parameters()))
+
+    first, mean, last = losses(lambda params: SOAP(params, lr=LR))
+    alike = first, pytest.approx(mean, rel=3e-2), pytest.approx(last, rel=1e-2)
     for make in (Book, lambda params: peers.SOAP(params, lr=LR)):
-        other = Model()
-        assert other.trained(make(other.parameters())) == (first, pytest.approx(last, rel=1e-2))
+        assert losses(make) == alike
+    assert losses(lambda params: SOAP(params, lr=LR, max_precond_dim=0)) != alike
 
 
 # ---- pytorch_optimizer ---------------------------------------------------------------------------
