@@ -71,6 +71,7 @@ BASES = {
     "sgd": Base(sgd, lr=0.8),
     "muon": Base(of_matrices(emanest.Muon), lr=0.02),
     "normuon": Base(of_matrices(emanest.NorMuon), lr=0.04),
+    "aurora": Base(of_matrices(emanest.Aurora), lr=0.02),
     "soap": Base(of_matrices(emanest.SOAP, share=1.0), lr=0.012),
 }
 # without momentum, which Schedule-Free brings along
@@ -103,6 +104,7 @@ LOOKAHEADS = {
             "sgd": {"momentum": 0.0},
             "muon": PLAIN_MUON,
             "normuon": PLAIN_MUON,
+            "aurora": PLAIN_MUON,
             "soap": {"betas": (0.0, 0.95), "adamw": PLAIN_ADAMW},
         },
         decays=False,

@@ -94,22 +94,44 @@ def norms(x):
     return found[: len(x)].sqrt_()
 
 
+# rows and columns of a tile whose squares are added up along columns, and along rows
+ALONG = {1: TILE, 0: {"BLOCK_M": 64, "BLOCK_N": 32}}
+
+
+def row_norms(x):
+    """As ``Products.row_norms``, with sums in float64."""
+    check(x.device, x.dtype)
+    along = 0 if _transposed(x) else 1
+    sums, x = torch.empty(x.shape[:2], dtype=torch.float64, device=x.device), _by_rows(x)
+    tile = ALONG[along]
+    size = tile["BLOCK_M" if along else "BLOCK_N"]
+    programs = len(x) * math.ceil(sums.shape[1] / size)
+    if programs:
+        arguments = x, sums, *x.shape[1:], *x.stride()
+        constants = {"ALONG": along, **tile}
+        call(scaling.row_squares_kernel, programs, x.device, arguments, constants, OPTIONS)
+    return sums.sqrt_()
+
+
 def scale(u, factors, out):
     """As ``Products.scale``, of matrices whose dtype is no wider than that of the factors."""
     check(u.device, u.dtype)
+    of = "row" if factors.dim() > 1 else "matrix"
     if _transposed(u):
-        u, out = u.mT, out.mT
-    _over_tiles(scaling.scale_kernel, (u, factors, out), u, (*u.stride(), *out.stride()))
+        u, out, of = u.mT, out.mT, {"row": "column"}.get(of, of)
+    strides = *u.stride(), *out.stride()
+    _over_tiles(scaling.scale_kernel, (u, factors, out), u, strides, OF=of)
 
 
 def _tiles(x):
     return math.prod(map(math.ceil, (x.shape[1] / TILE["BLOCK_M"], x.shape[2] / TILE["BLOCK_N"])))
 
 
-def _over_tiles(kernel, tensors, x, strides):
+def _over_tiles(kernel, tensors, x, strides, **constants):
     programs = len(x) * _tiles(x)
     if programs:
-        call(kernel, programs, x.device, (*tensors, *x.shape[1:], *strides), TILE, OPTIONS)
+        arguments, constants = (*tensors, *x.shape[1:], *strides), {**constants, **TILE}
+        call(kernel, programs, x.device, arguments, constants, OPTIONS)
 
 
 # kind -> its kernel, b's dimension along the columns of the result, and how the kernel calls the

@@ -1,4 +1,4 @@
-"""The kernels before and after the products of Newton-Schulz: norms, and a factor for each matrix.
+"""The kernels before and after the products of Newton-Schulz: norms, and factors of matrices.
 
 torch would first make a copy in float64 for the norms, and casts with loads of one element, at half
 the rate of memory. A program takes a tile of a matrix; strides are in elements, and which of them
@@ -40,13 +40,50 @@ def tile_squares_kernel(
 
 
 @triton.jit
-def scale_kernel(
-    u, factors, out, rows, columns, u_batch, u_row, u_column, out_batch, out_row, out_column,
+def row_squares_kernel(
+    x, sums, rows, columns, batch, row, column, ALONG: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Multiply each matrix by its factor, in the factors' dtype, and round once to that of out."""
+    """Leave the sums of squares along one dimension, in float64: ALONG 1 of rows, 0 of columns.
+
+    A program takes the tiles that lie one after another along it.
+    """
+    BLOCK: tl.constexpr = BLOCK_M if ALONG else BLOCK_N
+    STEP: tl.constexpr = BLOCK_N if ALONG else BLOCK_M
+    kept, length = (rows, columns) if ALONG else (columns, rows)
+    count = tl.cdiv(kept, BLOCK)
+    matrix, t = tl.program_id(0) // count, tl.program_id(0) % count
+    first = t.to(tl.int64) * BLOCK
+    found = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+    start = tl.full((), 0, tl.int64)
+    while start < length:
+        i = (first if ALONG else start) + tl.arange(0, BLOCK_M)
+        j = (start if ALONG else first) + tl.arange(0, BLOCK_N)
+        mask = (i < rows)[:, None] & (j < columns)[None, :]
+        value = tl.load(_pointers(x, matrix, batch, i, row, j, column), mask=mask, other=0.0)
+        value = _widened(value, tl.float64)
+        found += value * value
+        start += STEP
+    k = first + tl.arange(0, BLOCK)
+    tl.store(sums + matrix.to(tl.int64) * kept + k, tl.sum(found, ALONG), mask=k < kept)
+
+
+@triton.jit
+def scale_kernel(
+    u, factors, out, rows, columns, u_batch, u_row, u_column, out_batch, out_row, out_column,
+    OF: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Multiply each matrix by its factors, in their dtype, and round once to that of out.
+
+    OF says what each factor is of: a "matrix", a "row" or a "column".
+    """
     matrix, i, j, mask = _tile(rows, columns, BLOCK_M, BLOCK_N)
     value = tl.load(_pointers(u, matrix, u_batch, i, u_row, j, u_column), mask=mask)
-    factor = tl.load(factors + matrix)
+    if OF == "row":
+        factor = tl.load(factors + matrix.to(tl.int64) * rows + i, mask=i < rows)[:, None]
+    elif OF == "column":
+        factor = tl.load(factors + matrix.to(tl.int64) * columns + j, mask=j < columns)[None, :]
+    else:
+        factor = tl.load(factors + matrix)
     value = _narrowed(_widened(value, factor.dtype) * factor, out.dtype.element_ty)
     tl.store(_pointers(out, matrix, out_batch, i, out_row, j, out_column), value, mask=mask)

@@ -63,6 +63,12 @@ MORE = {
         "polar": {"ns_coefficients": "polar_express"},
     },
     "NorMuon": {"beta2": {"beta2": 0.5}, "eps": {"eps": 1e-6}},
+    # whose other options are Muon's own
+    "Aurora": {
+        "default": {},
+        "all": {"lr": 0.01, "weight_decay": 0.1, "pp_iterations": 3, "pp_beta": 0.25},
+        "schatten4": {"ns_norm": "schatten4"},
+    },
     "SOAP": {
         "default": {},
         "often": {"precondition_frequency": 2, "max_precond_dim": 5, "lr": torch.tensor(0.001)},
@@ -156,8 +162,8 @@ class Entry(TORCH["OptimizerInfo"]):
                 break
 
 
-def _fused(cls):
-    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **kwargs)
+def _fused(cls, **own):
+    return lambda params, lookahead, kwargs: cls(params, lookahead=lookahead, **{**own, **kwargs})
 
 
 def _wrapped(cls):
@@ -233,6 +239,15 @@ DATABASE = {
             *("NorMuon", emanest.NorMuon, _fused(emanest.NorMuon)),
             _inputs("muon", MORE["Muon"], MORE["NorMuon"], OURS, CAPTURABLE),
             **MUON,
+            has_capturable_arg=True,
+        ),
+        Entry(
+            # the default of 12 takes the suite as long as three other optimizers
+            *("Aurora", emanest.Aurora, _fused(emanest.Aurora, ns_steps=2)),
+            lambda: rows({**MORE["Aurora"], **OURS, **CAPTURABLE}),
+            **MUON,
+            # lookaheads come in the pass after the direction, which is Muon's
+            few=True,
             has_capturable_arg=True,
         ),
         Entry(

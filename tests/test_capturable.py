@@ -47,6 +47,10 @@ def normuon(params, method, **options):
     return muon(params, method, emanest.NorMuon, **options)
 
 
+def aurora(params, method, **options):
+    return muon(params, method, emanest.Aurora, ns_norm="schatten4", **options)
+
+
 BASES = [adamw, amsgrad, sgd, muon, normuon]
 REAL_ONLY = (muon, normuon)
 DTYPES = [torch.float32, torch.bfloat16, torch.complex64]
@@ -101,7 +105,8 @@ def test_capturable_changes_nothing_in_float64(method, make):
 
 
 @pytest.mark.parametrize("method", CAPTURABLE)
-@each_base
+# whose numbers are Muon's, and factors of rows its own
+@pytest.mark.parametrize("make", [*BASES, aurora])
 def test_a_captured_step_reads_no_number(method, make, monkeypatch):
     """A read would wait for the device, which a CUDA graph cannot record."""
     options = {"capturable": True, "backend": "eager"}

@@ -7,7 +7,7 @@ from torch import nn
 import emanest
 import helpers
 from emanest import SNOO, EMANesterov, backends
-from emanest.matrix import directions, newton_schulz
+from emanest.matrix import newton_schulz, polar
 from helpers import LR, METHODS, content, differing, params_of, run, values
 
 BASES = {"adamw": helpers.adamw, "sgd": helpers.sgd, "wrap": helpers.wrap_adamw}
@@ -267,7 +267,7 @@ def test_groups_and_parameters_out_of_step_share_a_launch(name, monkeypatch):
             optimizer.step()
         with monkeypatch.context() as patch:
             patch.setattr(backends, "call", counted)
-            patch.setattr(directions, "orthogonal", iterated)
+            patch.setattr(polar, "orthogonal", iterated)
             together.step()
         assert calls == expected
         assert batches == ([4 if t == 2 else 5] if "momentum" in expected else [])

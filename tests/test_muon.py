@@ -18,7 +18,7 @@ from helpers import (
     published,
 )
 from helpers import run as train
-from muon_runs import CLASSES, LR, SHAPES, close, each_backend, each_class, matrices
+from muon_runs import CLASSES, LR, SHAPES, close, each_backend, each_class, matrices, of_muon
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,7 +118,7 @@ def test_torchs_checkpoint_continues_here():
 
 
 @each_backend
-@each_class
+@of_muon
 @pytest.mark.parametrize("scale", [None, *SCALES])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_float64_is_the_textbooks(name, backend, scale, nesterov):

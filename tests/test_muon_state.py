@@ -19,7 +19,7 @@ from helpers import (
     one_thread,  # noqa: F401
 )
 from helpers import run as train
-from muon_runs import CLASSES, LR, close, each_backend, each_class, matrices
+from muon_runs import CLASSES, LR, close, each_backend, each_class, matrices, of_muon
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---- state, modes, scaling ----------------------------------------------------------------------
 
 
-@each_class
+@of_muon
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_go_on_alike(name, clone):
     optimizer = CLASSES[name](matrices(torch.float32), LR, lookahead=EMANesterov())
@@ -39,7 +39,7 @@ def test_copies_go_on_alike(name, clone):
     assert all(bits(a) == bits(b) for a, b in pairs)
 
 
-@each_class
+@of_muon
 def test_a_checkpoint_of_another_shape_is_refused(name):
     optimizer = CLASSES[name](matrices(torch.float32), LR)
     train(optimizer, range(2))
@@ -49,7 +49,7 @@ def test_a_checkpoint_of_another_shape_is_refused(name):
         optimizer.load_state_dict(saved)
 
 
-@each_class
+@of_muon
 def test_a_parameter_without_a_gradient_stays(name):
     params = matrices(torch.float32)
     optimizer = CLASSES[name](params, LR, lookahead=EMANesterov())
@@ -64,7 +64,7 @@ def test_a_parameter_without_a_gradient_stays(name):
     assert optimizer.state[params[2]]["step"] == 2
 
 
-@each_class
+@of_muon
 def test_a_gradient_scaler_changes_nothing(name):
     plain, scaled = (
         CLASSES[name](matrices(torch.float32), LR, lookahead=EMANesterov()) for _ in range(2)
@@ -117,7 +117,7 @@ def test_the_iteration_runs_in_the_fastest_dtype_that_will_do(monkeypatch, devic
 # ---- failures ----------------------------------------------------------------------------------
 
 
-@each_class
+@of_muon
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -191,7 +191,7 @@ def test_autocast_changes_no_bit(name, backend):
 # ---- errors -------------------------------------------------------------------------------------
 
 
-@each_class
+@of_muon
 @pytest.mark.parametrize(
     "late", [torch.ones(3), torch.ones(3, dtype=torch.complex64)], ids=["vector", "complex"]
 )
@@ -209,7 +209,7 @@ def test_what_is_no_matrix_is_refused_when_it_takes_the_place_of_one(name, late)
     assert optimizer.param_groups[0]["lookahead_t"] == 2
 
 
-@each_class
+@of_muon
 @pytest.mark.parametrize("shape", [(), (5,)], ids=str)
 def test_the_wrong_rank_names_split_params(name, shape):
     named = [
@@ -263,7 +263,7 @@ def test_no_eps_is_refused_where_rows_of_zeros_are_divided_by_it():
         NorMuon(matrices(torch.float32), eps=0.0)
 
 
-@each_class
+@of_muon
 def test_the_checkpoint_of_another_base_is_refused(name):
     optimizer, other = (
         CLASSES[name](matrices(torch.float32)),

@@ -1,5 +1,6 @@
 """Newton-Schulz against polynomials of singular values in float64."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -14,10 +15,10 @@ from emanest.matrix.newton_schulz import (
     RESTART,
     cheapest,
     flops,
-    inverses,
     iterate,
     orthogonal,
 )
+from emanest.matrix.norms import NORMS, inverses
 
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
 SHAPES = [(40, 40), (24, 96), (96, 24)]
@@ -46,11 +47,11 @@ def decaying(rows, columns):
     return gaussian(rows, columns) * torch.logspace(0, -3, columns, dtype=torch.float64)
 
 
-def exact(g, steps=5, coefficients="keller"):
-    """U p(S) V^T, p the polynomials one after another."""
+def exact(g, steps=5, coefficients="keller", norm=2, eps=0.0):
+    """U p(S) V^T, p the polynomials one after another, of the matrix over its Schatten norm."""
     u, s, v = torch.linalg.svd(g.double(), full_matrices=False)
     rows, margin = polynomials(coefficients, steps)
-    s = s / (torch.linalg.vector_norm(s, dim=-1, keepdim=True) * margin)
+    s = s / (torch.linalg.vector_norm(s, norm, dim=-1, keepdim=True).clamp(min=eps) * margin)
     for a, b, c in rows:
         s = a * s + b * s**3 + c * s**5
     return u * s[..., None, :] @ v
@@ -247,6 +248,60 @@ def test_norms_beyond_the_range_of_their_inverse_are_bounded():
             assert found[3] == torch.tensor(1 / margin, dtype=torch.float64).to(dtype)
 
 
+# ---- the Schatten-4 norm ------------------------------------------------------------------------
+
+over_schatten4 = functools.partial(orthogonalize, norm="schatten4")
+
+
+@each_backend
+@each_form
+@pytest.mark.parametrize("shape", [(20, 20), (2, 12, 40), (2, 40, 12)], ids=str)
+def test_schatten4_divides_by_that_norm_or_eps(backend, form, shape):
+    g = gaussian(*shape) * 1e3
+    for eps in (0.0, 1e4):
+        found = over_schatten4(g, 1, (1.0, 0.0, 0.0), eps=eps, form=form, backend=backend)
+        expected = exact(g, 1, (1.0, 0.0, 0.0), norm=4, eps=eps)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    # X X^T of that is what the first step takes; and there is a factor of the norm
+    found = over_schatten4(g, 5, "polar_express_cushioned", form=form, backend=backend)
+    assert error(found, exact(g, 5, "polar_express_cushioned", norm=4)) <= BOUNDS[torch.float64]
+
+
+@each_backend
+@each_pair
+def test_schatten4_in_any_dtype(backend, form, dtype):
+    """Of any size: X X^T is in the range, since X comes to it over its Frobenius norm."""
+    g = gaussian(3, 24, 96) * torch.tensor([1e-30, 1.0, 1e30])[:, None, None]
+    given = g if dtype == torch.float64 else g.float()
+    found = over_schatten4(given, form=form, dtype=dtype, backend=backend)
+    for matrix, expected in zip(found, exact(g, norm=4), strict=True):
+        assert error(matrix, expected) <= BOUNDS[dtype]
+    # the bound is attained: of rank one
+    (flat,) = over_schatten4(given[1:2, :1].expand(1, 24, 96), 1, (1.0, 0.0, 0.0), dtype=dtype)
+    assert torch.linalg.matrix_norm(flat.double(), 2) <= 1 + 4 * torch.finfo(dtype).eps
+
+
+@each_backend
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_schatten4_leaves_zero_and_what_is_not_finite_alone(backend, eps, dtype):
+    g = gaussian(4, 8, 12, dtype=dtype)
+    clean = over_schatten4(g, eps=eps, backend=backend)
+    g[1], g[2, 3, 4] = 0, torch.inf
+    found = over_schatten4(g, eps=eps, backend=backend)
+    assert torch.equal(found[::3], clean[::3])
+    assert not found[1].any()
+    assert found[2].isnan().all()
+
+
+def test_schatten4_is_nearer_to_the_largest_singular_value():
+    """So small singular values come nearer to 1 in as many steps."""
+    g = gaussian(64, 64)
+    least = [torch.linalg.svdvals(orthogonalize(g, 2, norm=n)).min() for n in NORMS]
+    assert [*NORMS] == ["frobenius", "schatten4"]
+    assert least[1] > 2 * least[0]
+
+
 # ---- padding ------------------------------------------------------------------------------------
 
 
@@ -397,6 +452,7 @@ def test_bad_arguments_are_named(arguments, error_, message):
         ({"form": "fast"}, "form must be one of .*'gram'.*got 'fast'"),
         ({"dtype": "float8"}, "dtype must be one of .*got 'float8'"),
         ({"eps": -1.0}, "eps must be a finite number at least 0"),
+        ({"norm": "nuclear"}, "norm must be one of .*'schatten4'.*got 'nuclear'"),
         ({"backend": "cublas"}, "backend must be None or one of"),
     ],
 )

@@ -122,28 +122,32 @@ each_call = pytest.mark.parametrize("name", CALLS)
 
 
 @each_kind
-def test_norms_are_those_of_float64(products, size, dtype, layout):
+@pytest.mark.parametrize(("name", "over"), [("norms", (1, 2)), ("row_norms", 2)])
+def test_norms_are_those_of_float64(products, name, over, size, dtype, layout):
     x = LAYOUTS[layout](randn(*size, dtype=dtype))
     # far beyond the squares that float32, let alone float16, can hold
     x *= torch.finfo(dtype).max / 8 if dtype != torch.float64 else 1.0
-    found, expected = products.norms(x), x.double().square().sum((1, 2)).sqrt()
+    found, expected = getattr(products, name)(x), x.double().square().sum(over).sqrt()
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
 @each_kind
-@pytest.mark.parametrize("narrow", [True, False])
-def test_each_matrix_has_its_factor_and_is_rounded_once(products, size, dtype, layout, narrow):
+@pytest.mark.parametrize(("narrow", "of_rows"), [(True, False), (False, False), (True, True)])
+def test_each_matrix_has_its_factors_and_is_rounded_once(
+    products, size, dtype, layout, narrow, of_rows
+):
     # torch itself goes from float64 to float16 by way of float32
     wide = torch.promote_types(dtype, torch.float32)
     to = {torch.float64: torch.float32, torch.float32: torch.float16}[wide] if narrow else wide
     u = LAYOUTS[layout](randn(*size, dtype=dtype))
     factors = torch.tensor([0.3, 1.7])[: len(u)].to(wide)
+    factors = factors[:, None] / torch.arange(1, size[1] + 1) if of_rows else factors
     # in the midst of other memory, which stays as it is
     _, n, m = size
     whole = torch.full((len(u), n + 3, m + 5), 7.0, dtype=to)
     products.scale(u, factors, whole[:, :n, :m])
-    expected = (u.to(wide) * factors[:, None, None]).to(to)
+    expected = (u.to(wide) * (factors[..., None] if of_rows else factors[:, None, None])).to(to)
     assert torch.equal(whole[:, :n, :m], expected)
     assert (whole[:, n:] == 7).all()
     assert (whole[:, :n, m:] == 7).all()
@@ -195,6 +199,16 @@ def test_batched_equals_looped_bitwise(products, name, dtype):
         assert torch.equal(alone[0], whole[i])
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_norms_and_factors_of_rows_are_as_if_alone_bitwise(products, layout):
+    x = LAYOUTS[layout](randn(3, 70, 301))
+    norms, out = products.row_norms(x), torch.empty_like(x)
+    products.scale(x, 1 / norms, out)
+    for matrix, its, scaled in zip(x.split(1), norms, out, strict=True):
+        assert torch.equal(products.row_norms(matrix)[0], its)
+        assert torch.equal(scaled, matrix[0] * (1 / its)[:, None])
+
+
 # (batch, n, m) that have larger tiles on a GPU than one of their matrices has
 LARGER = [(48, 768, 768), (8, 2048, 512)]
 
@@ -215,8 +229,9 @@ def test_larger_tiles_change_no_bit(name, size):
 @pytest.mark.parametrize("choice", ["triton", "eager"])
 @pytest.mark.parametrize("size", LARGER, ids=str)
 def test_larger_batches_change_no_bit_of_a_norm(size, choice):
-    x, norms = randn(*size).cuda(), backends.pick("cuda", choice).products("cuda").norms
-    assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
+    x, products = randn(*size).cuda(), backends.pick("cuda", choice).products("cuda")
+    for norms in (products.norms, products.row_norms):
+        assert torch.equal(norms(x), torch.cat([norms(m.clone()) for m in x.split(1)]))
 
 
 # the interpreter's, of NumPy
@@ -302,8 +317,9 @@ def test_threads_and_company_change_no_bit(name, size, dtype, layout):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "triton"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout):
-    norms = backends.pick("cpu", name).products("cpu").norms
+@pytest.mark.parametrize("which", ["norms", "row_norms"])
+def test_norms_depend_neither_on_threads_nor_on_the_batch(name, layout, which):
+    norms = getattr(backends.pick("cpu", name).products("cpu"), which)
     x, threads, found = LAYOUTS[layout](randn(2, 300, 301)), torch.get_num_threads(), []
     try:
         for count in (1, 4, 2):
@@ -326,3 +342,20 @@ def test_products_leave_the_number_of_threads_alone():
         assert torch.equal(a[0] @ x[0], before)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_products_take_subnormal_numbers_for_zero_and_leave_the_mode_of_all_threads_alone():
+    """Which the processor works on ten times as long; Gram matrices that come to I are full of."""
+    cpu = pytest.importorskip("emanest.backends.cpu_products", exc_type=ImportError).PRODUCTS
+    x, least = torch.full((1, 64, 64), 1e-20), torch.full((1 << 18,), 1e-38)
+    before = torch.tensor([1e-38]) * 0.5 == 0
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        for mode in (True, False):
+            torch.set_flush_denormal(mode)
+            assert not cpu.sym_mm(x).any()
+            assert ((least[:4] * 0.5) == 0).all() == mode
+        assert (least * 0.5 > 0).all()
+    finally:
+        torch.set_flush_denormal(bool(before))

@@ -170,16 +170,20 @@ BASES = {
     "soap": {"base": "soap", "betas": (0.9, 0.9), "precondition_frequency": 3},
     "muon": {"base": "muon", "momentum": 0.9},
     "normuon": {"base": "normuon"},
+    "aurora": {"base": "aurora", "ns_steps": 2},
     "adamw": {"base": "adamw"},
 }
 
 
-@pytest.mark.parametrize("name", ["SOAP", "Muon", "NorMuon"])
+@pytest.mark.parametrize("name", ["SOAP", "Muon", "NorMuon", "Aurora"])
 def test_groups_of_any_base_are_stepped_as_by_its_own_optimizer(name):
     def params():
         return helpers.parameters(shapes=[(6, 4), (5, 5)])
 
-    classes = {"soap": "SOAP", "muon": "Muon", "normuon": "NorMuon", "adamw": "AdamW"}
+    classes = {
+        **{"soap": "SOAP", "muon": "Muon", "normuon": "NorMuon"},
+        **{"aurora": "Aurora", "adamw": "AdamW"},
+    }
     options = {"lr": LR, "lookahead": METHODS["ema"]}
     groups = [{"params": params(), "lr": LR, **own} for own in BASES.values()]
     mixed = getattr(emanest, name)(groups, **options)

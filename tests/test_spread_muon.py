@@ -60,9 +60,15 @@ def train_one(name, method, options, shapes):
 
 
 @pytest.mark.parametrize(
-    "methods", [FEW, pytest.param(list(METHODS), marks=pytest.mark.slow)], ids=["few", "all"]
+    ("name", "methods"),
+    [
+        ("Muon", FEW),
+        ("NorMuon", FEW),
+        # what it does otherwise comes before the lookahead
+        ("Aurora", []),
+        *(pytest.param(name, list(METHODS), marks=pytest.mark.slow) for name in CLASSES),
+    ],
 )
-@pytest.mark.parametrize("name", CLASSES)
 def test_the_number_of_processes_does_not_matter(name, methods):
     """Bit for bit; and one process on whole matrices differs by rounding."""
     one, *others = (ranks()(world, train, name, methods) for world in (1, 2, 4))

@@ -23,7 +23,7 @@ from helpers import (
     one_thread,  # noqa: F401
 )
 from helpers import run as train
-from muon_runs import CLASSES, LR, each_backend, each_class
+from muon_runs import CLASSES, LR, each_backend, each_class, of_muon
 from ranks import ranks
 from test_shards import content as content_of_parts
 from test_shards import give_gradients, spread
@@ -78,7 +78,7 @@ def step_each_alone(name, backend, options, shapes, made, method="ema", steps=4)
 
 @pytest.mark.parametrize("run", RUNS)
 @each_backend
-@each_class
+@of_muon
 def test_an_expert_is_stepped_as_a_parameter_of_its_own(name, backend, run):
     step_each_alone(name, backend, *RUNS[run])
 
@@ -102,7 +102,7 @@ def test_batches_are_bounded_and_change_no_bit(name, monkeypatch):
     assert {n for n in sizes if n % 35 == 0} >= {5 * 35, 2 * 35}
 
 
-@each_class
+@of_muon
 def test_a_matrix_is_one_whatever_is_said_of_stacks(name):
     params = [helpers.parameters(shapes=[(8, 12), (6, 4)]) for _ in range(3)]
     for some, stack in zip(params, (None, True, False), strict=True):
@@ -110,7 +110,7 @@ def test_a_matrix_is_one_whatever_is_said_of_stacks(name):
     assert len({tuple(map(bits, some)) for some in params}) == 1
 
 
-@each_class
+@of_muon
 def test_without_a_stack_a_kernel_is_flattened(name):
     shapes = [(8, 3, 5), (6, 2, 2, 2)]
     kernels, flat = (helpers.parameters(shapes=shapes) for _ in range(2))
@@ -141,7 +141,7 @@ FIXES = (
 )
 
 
-@each_class
+@of_muon
 def test_three_dimensions_are_an_error_that_names_both_fixes(name):
     p, q = helpers.parameters(shapes=[(4, 8, 6), (4, 6)])
     with pytest.raises(ValueError, match=f"parameter 0 of group 0 {FIXES}"):
@@ -168,7 +168,7 @@ def test_three_dimensions_are_an_error_that_names_both_fixes(name):
         ({"stack": False, "split": 8}, ValueError, r"split=8 does not divide the 4 rows of param"),
     ],
 )
-@each_class
+@of_muon
 def test_bad_options_are_named(name, options, error, message):
     with pytest.raises(error, match=message):
         CLASSES[name](helpers.parameters(shapes=[(4, 8, 6)]), **options)
@@ -176,14 +176,15 @@ def test_bad_options_are_named(name, options, error, message):
 
 @pytest.mark.filterwarnings("ignore:emanest. parameters moved")
 def test_the_state_of_rows_does_not_change_its_shape():
-    """In NorMuon; the momenta of Muon have the parameter's."""
+    """In NorMuon; the momenta of Muon and Aurora have the parameter's."""
     optimizers = [CLASSES[name](helpers.parameters(shapes=[(4, 4, 6)]), LR, stack=False)
                   for name in CLASSES]  # fmt: skip
     for optimizer in optimizers:
         train(optimizer, range(2))
         optimizer.param_groups[0]["stack"] = True
-    muon, normuon = optimizers
-    train(muon, range(2, 4))
+    muon, normuon, aurora = optimizers
+    for optimizer in (muon, aurora):
+        train(optimizer, range(2, 4))
     before = content(normuon)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"stack=True: .* made with another: set it back"):
@@ -199,7 +200,7 @@ def test_the_state_of_rows_does_not_change_its_shape():
 # ---- checkpoints --------------------------------------------------------------------------------
 
 
-@each_class
+@of_muon
 def test_a_run_resumes_exactly(name):
     def made():
         params = helpers.parameters(shapes=SHAPES)
@@ -220,7 +221,7 @@ def test_a_run_resumes_exactly(name):
     assert differing(content(whole), content(second)) == []
 
 
-@each_class
+@of_muon
 def test_a_checkpoint_that_knows_no_stacks_leaves_the_option_as_it_is(name):
     flat = CLASSES[name](helpers.parameters(shapes=[(4, 6, 8)]), LR, stack=False)
     train(flat, range(2))
@@ -242,7 +243,7 @@ def test_a_checkpoint_that_knows_no_stacks_leaves_the_option_as_it_is(name):
     assert stacked.param_groups[0]["stack"] is True
 
 
-@each_class
+@of_muon
 def test_an_optimizer_from_before_the_option_asks_before_it_steps(name):
     optimizer = CLASSES[name](helpers.parameters(shapes=[(4, 8, 6)]), LR, stack=False)
     train(optimizer, range(2))
@@ -307,7 +308,7 @@ class Signal(nn.Module):
         (Signal, {False: ["body.weight", "back.weight"]}),
     ],
 )
-@each_class
+@of_muon
 def test_a_model_trains(name, model, stacks):
     torch.manual_seed(0)
     module = model()
@@ -406,7 +407,7 @@ def step_some_on_shards(name, options, kinds, exact):
     return found
 
 
-@each_class
+@of_muon
 def test_a_stack_may_be_cut_along_any_dimension(name):
     """Bit for bit the same on any number of processes."""
     halves = [(s, p) for s, p in SPREAD if s[1 if len(s) > 2 else 0] % 2 == 0]
@@ -418,7 +419,7 @@ def test_a_stack_may_be_cut_along_any_dimension(name):
             assert differing(found, expected) == []
 
 
-@each_class
+@of_muon
 def test_experts_that_lie_whole_have_the_bits_of_one_process(name):
     """Nothing is sent, and norms are those of the momentum pass."""
     kinds = [(s, p) for s, p in SPREAD if p == Shard(0) and len(s) > 2]

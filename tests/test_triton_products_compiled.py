@@ -100,6 +100,14 @@ def test_sizes_that_no_tile_fills_are_safe(kernels, call, dtype, side):
     assert found["waits"].startswith("1" if aligned else "0")
 
 
+def test_norms_of_rows_and_factors_of_matrices_and_rows_move_vectors(either):
+    found = {case: f for case, f in either.items() if case[0].startswith(("factors", "norms"))}
+    assert {case[2] for case in found if "row" in case[0]} == set(TARGETS)
+    for case, each in found.items():
+        assert each["load"] == 128, case
+        assert each["store"] >= 64, case
+
+
 # ---- as a script --------------------------------------------------------------------------------
 
 

@@ -85,7 +85,11 @@ class Muon:
         old = self.buffers.get(i, torch.zeros_like(g))
         new = self.buffers[i] = self.momentum * old + (1 - self.momentum) * g
         update = (1 - self.momentum) * g + self.momentum * new if self.nesterov else new
-        return newton_schulz(update)
+        return self.polar(update)
+
+    def polar(self, u):
+        """A matrix near the orthogonal factor of u."""
+        return newton_schulz(u)
 
     def update(self, i, p, g, lr, weight_decay=None):
         """Return parameter i after one step from p; ``weight_decay`` replaces the base's own."""
@@ -116,6 +120,33 @@ class NorMuon(Muon):
         self.averages[i] = v
         p = o / (v.sqrt() + 1e-10)
         return p * o.norm() / (p.norm() + 1e-10)
+
+
+class Aurora(Muon):
+    """Aurora: rows scaled, in turn with the iteration, until the polar factor has equal ones."""
+
+    def __init__(
+        self, pp_iterations=2, pp_beta=0.5, weight_decay=0.025, ns_norm="frobenius", **options
+    ):
+        super().__init__(weight_decay=weight_decay, **options)
+        self.iterations, self.beta, self.norm = pp_iterations, pp_beta, NORMS[ns_norm]
+
+    def polar(self, u):
+        """As ``Muon.polar``."""
+        (m, n), simple = u.shape, (12, 2.0, -1.5, 0.5, self.norm)
+        if m == n:
+            return newton_schulz(u, *simple)
+        if m < n:
+            return self.polar(u.mT).mT
+        d = 1 / u.norm(dim=1, keepdim=True).clamp(min=1e-7)
+        for _ in range(self.iterations - 1):
+            squares = newton_schulz(d * u, *simple).square().sum(1, keepdim=True)
+            d = d * (n / m / squares.clamp(min=1e-14)) ** self.beta
+        return newton_schulz(d * u, *simple)
+
+
+# what bounds the largest singular value
+NORMS = {"frobenius": torch.linalg.norm, "schatten4": lambda x: (x @ x.mT).norm().sqrt()}
 
 
 class SOAP:
@@ -247,10 +278,10 @@ def grams(g):
     return (None, None) if g.dim() < 2 else (g @ g.T, g.T @ g)
 
 
-def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315):
+def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315, norm=NORMS["frobenius"]):
     """Jordan's iteration, as he writes it."""
     x = g.mT if g.shape[0] > g.shape[1] else g
-    x = x / max(x.norm(), 1e-7)
+    x = x / max(norm(x), 1e-7)
     for _ in range(steps):
         r = x @ x.mT
         x = a * x + (b * r + c * r @ r) @ x

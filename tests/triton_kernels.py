@@ -30,6 +30,7 @@ from emanest.backends import eager, guards
 from emanest.backends.per_tensor import PerTensor
 from emanest.kernels import backend, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
+from emanest.matrix.norms import NORMS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
 from test_rules import columns, numbers, tensors, wide
@@ -703,15 +704,16 @@ def test_gpu_tensors_are_an_error_in_the_interpreter():
         backend.apply_("step", ("sgd", "none"), [y], [y], [], (1.0, 0.1, 0.0), FLOAT32)
 
 
-@pytest.mark.parametrize("cls", [emanest.Muon, emanest.NorMuon])
+@pytest.mark.parametrize("cls", [emanest.Muon, emanest.NorMuon, emanest.Aurora])
 def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
     """Wide and tall matrices, a kernel, and what AdamW steps in the same optimizer."""
+    norm = {emanest.Aurora: "schatten4"}.get(cls, "frobenius")
 
     def trained(backend):
         params = helpers.parameters(shapes=[(5, 9), (9, 5), (4, 3, 2, 1), (7,)])
         groups = [{"params": params[:3]}, {"params": params[3:], "base": "adamw"}]
         options = {"ns_steps": 2, "lookahead": emanest.EMANesterov(0.5, 0.9), "backend": backend}
-        optimizer = cls(groups, lr=0.1, **options)
+        optimizer = cls(groups, lr=0.1, ns_norm=norm, **options)
         helpers.run(optimizer, range(3))
         with optimizer.at_iterate():
             return helpers.values(optimizer)
@@ -746,7 +748,8 @@ def test_whole_steps_of_soap_are_those_of_the_eager_back_end():
 def test_padding_changes_no_bit_and_aligns_all_rows(shape, form, monkeypatch):
     def orthogonal(g, multiple):
         monkeypatch.setitem(newton_schulz.MULTIPLES, "cpu", multiple)
-        return emanest.orthogonalize(g, 2, form=form, dtype="float32", backend="triton")
+        options = {"form": form, "dtype": "float32", "backend": "triton"}
+        return torch.cat([emanest.orthogonalize(g, 2, norm=norm, **options) for norm in NORMS])
 
     def recorded(*given):
         aligned.append(given[-1])

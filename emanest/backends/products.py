@@ -1,4 +1,4 @@
-"""Products of matrices, and what else Newton-Schulz needs, in torch operations: six functions.
+"""Products of matrices, and what else Newton-Schulz needs, in torch operations: seven functions.
 
 Other back ends have namespaces of the same names (``cpu_products``, ``kernels.newton_schulz``).
 Matrices come in batches, (batch, rows, columns), with any strides. Results of products are of the
@@ -38,15 +38,22 @@ class Products:
             torch.linalg.vector_norm(vector, dtype=torch.float64, out=norm)
         return found
 
+    def row_norms(self, x):
+        """Norms of the rows of (batch, n, m), in float64: (batch, n)."""
+        found = x.new_empty(x.shape[:2], dtype=torch.float64)
+        for matrix, norms in zip(x, found, strict=True):
+            torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64, out=norms)
+        return found
+
     def scale(self, u, factors, out):
-        """Multiply each matrix by its factor, in the factors' dtype, and round to ``out``'s.
+        """Multiply each matrix by its factors, in their dtype, and round to ``out``'s.
 
         Args:
             u: (batch, n, m).
-            factors: (batch,), of float32 or float64.
+            factors: (batch,), or (batch, n) for one of each row, of float32 or float64.
             out: like u, of any dtype and strides; u itself for one.
         """
-        torch.mul(u, factors[:, None, None], out=out)
+        torch.mul(u, factors.view(*factors.shape, *[1] * (3 - factors.dim())), out=out)
 
     def mm(self, a, b):
         """A B of (batch, n, k) and (batch, k, m), by rows: (batch, n, m)."""

@@ -67,6 +67,13 @@ def as_batch(matrices):
     return first.as_strided((len(matrices), *first.shape), (step, *first.stride()))
 
 
+def gathered(matrices):
+    """Matrices as one tensor, in their memory where they are evenly spaced, else a copy."""
+    count = len(matrices)
+    (run, *others) = evenly_spaced(range(count), [matrices], count)
+    return torch.stack(matrices) if others else as_batch([matrices[k] for k in run])
+
+
 def as_whole(matrices, like):
     """Matrices one below the other as one contiguous tensor shaped like another.
 
@@ -95,4 +102,7 @@ def shaped_as(batch, tensors):
 
 def taken(matrices, orders, dim):
     """Rows (dim 0) or columns (1) of each matrix of a batch in an order of its own."""
-    return torch.stack([m.index_select(dim, o) for m, o in zip(matrices, orders, strict=True)])
+    found = torch.empty(matrices.shape, dtype=matrices.dtype, device=matrices.device)
+    for matrix, order, out in zip(matrices, orders, found, strict=True):
+        torch.index_select(matrix, dim, order, out=out)
+    return found

@@ -1,4 +1,4 @@
-"""The orthogonal directions of Muon and NorMuon, found before the pass.
+"""The orthogonal directions of Muon and its relatives, found before the pass.
 
 A step has three parts, each for all matrices of groups that are ``alike``:
 
@@ -19,9 +19,8 @@ import torch
 from ..backends.per_tensor import PerTensor
 from ..backends.products import empty
 from ..rules import MOMENTA, ROWS
-from .coefficients import polynomials
 from .matrices import Matrices
-from .newton_schulz import inverses, orthogonal, working_dtype
+from .polar import Polar
 from .shapes import SCALES
 
 # elements in one batch of Newton-Schulz, which bounds the memory that a step needs for a moment
@@ -64,20 +63,15 @@ class Directions(Matrices):
     Args:
         joint: the parameters, of parts that are ``alike``.
         row_rule: a row of ``rules.ROWS``, which finds a factor for each row; None: there is none.
+        polar: the class of the iteration.
 
     Raises:
         TypeError, ValueError: an option does not fit a parameter, or its state.
     """
 
-    # what groups have in common whose matrices are iterated together
-    ALIKE = "ns_coefficients", "ns_steps", "ns_form", "ns_dtype", "eps"
-
-    def __init__(self, joint, row_rule=None):
+    def __init__(self, joint, row_rule=None, polar=Polar):
         super().__init__(joint)
-        form, asked = self.group["ns_form"], self.group["ns_dtype"]
-        self.dtype = working_dtype(self.bucket.device, self.bucket.param_dtype, form, asked)
-        coefficients, steps = self.group["ns_coefficients"], self.group["ns_steps"]
-        self.polynomials = polynomials(coefficients, steps)
+        self.polar = polar(self.group, self.bucket.device, self.bucket.param_dtype)
         self.row_rule: Any = row_rule
         self.scales = self.kept("scales", (*self.LAYOUT, "adjust_lr_fn"), self._scales)
 
@@ -114,11 +108,6 @@ class Directions(Matrices):
         vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
         return list(vector.split(1))
 
-    @property
-    def update_dtype(self):
-        """That of the updates: 16 bits would round before the norm is known, or overflow."""
-        return torch.promote_types(self.dtype, torch.float32)
-
     def average(self, us, gs, state, numbers, skip):
         """Run the momentum pass over tensors; the squares of the updates' norms."""
         squares = torch.empty(len(us), dtype=torch.float64, device=self.bucket.device)
@@ -130,8 +119,9 @@ class Directions(Matrices):
 
     def momentum(self, gs, numbers, skip):
         """Run the momentum pass: for each batch the updates, and the norms of all of them."""
+        dtype = self.polar.update_dtype
         updates = [
-            empty((sum(s.matrices for s in batch), *size), self.update_dtype, self.bucket.device)
+            empty((sum(s.matrices for s in batch), *size), dtype, self.bucket.device)
             for size, batch in self.batches
         ]
         us = []
@@ -142,10 +132,6 @@ class Directions(Matrices):
         numbers = self.of_matrices(numbers)
         return updates, self.average(us, self.matrices(gs), state, numbers, skip).sqrt_()
 
-    def inverses(self, norms):
-        """Factors that divide updates by their norms, which are overwritten."""
-        return inverses(norms, self.group["eps"], self.polynomials[1], self.update_dtype)
-
     def orthogonal(self, u, factors):
         """Matrices near the orthogonal factors of others, contiguous; may overwrite ``u``.
 
@@ -153,21 +139,20 @@ class Directions(Matrices):
             u: updates.
             factors: of each, which divide it by its norm.
         """
-        how = self.polynomials[0], self.dtype, self.group["ns_form"], self.joint.backend
         count = at_once(math.prod(u.shape[1:]))
         if len(u) <= count:
-            return orthogonal(u, factors, *how, u)
+            return self.polar(u, factors, u)
         found = u
-        if u.dtype != self.dtype:
-            found = torch.empty(u.shape, dtype=self.dtype, device=u.device)
+        if u.dtype != self.polar.dtype:
+            found = torch.empty(u.shape, dtype=self.polar.dtype, device=u.device)
         for its, some, to in zip(*(t.split(count) for t in (u, factors, found)), strict=True):
-            to.copy_(orthogonal(its, some, *how, its))
+            to.copy_(self.polar(its, some, its))
         return found.contiguous()
 
     def found(self, gs, numbers, skip):
         """For each parameter the orthogonal factor of its update; the momentum moves on."""
         updates, norms = self.momentum(gs, numbers, skip)
-        factors = self.inverses(norms).split([len(u) for u in updates])
+        factors = self.polar.inverses(norms).split([len(u) for u in updates])
         found = [torch.empty(0, device=self.bucket.device)] * len(gs)
         for (_, batch), its in zip(self.batches, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short

@@ -18,10 +18,10 @@ import torch
 from .. import backends
 from ..backends.per_tensor import PerTensor, each
 from ..rules import MOMENTA
-from .batches import Batch, as_batch, as_whole, evenly_spaced, shaped_as, taken
+from .batches import Batch, as_batch, as_whole, evenly_spaced, gathered, shaped_as, taken
 from .directions import at_once
 from .matrices import Matrices
-from .newton_schulz import with_products
+from .norms import with_products
 from .shapes import is_stack
 
 # what becomes of a basis once the gradient is taken in: it stays, is turned by a step of orthogonal
@@ -33,7 +33,7 @@ SIDES = ("L", "Q_L"), ("R", "Q_R")
 SHAPED_BY = (*Matrices.LAYOUT, "max_precond_dim")
 
 
-def square(side):
+def square(side, by_columns):
     """The shape, as ``rules.State`` has it, of a square matrix for side 0 or 1 of each matrix."""
 
     def shape(p, group):
@@ -41,7 +41,7 @@ def square(side):
         split, sizes = group["split"], p.shape[first:]
         length = (sizes[0] // split, math.prod(sizes[1:]))[side] if len(sizes) > 1 else 0
         length = length if length <= group["max_precond_dim"] else 0
-        return first, (*([split] if split > 1 else []), length, length)
+        return first, (*([split] if split > 1 else []), length, length), by_columns
 
     return shape
 
@@ -149,7 +149,7 @@ class EigenDirections(Matrices):
             if moves:
                 self._average(batch, directions, gs, momenta)
             return directions
-        g = torch.stack([g.flatten(1).to(dtype) for g in gs])
+        g = gathered([g.flatten(1).to(dtype).resolve_neg() for g in gs])
         if self.before:
             self._take_in(batch, g, numbers)
         if moves:
@@ -206,7 +206,7 @@ class EigenDirections(Matrices):
         The average of squares keeps its values, each with the column that it belongs to.
         """
         dtype = self.bucket.dtype
-        first, second = (torch.stack([t.flatten(1).to(dtype) for t in c]) for c in batch.averages)
+        first, second = (gathered([t.flatten(1).to(dtype) for t in c]) for c in batch.averages)
         first = self._rotated(batch, first, back=True)
         for dim, side in enumerate(batch.sides):
             if side:
@@ -221,9 +221,10 @@ class EigenDirections(Matrices):
         """Turn bases; the order in which their columns were taken, by descending eigenvalue."""
         # (L Q)^T, whose rows are contiguous
         product = self._product("mm", bases.mT, grams)
-        order = (bases.mT * product).sum(-1).sort(dim=-1, stable=True, descending=True).indices
+        values = torch.einsum("bji,bij->bi", bases, product)
+        order = values.sort(dim=-1, stable=True, descending=True).indices
         reflections = torch.geqrf(taken(product, order, 0).mT)
-        to.copy_(torch.linalg.householder_product(*reflections))
+        torch.linalg.householder_product(*reflections, out=to)
         return order
 
     def _wholes(self, found):

@@ -3,7 +3,7 @@
 One step replaces each singular value s of X by ``a s + b s**3 + c s**5`` and leaves the singular
 vectors as they are. Polynomials that lift small values first and settle near 1 turn X into nearly
 U V^T within a few steps. The singular values must not exceed 1 in the beginning, so X is divided by
-its Frobenius norm.
+a norm of it (``norms.py``).
 
 The iteration is written twice, as two forms of one product of polynomials, each against a namespace
 of functions (``emanest.backends.products`` documents it), so that it does not know where it runs.
@@ -12,6 +12,7 @@ Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural net
 form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
 """
 
+import functools
 import math
 
 import torch
@@ -22,20 +23,23 @@ from ..backends.products import padded
 from ..backends.storage import check, waited
 from ..values import choice, real
 from .coefficients import polynomials
+from .norms import NORMS, frobenius, norms_of, with_products
 
 # ---- the two forms ------------------------------------------------------------------------------
 
 
-def standard(x, rows, products):
+def standard(x, rows, products, start=frobenius):
     """X <- (a + b R + c R^2) X with R = X X^T, step by step.
 
     Args:
         x: (batch, n, m), n <= m.
         rows: (a, b, c) of each step.
         products: a namespace.
+        start: (x, products) -> x and R of the first step.
     """
     for a, b, c in rows:
-        r = products.sym_mm(x)
+        x, r = start(x, products)
+        start = frobenius
         if c == 0:
             x = products.mm_add(x, r, a, b)
         else:
@@ -43,17 +47,18 @@ def standard(x, rows, products):
     return x
 
 
-def gram(x, rows, products):
+def gram(x, rows, products, start=frobenius):
     """The same on the Gram matrix R: several steps together multiply X by one polynomial Q of R.
 
     Products with X, which is wider than R, are then needed at the ends only. Rounding errors of R
     grow with the conditioning of Q; a restart (X <- Q X) after ``RESTART`` steps bounds it.
 
     Args:
-        x, rows, products: as in ``standard``; not in bfloat16.
+        x, rows, products, start: as in ``standard``; not in bfloat16.
     """
     for some in _segments("gram", rows, x.dtype):
-        q = _polynomial(products.sym_mm(x), some, products)
+        x, q = _polynomial(x, some, products, start)
+        start = frobenius
         x = products.mm_add(x, q, 0.0, 1.0)
     return x
 
@@ -71,9 +76,9 @@ def _segments(form, rows, dtype):
     return [rows[begin : begin + length] for begin in range(0, len(rows), length)]
 
 
-def _polynomial(r, rows, products):
-    """Q with Q X the result of some steps on X, from r = X X^T."""
-    q = None
+def _polynomial(x, rows, products, start):
+    """X at the start, and Q with Q X the result of some steps on it."""
+    (x, r), q = start(x, products), None
     for i, (a, b, c) in enumerate(rows):
         # one step is multiplication by a + z
         z = b * r if c == 0 else products.sym_baddbmm(r, r, r, b, c)
@@ -86,7 +91,7 @@ def _polynomial(r, rows, products):
             q = z
         else:
             q = products.sym_baddbmm(q, q, z, a, 1.0)
-    return q
+    return x, q
 
 
 FORMS = {"standard": standard, "gram": gram}
@@ -128,7 +133,15 @@ def cheapest(n, m, rows, dtype, share):
 
 @torch.no_grad()
 def orthogonalize(
-    g, steps=5, coefficients="keller", *, eps=0.0, form=None, dtype=None, backend=None
+    g,
+    steps=5,
+    coefficients="keller",
+    *,
+    eps=0.0,
+    form=None,
+    dtype=None,
+    norm="frobenius",
+    backend=None,
 ):
     """Return U V^T of g = U S V^T, as nearly as the coefficients bring it.
 
@@ -143,6 +156,9 @@ def orthogonalize(
         form: ``"standard"``, ``"gram"``, or None for the cheaper one.
         dtype: of the iteration, float16, bfloat16 (standard form only), float32 or float64, or its
             name; None chooses by the device: see ``working_dtype``.
+        norm: which norm g is divided by, no smaller than its largest singular value:
+            ``"frobenius"``, or ``"schatten4"``, the root of the Frobenius norm of g g^T, which is
+            nearer to that value, so that small ones start higher. It takes no further product.
         backend: name of a back end, or None for the best that works on the device.
 
     Returns:
@@ -171,11 +187,12 @@ def orthogonalize(
     dtype = working_dtype(g.device, g.dtype, form, dtype)
     # back ends read memory as it is
     matrices = g.detach().resolve_neg().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
-    eps = real("eps", eps, 0)
+    eps, norm = real("eps", eps, 0), NORMS[choice("norm", norm, NORMS)]
     norms = norms_of(matrices, backend)
     # float16 and bfloat16 have too small a range, or too few digits, for factors
-    factors = inverses(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
-    found = orthogonal(matrices, factors, rows, dtype, form, backend)
+    factors = norm.factors(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
+    start = functools.partial(norm.start, factors=factors, eps=eps, margin=margin)
+    found = orthogonal(matrices, factors, rows, dtype, form, backend, start=start)
     return found.to(g.dtype).view(g.shape)
 
 
@@ -217,13 +234,14 @@ def _on_cpu(form):
 _FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
 
 
-def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
+def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None, start=frobenius):
     """Apply polynomials to the singular values of matrices over their norms.
 
     Args:
         u: (batch, m, n), of a dtype no wider than that of the factors.
-        factors: (batch,), those of ``inverses``.
-        rows, backend: as in ``iterate``.
+        factors: (batch,), those of ``inverses``; or (batch, max(m, n)), one for each row of what is
+            taken as a tall matrix.
+        rows, backend, start: as in ``iterate``.
         form: a row of ``FORMS``, or None for the cheaper one.
         dtype: of the iteration, which has sides of its own: see ``products.padded``.
         spare: memory like u that may be written, u itself for one; or None.
@@ -234,56 +252,25 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None):
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
     x = padded(u.shape, dtype, device, products.MULTIPLES.get(device.type, 1), spare)
-    with_products("scale", device, backend, u, factors, x[:, :m, :n])
     # by u's own sides: padding then changes no bit, and where X X^T is singular, products amplify
     # rounding errors
-    tall = m > n
+    tall, to = m > n, x[:, :m, :n]
+    u, to = (u, to) if tall else (u.mT, to.mT)
+    with_products("scale", device, backend, u, factors, to)
     form = form or cheapest(min(m, n), max(m, n), rows, dtype, products.SYMMETRIC_SHARE)
-    found = iterate(x.mT if tall else x, rows, form, backend)
+    found = iterate(x.mT if tall else x, rows, form, backend, start)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
 
-def with_products(name, device, backend, *args):
-    """Call a function of the namespace of products."""
-    return backends.run(
-        lambda module: getattr(module.products(device.type), name)(*args), device.type, backend
-    )
-
-
-def norms_of(u, backend=None):
-    """Frobenius norms of (batch, m, n), in float64: (batch,)."""
-    return with_products("norms", u.device, backend, u)
-
-
-def inverses(norms, eps, margin, dtype):
-    """Factors that divide matrices by their norms, for any number of matrices at once.
-
-    Args:
-        norms: (batch,), float64; overwritten.
-        eps: at least 0, smaller norms count as it.
-        margin: factor of the norms.
-        dtype: of the matrices, float32 or float64.
-
-    Returns:
-        (batch,) of that dtype, finite where norms are numbers: zero stays zero, since norms whose
-        inverse is beyond the range count as those whose inverse is not.
-    """
-    least = max(1 / torch.finfo(dtype).max, torch.finfo(norms.dtype).tiny)
-    norms.clamp_(min=max(eps, least / margin))
-    if margin != 1:
-        norms *= margin
-    # computed in float64, rounded once
-    return torch.reciprocal(norms, out=torch.empty_like(norms, dtype=dtype))
-
-
-def iterate(x, rows, form, backend=None):
+def iterate(x, rows, form, backend=None, start=frobenius):
     """Apply polynomials to the singular values of matrices.
 
     Args:
-        x: (batch, n, m), n <= m, singular values at most 1; not written.
+        x: (batch, n, m), n <= m, singular values at most 1; written by ``start`` alone.
         rows: (a, b, c) of each step.
         form: a row of ``FORMS``.
         backend: the choice of a group.
+        start: as in ``standard``.
 
     Returns:
         A tensor like x, whose columns are contiguous if those of x are, else its rows. Zero rows
@@ -293,7 +280,7 @@ def iterate(x, rows, form, backend=None):
         return x
 
     def work(module):
-        return FORMS[form](x, rows, module.products(x.device.type))
+        return FORMS[form](x, rows, module.products(x.device.type), start)
 
     # autocast would give some of the products another dtype
     with torch.autocast(x.device.type, enabled=False):

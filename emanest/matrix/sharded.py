@@ -13,7 +13,8 @@ import torch
 from ..rules import MOMENTA, ROWS
 from .directions import Directions, Numbers, at_once
 from .exchange import Exchange, Sharding
-from .newton_schulz import norms_of
+from .norms import norms_of
+from .polar import Polar
 from .shapes import is_stack
 
 
@@ -49,7 +50,7 @@ class ShardedDirections(Directions):
     def __call__(self, gs, numbers, skip):
         """As ``Directions``."""
         numbers = Numbers.of(numbers, self.row_rule)
-        us = [torch.empty(g.shape, dtype=self.update_dtype, device=g.device) for g in gs]
+        us = [torch.empty(g.shape, dtype=self.polar.update_dtype, device=g.device) for g in gs]
         state = self.joint.columns(MOMENTA["ema"].state)
         self.average(us, gs, state, numbers.momentum, skip)
         found, scales, start = list(us), list(self.scales), 0
@@ -82,7 +83,7 @@ class ShardedDirections(Directions):
         os = self._iterated(shape, wholes)
         if self.row_rule:
             self._even_rows(exchange, shape, units, os, factors, numbers, skip)
-        like = torch.empty(0, dtype=self.dtype, device=us[0].device)
+        like = torch.empty(0, dtype=self.polar.dtype, device=us[0].device)
         new = exchange.scatter(shardings, os, like)
         for unit, part in zip(units, new, strict=True):
             parts.setdefault(unit.member, []).append(part)
@@ -91,7 +92,7 @@ class ShardedDirections(Directions):
         if not wholes:
             return []
         u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
-        o = self.orthogonal(u, self.inverses(norms_of(u, self.joint.backend)))
+        o = self.orthogonal(u, self.polar.inverses(norms_of(u, self.joint.backend)))
         return list(o.view(len(wholes), *wholes[0].shape).unbind())
 
     def _even_rows(self, exchange, shape, units, os, factors, numbers, skip):
@@ -113,25 +114,25 @@ class ShardedDirections(Directions):
             factors.setdefault(unit.member, []).append(new.view(-1))
 
 
-def alike(part):
-    """What parts have in common whose directions are found together."""
+def alike(polar, part):
+    """What parts have in common whose directions are found together, iterated by ``polar``."""
     # processes exchange the matrices of one part
     sharded = part.bucket.mesh and (part.bucket.number, *part.indices[:1])
-    return sharded, *map(part.group.get, Directions.ALIKE)
+    return sharded, *map(part.group.get, polar.OPTIONS)
 
 
-def divided(joint, row_rule):
+def divided(joint, row_rule, polar=Polar):
     """What finds the directions of some parameters: local where matrices lie here as wholes.
 
     Args:
-        joint, row_rule: as these take them.
+        joint, row_rule, polar: as these take them.
     """
     if joint.first.mesh is None:
-        return Directions(joint, row_rule)
+        return Directions(joint, row_rule, polar)
     stack, kinds = joint.parts[0].group["stack"], {Directions: [], ShardedDirections: []}
     for k, p in enumerate(joint.params):
         kinds[Directions if _whole_here(p, stack) else ShardedDirections].append(k)
-    each = [(its, kind(joint.some(its), row_rule)) for kind, its in kinds.items() if its]
+    each = [(its, kind(joint.some(its), row_rule, polar)) for kind, its in kinds.items() if its]
 
     def find(gs, numbers, skip):
         found, scales, step = list(gs), list(gs), numbers

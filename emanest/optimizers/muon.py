@@ -9,6 +9,8 @@ from ..backends import shards
 from ..matrix.coefficients import check_coefficients
 from ..matrix.directions import Numbers
 from ..matrix.newton_schulz import FORMS, check_dtype
+from ..matrix.norms import NORMS
+from ..matrix.polar import Polar
 from ..matrix.shapes import SCALES, is_stack, rows
 from ..matrix.sharded import alike, divided
 from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
@@ -25,6 +27,7 @@ Scale = Annotated[str | None, by(choice, (None, *SCALES))]
 Stack = Annotated[bool | None, by(optional, flag)]
 Form = Annotated[str | None, by(choice, (None, *FORMS))]
 Dtype = Annotated[str | None, check_dtype]
+Norm = Annotated[str, by(choice, (*NORMS,))]
 
 ELSEWHERE = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
 
@@ -80,7 +83,7 @@ def check_layout(name, p, group):
         raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 
 
-def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: ()):
+def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: (), polar=Polar):
     """The base of an optimizer that steps along orthogonal directions.
 
     Args:
@@ -88,6 +91,7 @@ def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group:
         check_together: as ``own_options`` takes them.
         row_rule: a row of ``rules.ROWS``, for a factor for each row; or None.
         row_numbers: group -> its numbers.
+        polar: the class of the iteration, ``Polar`` or one derived from it.
     """
 
     def numbers(group, info):
@@ -104,8 +108,8 @@ def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group:
         *own_options(optimizer, _check_options, *check_together),
         # torch saves no `step` for Muon, whose steps are all alike
         uncounted=1.0,
-        directions=functools.partial(divided, row_rule=row_rule),
-        alike=alike,
+        directions=functools.partial(divided, row_rule=row_rule, polar=polar),
+        alike=functools.partial(alike, polar),
         state=(*MOMENTA["ema"].state, *(State(name, rows, ("stack",)) for name in row_state)),
         check=check_matrix,
     )
@@ -144,7 +148,7 @@ class Muon(Optimizer):
             elsewhere.
         ns_coefficients: (a, b, c); or a sequence of such triples, one for each step, of which the
             last is repeated; or a name in ``emanest.matrix.coefficients.COEFFICIENTS``.
-        eps: norms of d below it count as it, at least 0.
+        eps: norms (``ns_norm``) of d below it count as it, at least 0.
         ns_steps: Newton-Schulz steps, at least 1.
         adjust_lr_fn: scale by the shape: None or ``"original"`` sqrt(max(1, rows / columns)),
             ``"match_rms_adamw"`` 0.2 sqrt(max(rows, columns)), ``"spectral_norm"`` (torch 2.14
@@ -165,6 +169,11 @@ class Muon(Optimizer):
             float16 on a GPU, bfloat16 on a CPU with matrix units for it (AMX), else float32.
             Products of torch in float32 have as many digits as
             ``torch.set_float32_matmul_precision`` leaves them; those in Triton have all.
+        ns_norm: what matrices are divided by at first, so that no singular value exceeds 1:
+            ``"frobenius"``, or ``"schatten4"``, the root of the Frobenius norm of d d^T (on the
+            smaller side), which is nearer to the largest singular value, so that small ones start
+            up to n**0.25 times higher (n the smaller side) and come nearer to 1. It takes no
+            further product.
         lookahead, backend, maximize, foreach, fused, capturable, differentiable, nonfinite: as in
             ``AdamW``. NALA's own steps follow the plain gradient.
 
@@ -193,6 +202,7 @@ class Muon(Optimizer):
         stack: Stack = None,
         ns_form: Form = None,
         ns_dtype: Dtype = None,
+        ns_norm: Norm = "frobenius",
         lookahead=None,
         backend=None,
         maximize=False,

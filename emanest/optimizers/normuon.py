@@ -5,7 +5,7 @@ from typing import Annotated
 from ..options import AtLeastZero, Flag, LearningRate, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
-from .muon import Coefficients, Count, Dtype, Form, Scale, Stack, base_of
+from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Stack, base_of
 from .optimizer import Optimizer
 
 
@@ -22,7 +22,7 @@ class NorMuon(Optimizer):
 
     Args:
         params, lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, adjust_lr_fn,
-            split, stack, ns_form, ns_dtype, lookahead, backend, maximize, foreach, fused,
+            split, stack, ns_form, ns_dtype, ns_norm, lookahead, backend, maximize, foreach, fused,
             capturable, differentiable, nonfinite: as in ``Muon``. Rows are evened out, which are
             the inputs of weights (E, inputs, outputs). ``stack`` cannot change once parameters of
             three and more dimensions have state.
@@ -55,6 +55,7 @@ class NorMuon(Optimizer):
         stack: Stack = None,
         ns_form: Form = None,
         ns_dtype: Dtype = None,
+        ns_norm: Norm = "frobenius",
         lookahead=None,
         backend=None,
         maximize=False,

@@ -150,7 +150,12 @@ _BASE = Base(
     alike=lambda part: part.group["update_basis"],
     state=(
         *MOMENTA["adam"].state,
-        *(State(name, square(i), SHAPED_BY) for i, names in enumerate(SIDES) for name in names),
+        # bases as LAPACK writes them
+        *(
+            State(name, square(side, by_columns), SHAPED_BY)
+            for side, names in enumerate(SIDES)
+            for by_columns, name in enumerate(names)
+        ),
     ),
     check=_check,
     capturable=False,

@@ -359,17 +359,20 @@ def restored_by_errors(mappings):
 
 
 def kind_of(name, p, group):
-    """Of a parameter's state, how many dimensions are the parameter's, and its other sizes.
-
-    None: it is as the parameter.
-    """
+    """How a parameter's state is shaped, as ``rules.State.shape`` says; None: as the parameter."""
     shape: Any = State(name).shape
     return None if shape is None else shape(p, group)
 
 
 def shaped(p, kind):
     """A tensor that has the shape and the strides of a parameter's state; of no other use."""
-    return p if kind is None else torch.empty((*p.shape[: kind[0]], *kind[1]), device="meta")
+    if kind is None:
+        return p
+    dims, sizes, *by_columns = kind
+    shape = *p.shape[:dims], *sizes
+    if any(by_columns):
+        return torch.empty((*shape[:-2], shape[-1], shape[-2]), device="meta").mT
+    return torch.empty(shape, device="meta")
 
 
 def forget_others(entries, key, names):
