@@ -1,6 +1,14 @@
 """The cases of a CPU."""
 
 from .case import FUNCTION, MATRICES, Case, Claim, cost, memory, of_ours, speedup
+from .eigenbasis import (
+    OURS_SOAP,
+    OURS_SOAP_QR,
+    PARTS,
+    PYTORCH_OPTIMIZER_SOAP,
+    PYTORCH_OPTIMIZER_SOAP_QR,
+    square,
+)
 from .orthogonal import (
     GRAM_32,
     MUON_32,
@@ -48,6 +56,8 @@ def newton_schulz(name, model):
     claims = (speedup(PLAIN_32, 1.6, 2.4), speedup(GRAM_32), speedup(PLAIN_B16))
     return Case(name, "cpu", model, OURS_NS, peers, claims, **FUNCTION)
 
+
+EIGENBASES = {"defined": square, "warm_up": 2}
 
 CPU = (
     Case(
@@ -143,6 +153,18 @@ CPU = (
         (speedup(MUON_32), of_ours(OURS_MUON_ALONE, 2)),
         warm_up=2,
         **MATRICES,
+    ),
+    Case(
+        *("soap", "cpu", "two GPT-2 blocks", OURS_SOAP),
+        (PYTORCH_OPTIMIZER_SOAP,),
+        (speedup(PYTORCH_OPTIMIZER_SOAP, 1.4, 1.6),),
+        **EIGENBASES,
+    ),
+    Case(
+        *("soap with a QR", "cpu", "two GPT-2 blocks", OURS_SOAP_QR),
+        (PARTS, PYTORCH_OPTIMIZER_SOAP_QR),
+        (cost(PARTS, 1.05), speedup(PYTORCH_OPTIMIZER_SOAP_QR)),
+        **EIGENBASES,
     ),
     newton_schulz("newton-schulz wide", "768x3072"),
     newton_schulz("newton-schulz tall", "3072x768"),

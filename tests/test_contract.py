@@ -120,7 +120,8 @@ def test_a_parameter_may_be_frozen_and_thawed(entry, lookahead):
         before = bits(problem.bias)
         optimizer.step()
         twin.step()
-        assert (bits(problem.bias) == before) == (not problem.bias.requires_grad)
+        if t >= entry.waits:
+            assert (bits(problem.bias) == before) == (not problem.bias.requires_grad)
         assert bits(problem.weight) == bits(other.weight)
 
 
