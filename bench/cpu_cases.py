@@ -9,15 +9,19 @@ from .eigenbasis import (
     PYTORCH_OPTIMIZER_SOAP_QR,
     square,
 )
+from .models import MODELS
 from .orthogonal import (
     GRAM_32,
     MUON_32,
+    OURS_AURORA,
     OURS_MUON,
+    OURS_MUON_12,
     OURS_MUON_ALONE,
     OURS_NS,
     PLAIN_32,
     PLAIN_B16,
     TORCH_MUON,
+    operations_of_aurora,
 )
 from .peers import (
     COMPILED,
@@ -57,6 +61,7 @@ def newton_schulz(name, model):
     return Case(name, "cpu", model, OURS_NS, peers, claims, **FUNCTION)
 
 
+AURORA = operations_of_aurora(MODELS["two GPT-2 blocks"])
 EIGENBASES = {"defined": square, "warm_up": 2}
 
 CPU = (
@@ -153,6 +158,13 @@ CPU = (
         (speedup(MUON_32), of_ours(OURS_MUON_ALONE, 2)),
         warm_up=2,
         **MATRICES,
+    ),
+    Case(
+        *("aurora", "cpu", "two GPT-2 blocks", OURS_AURORA),
+        (OURS_MUON_12,),
+        # within 10 % of the operations
+        (cost(OURS_MUON_12, round(1.1 * AURORA, 2), round(AURORA, 2)),),
+        warm_up=2,
     ),
     Case(
         *("soap", "cpu", "two GPT-2 blocks", OURS_SOAP),
