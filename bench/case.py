@@ -1,5 +1,6 @@
 """What a case is: which variants are timed together on what, and what must come out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,9 @@ class Case(NamedTuple):
     sigma: float = 0.02  # of the parameters, when timing starts; gradients have 1
     spread: float = 1.0  # of gradients: sigma of the last column over that of the first
     full_size: bool = False  # errors are found at full size too
+    # shape -> whether rounding leaves its result alone: others, and any in less than float64 or
+    # after steps with the same gradients, are not compared; None: all are
+    defined: Callable | None = None
 
     @property
     def shapes(self):

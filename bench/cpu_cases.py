@@ -1,15 +1,27 @@
 """The cases of a CPU."""
 
 from .case import FUNCTION, MATRICES, Case, Claim, cost, memory, of_ours, speedup
+from .eigenbasis import (
+    OURS_SOAP,
+    OURS_SOAP_QR,
+    PARTS,
+    PYTORCH_OPTIMIZER_SOAP,
+    PYTORCH_OPTIMIZER_SOAP_QR,
+    square,
+)
+from .models import MODELS
 from .orthogonal import (
     GRAM_32,
     MUON_32,
+    OURS_AURORA,
     OURS_MUON,
+    OURS_MUON_12,
     OURS_MUON_ALONE,
     OURS_NS,
     PLAIN_32,
     PLAIN_B16,
     TORCH_MUON,
+    operations_of_aurora,
 )
 from .peers import (
     COMPILED,
@@ -48,6 +60,9 @@ def newton_schulz(name, model):
     claims = (speedup(PLAIN_32, 1.6, 2.4), speedup(GRAM_32), speedup(PLAIN_B16))
     return Case(name, "cpu", model, OURS_NS, peers, claims, **FUNCTION)
 
+
+AURORA = operations_of_aurora(MODELS["two GPT-2 blocks"])
+EIGENBASES = {"defined": square, "warm_up": 2}
 
 CPU = (
     Case(
@@ -143,6 +158,25 @@ CPU = (
         (speedup(MUON_32), of_ours(OURS_MUON_ALONE, 2)),
         warm_up=2,
         **MATRICES,
+    ),
+    Case(
+        *("aurora", "cpu", "two GPT-2 blocks", OURS_AURORA),
+        (OURS_MUON_12,),
+        # within 10 % of the operations
+        (cost(OURS_MUON_12, round(1.1 * AURORA, 2), round(AURORA, 2)),),
+        warm_up=2,
+    ),
+    Case(
+        *("soap", "cpu", "two GPT-2 blocks", OURS_SOAP),
+        (PYTORCH_OPTIMIZER_SOAP,),
+        (speedup(PYTORCH_OPTIMIZER_SOAP, 1.4, 1.6),),
+        **EIGENBASES,
+    ),
+    Case(
+        *("soap with a QR", "cpu", "two GPT-2 blocks", OURS_SOAP_QR),
+        (PARTS, PYTORCH_OPTIMIZER_SOAP_QR),
+        (cost(PARTS, 1.05), speedup(PYTORCH_OPTIMIZER_SOAP_QR)),
+        **EIGENBASES,
     ),
     newton_schulz("newton-schulz wide", "768x3072"),
     newton_schulz("newton-schulz tall", "3072x768"),

@@ -3,7 +3,8 @@
 import torch
 
 import emanest
-from emanest.matrix.newton_schulz import working_dtype
+from emanest.matrix.coefficients import polynomials
+from emanest.matrix.newton_schulz import cheapest, flops, working_dtype
 
 from . import newton_schulz
 from .models import hidden
@@ -29,6 +30,28 @@ def emanest_muon(lookahead):
         return ours(emanest.Muon(params, **options), params)
 
     return make
+
+
+def emanest_polar(cls, **options):
+    """Ours, with the iteration that Aurora has by default."""
+
+    def make(params, capturable):
+        options_of_all = {**MUON, "ns_coefficients": "simple", "ns_steps": 12, **options}
+        return ours(cls(params, **options_of_all, capturable=capturable), params)
+
+    return make
+
+
+def operations_of_aurora(shapes):
+    """Those of Aurora over those of Muon with the same iteration, which squares need once."""
+    (rows, _), dtype = polynomials("simple", 12), as_we_choose("cpu", torch.float32)
+    once = twice = 0
+    for shape in shapes:
+        n, m = sorted(shape)
+        form = cheapest(n, m, rows, dtype, 0.5)
+        count = flops(form, n, m, rows, dtype)
+        once, twice = once + count, twice + count * (1 if n == m else 2)
+    return twice / once
 
 
 def emanest_mixed(lookahead):
@@ -110,6 +133,8 @@ OURS_MUON = "emanest Muon + EMA-Nesterov"
 OURS_MUON_ALONE = "emanest Muon"
 OURS_MIXED = "emanest Muon and AdamW + EMA-Nesterov"
 OURS_MIXED_ALONE = "emanest Muon and AdamW"
+OURS_AURORA = "emanest Aurora"
+OURS_MUON_12 = "emanest Muon, 12 simple steps"
 OURS_NS = "emanest orthogonalize"
 TORCH_MUON = "torch Muon"
 MUON_32 = "torch Muon's operations in float32"
@@ -157,6 +182,12 @@ VARIANTS = {
         work=Work("gram"),
         arithmetic=always(torch.float16),
     ),
+    OURS_AURORA: Variant(
+        "aurora", emanest_polar(emanest.Aurora), own=True, arithmetic=as_we_choose
+    ),
+    OURS_MUON_12: Variant(
+        "muon of 12 steps", emanest_polar(emanest.Muon), own=True, arithmetic=as_we_choose
+    ),
     OURS_MIXED: Variant("ema mixed", emanest_mixed(EMA), **_MIXED),
     OURS_MIXED_ALONE: Variant("mixed", emanest_mixed(None), **_MIXED),
     TWO_PHASE_MIXED: Variant(
@@ -184,6 +215,8 @@ VARIANTS = {
 ORACLES = {
     "muon": lambda params, capturable: plain(exact_muon(params), params),
     "ema muon": two_phase(exact_muon),
+    "aurora": emanest_polar(emanest.Aurora, backend="eager"),
+    "muon of 12 steps": emanest_polar(emanest.Muon, backend="eager"),
     "mixed": lambda params, capturable: plain(exact_mixed(params), params),
     "ema mixed": two_phase(exact_mixed),
     "newton-schulz": alone(newton_schulz.plain, dtype=torch.float64),

@@ -4,8 +4,8 @@ A variant is built from parameters whose gradients are set, and gives a ``Steppe
 one family compute the same function, which is checked against the family's float64 run.
 """
 
-from . import orthogonal, peers
+from . import eigenbasis, orthogonal, peers
 
-VARIANTS = {**peers.VARIANTS, **orthogonal.VARIANTS}
+VARIANTS = {**peers.VARIANTS, **orthogonal.VARIANTS, **eigenbasis.VARIANTS}
 # family -> what is run in float64 to compare with; where we wrote no second form, our eager one
-ORACLES = {**peers.ORACLES, **orthogonal.ORACLES}
+ORACLES = {**peers.ORACLES, **orthogonal.ORACLES, **eigenbasis.ORACLES}

@@ -8,7 +8,7 @@ import torch
 import emanest
 from training import Run, lr_factor
 
-# lr of AdamW beside Muon, relative to Muon's
+# lr of AdamW beside Muon and its relatives, relative to theirs
 ADAMW_SHARE = 0.3
 
 
@@ -46,12 +46,12 @@ def sgd(model, lr, lookahead, momentum=0.9):
     return emanest.SGD(model.parameters(), lr=lr, momentum=momentum, lookahead=lookahead)
 
 
-def orthogonal(cls):
-    """A base that orthogonalises: matrices to it, the rest to AdamW at a lr in proportion."""
+def of_matrices(cls, share=ADAMW_SHARE):
+    """A base for hidden matrices: the rest goes to AdamW, at that share of its lr."""
 
     def make(model, lr, lookahead, adamw=(), **options):
         # queries, keys and values are three matrices
-        rest = {"lr": lr * ADAMW_SHARE, **dict(adamw)}
+        rest = {"lr": lr * share, **dict(adamw)}
         groups = emanest.split_params(model, {"qkv": {"split": 3}}, adamw=rest, verbose=False)
         return cls(groups, lr=lr, weight_decay=0.01, lookahead=lookahead, **options)
 
@@ -69,8 +69,10 @@ def ema_nesterov(steps):
 BASES = {
     "adamw": Base(adamw, lr=6e-3),
     "sgd": Base(sgd, lr=0.8),
-    "muon": Base(orthogonal(emanest.Muon), lr=0.02),
-    "normuon": Base(orthogonal(emanest.NorMuon), lr=0.04),
+    "muon": Base(of_matrices(emanest.Muon), lr=0.02),
+    "normuon": Base(of_matrices(emanest.NorMuon), lr=0.04),
+    "aurora": Base(of_matrices(emanest.Aurora), lr=0.02),
+    "soap": Base(of_matrices(emanest.SOAP, share=1.0), lr=0.012),
 }
 # without momentum, which Schedule-Free brings along
 PLAIN_ADAMW = {"betas": (0.0, 0.999)}
@@ -102,6 +104,8 @@ LOOKAHEADS = {
             "sgd": {"momentum": 0.0},
             "muon": PLAIN_MUON,
             "normuon": PLAIN_MUON,
+            "aurora": PLAIN_MUON,
+            "soap": {"betas": (0.0, 0.95), "adamw": PLAIN_ADAMW},
         },
         decays=False,
     ),

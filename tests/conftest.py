@@ -25,19 +25,16 @@ hypothesis.settings.load_profile("emanest")
 
 
 def pytest_collection_modifyitems(items):
-    items[:] = [item for item in items if wanted(item)]
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        lookaheads = [given[name] for name in ("lookahead", "method") if name in given]
+        if lookaheads and hasattr(given.get("entry"), "slow") and given["entry"].slow(*lookaheads):
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a GPU")
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
-
-
-def wanted(item):
-    """Whether an entry of the database is tested with the lookahead of a test."""
-    given = item.callspec.params if hasattr(item, "callspec") else {}
-    few = getattr(given.get("entry"), "lookaheads", None)
-    return few is None or given.get("lookahead") in few
 
 
 def pytest_collection_finish():

@@ -291,6 +291,13 @@ def _muon(params, method, cls=emanest.Muon, **options):
     return cls(params, lookahead=method, **options)
 
 
+def _soap(params, method, **options):
+    """Bases are found, kept and turned twice within 20 steps."""
+    options = {"lr": LR, "betas": (0.9, 0.95), "precondition_frequency": 7, **options}
+    options = _without_momentum(method, options, "betas", (0.0, 0.95))
+    return emanest.SOAP(params, lookahead=method, **options)
+
+
 def _two_bases(params, method, cls=emanest.Muon, **options):
     """Matrices on Muon, the others on AdamW in the same optimizer."""
     betas = (0.0, 0.99) if isinstance(method, ScheduleFree) else (0.9, 0.99)
@@ -310,6 +317,8 @@ BASES = {
     "nesterov": (functools.partial(_sgd, momentum=0.8, nesterov=True), MIXED),
     "muon": (_muon, MATRICES),
     "normuon": (functools.partial(_muon, cls=emanest.NorMuon), MATRICES),
+    "aurora": (functools.partial(_muon, cls=emanest.Aurora), MATRICES),
+    "soap": (_soap, [*MATRICES, *MIXED]),
     "muon+adamw": (_two_bases, MIXED),
 }
 

@@ -69,6 +69,11 @@ MORE = {
         "all": {"lr": 0.01, "weight_decay": 0.1, "pp_iterations": 3, "pp_beta": 0.25},
         "schatten4": {"ns_norm": "schatten4"},
     },
+    "SOAP": {
+        "default": {},
+        "often": {"precondition_frequency": 2, "max_precond_dim": 5, "lr": torch.tensor(0.001)},
+        "before": {"update_basis": "before", "decay": "before", "maximize": True},
+    },
     "two": {
         "default": {},
         "tensor lr": {"lr": torch.tensor(0.001)},
@@ -105,7 +110,7 @@ class Entry(TORCH["OptimizerInfo"]):
     name = ""  # torch's has that of the class
 
     def __init__(
-        self, name, cls, make, inputs, *, errors, still, reference, lookaheads=None, **attributes
+        self, name, cls, make, inputs, *, errors, still, reference, waits=0, few=False, **attributes
     ):
         super().__init__(
             cls,
@@ -117,7 +122,8 @@ class Entry(TORCH["OptimizerInfo"]):
         self.name, self._make = name, make
         self.still = still  # the options without momentum
         self.reference = reference  # the optimizer of torch with the same options
-        self.lookaheads = lookaheads  # that it is tested with here; None: all
+        self.waits = waits  # first steps of a parameter that do not move it
+        self.few = few  # tests that take a lookahead are slow ones but for EMA-Nesterov
 
     def __repr__(self):
         return self.name
@@ -126,6 +132,10 @@ class Entry(TORCH["OptimizerInfo"]):
     def wraps(self):
         """Whether the base update is torch's."""
         return self.optim_cls is Wrap
+
+    def slow(self, lookahead):
+        """Whether a test with a lookahead, or one of that name, is a slow test."""
+        return self.few and lookahead not in (METHODS["ema"], "ema")
 
     def make(self, params, lookahead, **kwargs):
         still = self.still if isinstance(lookahead, ScheduleFree) else {}
@@ -187,6 +197,13 @@ MUON = {
     "reference": torch.optim.Muon,
     "supports_complex": False,
 }
+SOAP = {
+    **ADAMW,
+    "still": {"betas": (0.0, 0.95)},
+    "supports_complex": False,
+    "waits": 1,
+    "few": True,
+}
 
 
 def _inputs(name, *tables):
@@ -229,9 +246,14 @@ DATABASE = {
             *("Aurora", emanest.Aurora, _fused(emanest.Aurora, ns_steps=2)),
             lambda: rows({**MORE["Aurora"], **OURS, **CAPTURABLE}),
             **MUON,
-            # they come in the pass after the direction, which is Muon's
-            lookaheads=(None, METHODS["ema"]),
+            # lookaheads come in the pass after the direction, which is Muon's
+            few=True,
             has_capturable_arg=True,
+        ),
+        Entry(
+            *("SOAP", emanest.SOAP, _fused(emanest.SOAP)),
+            lambda: rows({**MORE["SOAP"], **OURS}),
+            **SOAP,
         ),
         Entry(
             *("Wrap AdamW", Wrap, _wrapped(torch.optim.AdamW)),

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import emanest
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import (
@@ -19,6 +21,7 @@ from bench import (
     clocks,
     core,
     devices,
+    eigenbasis,
     models,
     newton_schulz,
     orthogonal,
@@ -80,6 +83,22 @@ def test_memory_is_four_bytes_per_parameter():
     assert extra == pytest.approx(4, abs=0.01)
 
 
+def test_soap_needs_the_memory_that_its_docstring_says():
+    """State and, for a moment, what a step without and one with a QR take; LAPACK takes some."""
+    m, n = 128, 96
+    p = torch.nn.Parameter(torch.randn(m, n))
+    p.grad = torch.randn(m, n)
+    optimizer = emanest.SOAP([p], precondition_frequency=2)
+    with devices.memory_on_cpu() as first:
+        optimizer.step()
+    assert first.held == pytest.approx(4 * (2 * m * n + 2 * (m * m + n * n)), rel=1e-3)
+    for _ in range(3):
+        with devices.memory_on_cpu() as later:
+            optimizer.step()
+        assert later.held <= 1000
+        assert later.peak <= 4 * 1.05 * (5 * m * n + 3 * m * m)
+
+
 def test_memory_on_cpu_counts_what_stays_and_the_peak():
     older = [torch.ones(2000)]
     with devices.memory_on_cpu() as memory:
@@ -100,6 +119,21 @@ def test_muon_of_another_formula_is_not_timed(monkeypatch):
     assert entries[name].reason.startswith("computes something else: error")
     assert entries[orthogonal.OURS_MUON].info["skipped"] == {name: entries[name].reason}
     assert min(entries[orthogonal.OURS_MUON].samples) > 0
+
+
+def test_soap_of_another_formula_is_not_timed(monkeypatch):
+    """Though results are compared where rounding decides nothing, and there alone."""
+
+    def wrong(params, capturable):
+        return peers.plain(emanest.SOAP(params, **{**eigenbasis.SOAP, "eps": 1e-4}), params)
+
+    name = eigenbasis.PYTORCH_OPTIMIZER_SOAP
+    case = case_of(name)
+    assert {case.defined(shape) for shape in models.shrunk(case.shapes)} == {False, True}
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(make=wrong))
+    entries = core.quick(case)
+    assert entries[name].reason.startswith("computes something else: error")
+    assert min(entries[case.ours].samples) > 0
 
 
 def test_what_is_wrong_at_full_size_only_is_not_timed(monkeypatch):

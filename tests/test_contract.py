@@ -63,12 +63,15 @@ def test_every_attribute_of_a_torch_optimizer_is_there(entry):
 
 
 def test_every_option_of_torch_is_an_option_here():
+    # AdamW in another basis has no largest second moment to keep
+    without = {emanest.SOAP: {"amsgrad"}}
     for entry in DATABASE.values():
         if not entry.wraps:
             theirs = entry.reference(Problem().params).defaults
             ours = entry.make(Problem().params, None).defaults
             # says that torch's AdamW is not its Adam
-            assert theirs.keys() - ours.keys() <= {"decoupled_weight_decay"}
+            lacking = {"decoupled_weight_decay", *without.get(entry.optim_cls, ())}
+            assert theirs.keys() - ours.keys() <= lacking
 
 
 # ---- groups that come late ----------------------------------------------------------------------
@@ -120,7 +123,8 @@ def test_a_parameter_may_be_frozen_and_thawed(entry, lookahead):
         before = bits(problem.bias)
         optimizer.step()
         twin.step()
-        assert (bits(problem.bias) == before) == (not problem.bias.requires_grad)
+        if t >= entry.waits:
+            assert (bits(problem.bias) == before) == (not problem.bias.requires_grad)
         assert bits(problem.weight) == bits(other.weight)
 
 

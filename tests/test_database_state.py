@@ -77,6 +77,7 @@ OTHER = {
     "Muon": {"lr": 0.5, "ns_steps": 2, "weight_decay": 0.3, "backend": "eager"},
     "NorMuon": {"lr": 0.5, "beta2": 0.2, "weight_decay": 0.3, "backend": "eager"},
     "Aurora": {"lr": 0.5, "pp_iterations": 1, "pp_beta": 1.0, "backend": "eager"},
+    "SOAP": {"lr": 0.5, "precondition_frequency": 1, "weight_decay": 0.3, "backend": "eager"},
     "Wrap AdamW": {"lr": 0.5, "eps": 1e-3, "weight_decay": 0.3, "maximize": True},
     "Wrap SGD": {"lr": 0.5, "weight_decay": 0.3, "maximize": True},
     "Wrap two": {"lr": 0.5, "weight_decay": 0.3, "maximize": True},

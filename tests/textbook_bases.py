@@ -149,6 +149,135 @@ class Aurora(Muon):
 NORMS = {"frobenius": torch.linalg.norm, "schatten4": lambda x: (x @ x.mT).norm().sqrt()}
 
 
+class SOAP:
+    """SOAP (arXiv 2409.11321): Adam in eigenvectors Q of L and R, the averages of GG^T and G^TG.
+
+    At step 0 of a matrix L and R get their first term, Q is found, and the matrix stays where it
+    is. From then on L and R change after its update, and Q after every ``precondition_frequency``
+    updates, by a QR of L Q. With ``update_basis="before"`` all that comes before the update, at
+    step 0 too, where the matrix moves as well. A vector, and a side longer than
+    ``max_precond_dim``, is not rotated.
+
+    ``first[i] = (Q_L, Q_R)``, a batch for the matrices of parameter i, replaces what step 0 finds:
+    where a first L has a null space, that is spanned by rounding.
+    """
+
+    def __init__(
+        self,
+        betas=(0.95, 0.95),
+        shampoo_beta=None,
+        eps=1e-8,
+        weight_decay=0.01,
+        precondition_frequency=10,
+        max_precond_dim=10000,
+        correct_bias=True,
+        update_basis="after",
+        decay="after",
+        split=1,
+        stack=False,
+        maximize=False,
+    ):
+        assert {update_basis, decay} <= {"before", "after"}
+        self.betas, self.eps, self.correct_bias = betas, eps, correct_bias
+        self.shampoo_beta = betas[1] if shampoo_beta is None else shampoo_beta
+        self.weight_decay, self.decay, self.maximize = weight_decay, decay, maximize
+        self.frequency, self.longest = precondition_frequency, max_precond_dim
+        self.update_basis, self.split, self.stack = update_basis, split, stack
+        self.first, self.state = {}, {}
+
+    def update(self, i, p, g, lr, weight_decay=None):
+        """Return parameter i after one step from p; ``weight_decay`` replaces the base's own."""
+        weight_decay = self.weight_decay if weight_decay is None else weight_decay
+        parts = enumerate(self.matrices(-g if self.maximize else g))
+        directions = [self.direction(i, j, part) for j, part in parts]
+        if directions[0] is None:
+            return p
+        u = -lr * torch.stack(directions).view(p.shape)
+        if self.decay == "after":
+            return (p + u) * (1 - lr * weight_decay)
+        return p + u - lr * weight_decay * p
+
+    def matrices(self, g):
+        """The matrices of a parameter, one after the other; of a vector itself."""
+        if g.dim() < 2:
+            return [g]
+        members = g.unbind() if self.stack and g.dim() > 2 else [g]
+        return [part.flatten(1) for member in members for part in member.chunk(self.split)]
+
+    def direction(self, i, j, g):
+        """The update of matrix j of parameter i over -lr; None where step 0 moves nothing."""
+        s = self.state.setdefault((i, j), _State(g))
+        k, before = s.step, self.update_basis == "before"
+        s.step += 1
+        if k == 0:
+            self.find_bases(s, g, self.first.get(i), j)
+            if not before:
+                return None
+        elif before:
+            self.follow(s, g, k)
+        beta1, beta2 = self.betas
+        g_turned = s.turn(g)
+        s.m = beta1 * s.m + (1 - beta1) * g_turned
+        s.v = beta2 * s.v + (1 - beta2) * g_turned**2
+        o = s.turn_back(s.m / (s.v.sqrt() + self.eps))
+        if not before:
+            self.follow(s, g, k)
+        count = s.step if before else k
+        corrected = (1 - beta2**count) ** 0.5 / (1 - beta1**count)
+        return o * corrected if self.correct_bias else o
+
+    def find_bases(self, s, g, first, j):
+        """L, R and their eigenvectors, those of the largest eigenvalues first."""
+        for side, gram in enumerate(grams(g)):
+            if gram is not None and len(gram) <= self.longest:
+                s.averages[side] = (1 - self.shampoo_beta) * gram
+                if first is None:
+                    s.q[side] = torch.linalg.eigh(s.averages[side]).eigenvectors.flip(1)
+                else:
+                    s.q[side] = first[side].double().view(-1, *gram.shape)[j]
+
+    def follow(self, s, g, k):
+        """Average g into L and R; at some steps the bases follow, V as sorted and M turned."""
+        b = self.shampoo_beta
+        for side, gram in enumerate(grams(g)):
+            if s.q[side] is not None:
+                s.averages[side] = b * s.averages[side] + (1 - b) * gram
+        if k % self.frequency:
+            return
+        m = s.turn_back(s.m)
+        for side, (average, q) in enumerate(zip(s.averages, s.q, strict=True)):
+            if q is not None:
+                order = (q.T @ average @ q).diagonal().argsort(descending=True)
+                s.v = s.v.index_select(side, order)
+                s.q[side] = torch.linalg.qr(average @ q[:, order]).Q
+        s.m = s.turn(m)
+
+
+class _State:
+    """What SOAP keeps of a matrix; sides that are not rotated have None."""
+
+    def __init__(self, g):
+        self.step, self.m, self.v = 0, torch.zeros_like(g), torch.zeros_like(g)
+        self.averages, self.q = [None, None], [None, None]
+
+    def turn(self, x):
+        """Q_L^T x Q_R."""
+        left, right = self.q
+        x = x if left is None else left.T @ x
+        return x if right is None else x @ right
+
+    def turn_back(self, x):
+        """Q_L x Q_R^T."""
+        left, right = self.q
+        x = x if left is None else left @ x
+        return x if right is None else x @ right.T
+
+
+def grams(g):
+    """G G^T and G^T G; of a vector None."""
+    return (None, None) if g.dim() < 2 else (g @ g.T, g.T @ g)
+
+
 def newton_schulz(g, steps=5, a=3.4445, b=-4.7750, c=2.0315, norm=NORMS["frobenius"]):
     """Jordan's iteration, as he writes it."""
     x = g.mT if g.shape[0] > g.shape[1] else g

@@ -722,6 +722,20 @@ def test_whole_steps_of_muon_are_those_of_the_eager_back_end(cls):
     torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-5, atol=1e-5)
 
 
+def test_whole_steps_of_soap_are_those_of_the_eager_back_end():
+    """Of matrices whose first gradient defines their bases, and of what has none."""
+
+    def trained(backend):
+        params = helpers.parameters(shapes=[(5, 5), (9, 3), (4, 2, 2, 1), (7,)])
+        options = {"precondition_frequency": 1, "max_precond_dim": 6, "backend": backend}
+        optimizer = emanest.SOAP(params, 0.1, **options, lookahead=emanest.EMANesterov(0.5, 0.9))
+        helpers.run(optimizer, range(3))
+        with optimizer.at_iterate():
+            return helpers.values(optimizer)
+
+    torch.testing.assert_close(trained("triton"), trained("eager"), rtol=1e-4, atol=1e-4)
+
+
 # ---- products -----------------------------------------------------------------------------------
 
 
