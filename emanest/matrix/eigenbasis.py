@@ -160,7 +160,8 @@ class EigenDirections(Matrices):
             return directions
         if numbers.basis == FOUND:
             # what another base has left is in no basis
-            torch._foreach_zero_([t for column in batch.averages for t in column])
+            for t in itertools.chain(*batch.averages):
+                t.zero_()
         g = gathered([g.flatten(1).to(dtype).resolve_neg() for g in gs])
         if self.before:
             self._take_in(batch, g, numbers)
