@@ -151,6 +151,11 @@ def _setup(index, group, base):
     policy = group.get("nonfinite", "propagate")
     if policy != "propagate":
         CHECKS["nonfinite"](f"nonfinite of group {index}", policy)
+    if missing := [key for key in base.options if key not in group]:
+        raise ValueError(
+            f"group {index} has none of the options {missing} of its base {group['base']!r}: set "
+            "them, or add its parameters as a new group with that base"
+        )
     try:
         checked = base.checked(group)
     except (TypeError, ValueError) as error:

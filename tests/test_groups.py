@@ -210,6 +210,17 @@ def test_a_base_that_does_not_exist_is_an_error_at_the_step():
 OF_ANY_BASE = ["adamw", "muon", "normuon", "aurora", "soap"]
 
 
+def test_a_base_without_its_options_is_an_error():
+    optimizer = emanest.Muon(helpers.parameters(shapes=[(3, 4)]))
+    helpers.run(optimizer, range(2))
+    before = helpers.content(optimizer)
+    optimizer.param_groups[0]["base"] = "adamw"
+    with pytest.raises(ValueError, match=r"group 0 has none of the options \['betas', 'amsgrad'\]"):
+        helpers.run(optimizer, [2])
+    optimizer.param_groups[0]["base"] = "muon"
+    assert helpers.differing(helpers.content(optimizer), before) == []
+
+
 @pytest.mark.parametrize("then", OF_ANY_BASE)
 def test_parameters_may_go_on_with_another_base(then):
     """SOAP finds its bases whenever it has none: with bases of zeros nothing would move."""

@@ -70,6 +70,15 @@ def test_what_state_is_shaped_by_does_not_change(option):
     train(optimizer, [2])
 
 
+def test_a_vector_has_no_split():
+    """Whose length ``split`` need not divide: a group may hold the biases of its matrices."""
+    split, plain = (soap([(5,)], split=split) for split in (2, 1))
+    for each in (split, plain):
+        train(each, range(3))
+    a, b = (content(each) for each in (split, plain))
+    assert [name for name in differing(a, b) if not name.endswith("'split'")] == []
+
+
 def test_an_option_that_went_bad_is_named_before_anything_moves():
     optimizer = soap()
     train(optimizer, range(2))
@@ -79,6 +88,32 @@ def test_an_option_that_went_bad_is_named_before_anything_moves():
         train(optimizer, [2])
     optimizer.param_groups[0]["precondition_frequency"] = 10
     assert differing(content(optimizer), before) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [(torch, "geqrf"), (torch.linalg, "householder_product")]
+)
+@pytest.mark.parametrize("call", [1, 2])
+def test_bases_and_averages_stay_together_where_a_qr_fails(monkeypatch, module, function, call):
+    """And no parameter moves; L and R have taken the gradient in."""
+    optimizer = soap([(6, 4)], precondition_frequency=2)
+    train(optimizer, range(2))
+    before, calls = content(optimizer), []
+    original = getattr(module, function)
+
+    def failing(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise MemoryError("no memory left")
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, function, failing)
+    with pytest.raises(MemoryError, match="no memory left"):
+        train(optimizer, [2])
+    changed = {name.rpartition("/")[2].strip("'") for name in differing(content(optimizer), before)}
+    assert changed == {"L", "R", "exp_avg", "exp_avg_sq"}
+    monkeypatch.undo()
+    train(optimizer, [3])
 
 
 def test_a_checkpoint_of_another_shape_is_refused():

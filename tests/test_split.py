@@ -338,6 +338,11 @@ def test_bad_arguments_are_named(model, rules, error, message):
         split_params(model(), rules)
 
 
+def test_adamws_entries_name_no_other_base():
+    with pytest.raises(ValueError, match="got base 'soap': name it in muon, or in a rule"):
+        split_params(Model(), adamw={"base": "soap"}, verbose=False)
+
+
 def test_a_rule_cannot_send_a_vector_to_muon():
     groups = split_params(Model(), {"norm": "muon"}, verbose=False)
     with pytest.raises(ValueError, match=r"norm.weight.* has shape \(8,\): only real matrices"):

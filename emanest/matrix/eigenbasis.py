@@ -38,8 +38,10 @@ def square(side, by_columns):
 
     def shape(p, group):
         first = 1 if is_stack(p, group["stack"]) else 0
-        split, sizes = group["split"], p.shape[first:]
-        length = (sizes[0] // split, math.prod(sizes[1:]))[side] if len(sizes) > 1 else 0
+        if p.dim() < 2:
+            return 0, (0, 0), by_columns
+        split, (rows, *row) = group["split"], p.shape[first:]
+        length = (rows // split, math.prod(row))[side]
         length = length if length <= group["max_precond_dim"] else 0
         return first, (*([split] if split > 1 else []), length, length), by_columns
 
@@ -216,29 +218,33 @@ class EigenDirections(Matrices):
     def _turn(self, batch):
         """One step of orthogonal iteration; the first average moves to the new bases.
 
-        The average of squares keeps its values, each with the column that it belongs to.
+        The average of squares keeps its values, each with the column that it belongs to. All is
+        found before anything is written: bases and averages belong together.
         """
         dtype = self.bucket.dtype
         first, second = (gathered([t.flatten(1).to(dtype) for t in c]) for c in batch.averages)
-        first = self._rotated(batch, first, back=True)
+        first, sides = self._rotated(batch, first, back=True), []
         for dim, side in enumerate(batch.sides):
             if side:
-                order = self._turned(*(t.to(dtype) for t in side), to=side[1])
-                second = taken(second, order, dim)
-        first = self._rotated(batch, first)
+                bases, order = self._turned(*(t.to(dtype) for t in side))
+                second, side = taken(second, order, dim), (side[0], bases)
+            sides.append(side)
+        first = self._rotated(Batch(batch.at, batch.averages, sides), first)
+        for old, new in zip(batch.sides, sides, strict=True):
+            if old:
+                old[1].copy_(new[1])
         for column, new in zip(batch.averages, (first, second), strict=True):
             for to, value in zip(column, shaped_as(new, column), strict=True):
                 to.copy_(value)
 
-    def _turned(self, grams, bases, to):
-        """Turn bases; the order in which their columns were taken, by descending eigenvalue."""
+    def _turned(self, grams, bases):
+        """New bases; the order in which columns were taken, by descending eigenvalue."""
         # (L Q)^T, whose rows are contiguous
         product = self._product("mm", bases.mT, grams)
         values = torch.einsum("bji,bij->bi", bases, product)
         order = values.sort(dim=-1, stable=True, descending=True).indices
-        reflections = torch.geqrf(taken(product, order, 0).mT)
-        torch.linalg.householder_product(*reflections, out=to)
-        return order
+        product = taken(product, order, 0)
+        return torch.linalg.householder_product(*torch.geqrf(product.mT)), order
 
     def _wholes(self, found):
         """Matrices put together to tensors of the parameters' shapes."""

@@ -87,4 +87,6 @@ def shape_of(p, group):
     stack, split = map(group.get, Matrices.LAYOUT)
     first = 1 if is_stack(p, stack) else 0
     rows, *row = p.shape[first:] or (1,)
+    # a vector is no matrices below each other
+    split = split if p.dim() > 1 else 1
     return Shape(rows // split, math.prod(row), tuple(p.shape[:first]), split, tuple(row))

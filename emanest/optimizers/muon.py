@@ -78,7 +78,9 @@ def check_layout(name, p, group):
             f"group for {shape[0]} matrices {shape[1:]} (experts, say), or stack=False for one "
             f"matrix {flat} (a kernel); emanest.split_params(model) knows the modules, and sets it"
         )
-    count = (shape or (1,))[1 if is_stack(p, stack) else 0]
+    if p.dim() < 2:
+        return
+    count = shape[1 if is_stack(p, stack) else 0]
     if count % split:
         raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
 

@@ -44,14 +44,16 @@ class SOAP(Optimizer):
     exp_avg_sq is permuted with the columns. A side longer than ``max_precond_dim`` is not rotated;
     vectors and scalars are not at all, for which this is AdamW (but for its first step).
 
+    In float32, a gradient whose norm exceeds 1e19 makes its matrix NaN: L and R are out of range.
+
     Groups with another ``"base"`` work as in ``Muon``. Parameters are taken as matrices as there;
     published code rotates each dimension of a kernel by itself.
 
     Memory: state is float32 (float64 for float64 parameters): 2 values per parameter, and 2 (m^2 +
     n^2) for each matrix (m, n) (less those of a side that is not rotated), plus those of the
     lookahead method. During a step 1 value per parameter for directions, and for the matrices of
-    one size, at most 2**27 entries at a time, up to 4 values per entry and 3 copies of a side's
-    square matrix, 4 at the first step.
+    one size, at most 2**27 entries at a time, up to 4 values per entry and 4 copies of a side's
+    square matrix.
 
     Args:
         params: as in ``Muon``; vectors and scalars, too.

@@ -70,8 +70,9 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
             counts. Where a parameter goes changes only if its rule is, or has, a base. One of three
             dimensions that the table leaves to AdamW is sent to Muon by ``{"base": "muon", "stack":
             True}``, or ``False`` for one kernel. Frozen ones stay out.
-        muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}`` or ``{"base":
-            "soap"}``; those of a rule come first. AdamW has its own defaults, not Muon's arguments.
+        muon, adamw: entries for all groups of a kind, such as ``{"lr": 3e-4}``, for matrices also
+            ``{"base": "soap"}``; those of a rule come first. AdamW has its own defaults, not Muon's
+            arguments.
         verbose: print the table.
 
     Returns:
@@ -79,11 +80,17 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
 
     Raises:
         TypeError: not a module; a rule that is neither a name nor a dict.
-        ValueError: no parameter requires a gradient, one is not initialised yet, or a rule finds
-            none that an earlier one has left, or is no regular expression.
+        ValueError: no parameter requires a gradient, one is not initialised yet, ``adamw`` names
+            another base, or a rule finds none that an earlier one has left, or is no regular
+            expression.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if (adamw or {}).get("base", ADAMW) != ADAMW:
+        raise ValueError(
+            f"adamw has entries of AdamW's groups, got base {adamw['base']!r}: name it in muon, or "
+            "in a rule"
+        )
     rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
     common = {MUON: dict(muon or {}), ADAMW: {"base": ADAMW, **(adamw or {})}}
     rows, groups, found = [], {}, set()
