@@ -243,8 +243,9 @@ class EigenDirections(Matrices):
         product = self._product("mm", bases.mT, grams)
         values = torch.einsum("bji,bij->bi", bases, product)
         order = values.sort(dim=-1, stable=True, descending=True).indices
-        product = taken(product, order, 0)
-        return torch.linalg.householder_product(*torch.geqrf(product.mT)), order
+        reflections = torch.geqrf(taken(product, order, 0).mT)
+        # in memory that is there: of matrices so large, a new page costs more than a write to it
+        return torch.linalg.householder_product(*reflections, out=product.mT), order
 
     def _wholes(self, found):
         """Matrices put together to tensors of the parameters' shapes."""
