@@ -86,13 +86,13 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if (adamw or {}).get("base", ADAMW) != ADAMW:
+    common = {MUON: dict(muon or {}), ADAMW: {"base": ADAMW, **(adamw or {})}}
+    base = common[ADAMW]["base"]
+    if base != ADAMW:
         raise ValueError(
-            f"adamw has entries of AdamW's groups, got base {adamw['base']!r}: name it in muon, or "
-            "in a rule"
+            f"adamw has entries of AdamW's groups, got base {base!r}: name it in muon, or in a rule"
         )
     rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
-    common = {MUON: dict(muon or {}), ADAMW: {"base": ADAMW, **(adamw or {})}}
     rows, groups, found = [], {}, set()
     for names, p, reason, to in _classified(model):
         name = names[0]
