@@ -1,5 +1,7 @@
 """A model that FSDP2 spreads over processes, and runs of it with the same data everywhere."""
 
+import functools
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -49,6 +51,7 @@ MAKERS = {
     "wrap": lambda module, method: helpers.wrap_adamw(module.parameters(), METHODS[method]),
     "muon": muon,
     "normuon": normuon,
+    "aurora": functools.partial(muon, cls=emanest.Aurora),
 }
 
 

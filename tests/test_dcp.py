@@ -68,6 +68,7 @@ RUNS = [
     ("muon", "ema", 7),
     ("muon", "gpa", 2),
     ("normuon", "ema", 7),
+    ("aurora", "ema", 7),
     *[("adamw", method, 7) for method in METHODS if method != "ema"],
 ]
 
