@@ -10,7 +10,6 @@ If a step fails (out of memory, say), this state may have moved on, but no param
 """
 
 import itertools
-import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from .batches import Batch, as_batch, as_whole, evenly_spaced, gathered, shaped_
 from .directions import at_once
 from .matrices import Matrices
 from .norms import with_products
-from .shapes import is_stack
 
 # what becomes of a basis once the gradient is taken in: it stays, is turned by a step of orthogonal
 # iteration, or is found
@@ -31,21 +29,6 @@ KEPT, TURNED, FOUND = 0.0, 1.0, 2.0
 SIDES = ("L", "Q_L"), ("R", "Q_R")
 # options that say which sides have one, and how long they are
 SHAPED_BY = (*Matrices.LAYOUT, "max_precond_dim")
-
-
-def square(side, by_columns):
-    """The shape, as ``rules.State`` has it, of a square matrix for side 0 or 1 of each matrix."""
-
-    def shape(p, group):
-        first = 1 if is_stack(p, group["stack"]) else 0
-        if p.dim() < 2:
-            return 0, (0, 0), by_columns
-        split, (rows, *row) = group["split"], p.shape[first:]
-        length = (rows // split, math.prod(row))[side]
-        length = length if length <= group["max_precond_dim"] else 0
-        return first, (*([split] if split > 1 else []), length, length), by_columns
-
-    return shape
 
 
 class Numbers(NamedTuple):

@@ -15,6 +15,21 @@ def rows(p, group):
     return (2 if is_stack(p, group.get("stack")) else 1), (1,)
 
 
+def square(side, by_columns):
+    """The shape, as ``rules.State`` has it, of a square matrix for side 0 or 1 of each matrix."""
+
+    def shape(p, group):
+        first = 1 if is_stack(p, group["stack"]) else 0
+        if p.dim() < 2:
+            return 0, (0, 0), by_columns
+        split, (rows, *row) = group["split"], p.shape[first:]
+        length = (rows // split, math.prod(row))[side]
+        length = length if length <= group["max_precond_dim"] else 0
+        return first, (*([split] if split > 1 else []), length, length), by_columns
+
+    return shape
+
+
 class Shape(NamedTuple):
     """Matrices of one shape, to be orthogonalised together.
 

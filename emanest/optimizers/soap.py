@@ -12,9 +12,8 @@ from ..matrix.eigenbasis import (
     TURNED,
     EigenDirections,
     Numbers,
-    square,
 )
-from ..matrix.shapes import is_stack
+from ..matrix.shapes import is_stack, square
 from ..options import AtLeastZero, Betas, Flag, LearningRate, options_of, own_options
 from ..rules import MOMENTA, State
 from ..values import by, choice, count, optional, real, suggesting
