@@ -14,12 +14,13 @@ import helpers
 import textbook
 import textbook_bases
 from emanest import SOAP, AdamW
+from emanest.matrix import eigenbasis
 from helpers import (
     METHODS,
     bits,
     one_thread,  # noqa: F401
 )
-from soap_runs import BACKENDS, GROUPS, LR, SHAPES, compare, made
+from soap_runs import BACKENDS, GROUPS, LR, SHAPES, compare, made, soap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -265,3 +266,15 @@ def test_the_constructor_takes_the_published_arguments():
         ("max_precond_dim", 10000),
         ("correct_bias", True),
     ]
+
+
+def test_matrices_of_one_shape_are_multiplied_in_one_batch(monkeypatch):
+    """Whatever lies between them: four rotations and two Gram matrices a shape, not a matrix."""
+    optimizer = soap([(6, 4), (3, 4), (6, 4), (5,), (6, 4), (3, 4)], precondition_frequency=10)
+    helpers.run(optimizer, range(2))
+    calls, original = [], eigenbasis.with_products
+    monkeypatch.setattr(
+        eigenbasis, "with_products", lambda name, *args: calls.append(name) or original(name, *args)
+    )
+    helpers.run(optimizer, [2])
+    assert (calls.count("mm"), calls.count("sym_mm")) == (2 * 4, 2 * 2)

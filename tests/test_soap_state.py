@@ -213,6 +213,26 @@ def test_a_model_is_split_between_soap_and_adamw():
     assert all("Q_L" not in optimizer.state[p] for p in kinds["adamw"])
 
 
+def test_a_basis_of_zeros_is_found_while_its_neighbour_is_kept():
+    """In one batch; the one that has none waits a step, as at its first."""
+    params = helpers.parameters(shapes=[(4, 4), (4, 4)])
+    optimizer = SOAP(params, LR, precondition_frequency=50, weight_decay=0.0)
+    train(optimizer, range(3))
+    first, second = params
+    for name in ("Q_L", "Q_R"):
+        optimizer.state[first][name].zero_()
+    # parameters are looked at anew
+    optimizer.load_state_dict(optimizer.state_dict())
+    before = [p.detach().clone() for p in (first, second)]
+    kept = optimizer.state[second]["Q_L"].clone()
+    train(optimizer, [3])
+    assert torch.equal(first, before[0])
+    assert not torch.equal(second, before[1])
+    assert torch.equal(optimizer.state[second]["Q_L"], kept)
+    basis = optimizer.state[first]["Q_L"]
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(4, dtype=basis.dtype))
+
+
 # ---- processes ----------------------------------------------------------------------------------
 
 # shapes and how they lie: whole everywhere, or a stack cut between its matrices
