@@ -1,0 +1,1 @@
+"""Programs that show emanest at work; none of them is installed."""

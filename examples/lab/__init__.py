@@ -1,0 +1,1 @@
+"""The lab: training runs that say whether looking ahead helps, when, and by how much."""

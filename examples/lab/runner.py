@@ -1,0 +1,155 @@
+"""The runner: does the runs of an experiment side by side, and goes on where it was interrupted."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from .store import Store, commit
+from .training import Run
+
+SAVE_EVERY = 60.0  # seconds of a run between copies of where it stands
+WAIT = 0.5  # seconds until a worker looks again for a run that another has let go
+
+
+class Stop:
+    """Whether to stop: after a time, or when a signal has come."""
+
+    def __init__(self, seconds=None):
+        self.end = None if seconds is None else time.monotonic() + seconds
+        self.asked = False
+
+    def listen(self):
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._ask)
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __bool__(self):
+        return self.asked or (self.end is not None and time.monotonic() > self.end)
+
+
+def do(settings, path, place=None, stop=False, save_every=SAVE_EVERY, compiled=False):
+    """Do a run from where ``path`` says that it stands.
+
+    Returns:
+        The run; it is not ``done`` if it had to stop, and then ``path`` says where it stands.
+    """
+    run = Run(settings, place, compiled)
+    if path.exists():
+        run.load_state_dict(torch.load(path, map_location=run.place.device, weights_only=True))
+    saved = time.monotonic()
+    while not run.done:
+        run.advance()
+        if run.done:
+            break
+        if stop or time.monotonic() - saved > save_every:
+            _save(run, path)
+            saved = time.monotonic()
+        if stop:
+            break
+    return run
+
+
+def _save(run, path):
+    new = path.with_suffix(".new")
+    torch.save(run.state_dict(), new)
+    os.replace(new, path)
+
+
+def work(experiment, store, place=None, stop=False, compiled=False):
+    """Do one run after another until none is left that nobody has.
+
+    Any number of processes may do this at the same time, on as many machines as share the folder.
+    """
+    commit()
+    while not stop:
+        due = [s for s in experiment.runs(store) if store.find(s) is None]
+        if not due:
+            return
+        if not any(_done_here(experiment, s, store, place, stop, compiled) for s in due):
+            # others are at all of them; what is due next may depend on what they find
+            time.sleep(WAIT)
+
+
+def _done_here(experiment, settings, store, place, stop, compiled):
+    with store.claimed(settings) as mine:
+        if not mine or stop:
+            return False
+        path = store.unfinished(settings)
+        run = do(settings, path, place, stop, compiled=compiled)
+        if run.done:
+            store.add(experiment.name, settings, run.result(), run.data.digest)
+            path.unlink(missing_ok=True)
+        return run.done
+
+
+def _worker(experiment, folder, workspace, seconds):
+    torch.set_num_threads(1)
+    work(experiment, Store(folder, workspace), stop=Stop(seconds).listen())
+
+
+def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
+    """Do the runs of an experiment in so many processes, one thread each, and say how far they are.
+
+    Returns:
+        Whether all runs are done.
+    """
+    context = multiprocessing.get_context("spawn")
+    arguments = experiment, store.folder, store.work, seconds
+    processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
+    progress = Progress(experiment, store)
+    for each in processes:
+        each.start()
+    try:
+        while any(each.is_alive() for each in processes):
+            for each in processes:
+                each.join(WAIT)
+            progress.show(out)
+    except KeyboardInterrupt:
+        # they have it too, and keep where they stand
+        for each in processes:
+            each.join()
+    failed = [each.exitcode for each in processes if each.exitcode]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {workers} workers failed: see above")
+    return progress.show(out, last=True)
+
+
+class Progress:
+    """How many runs of an experiment are done, and how long the others will take."""
+
+    def __init__(self, experiment, store):
+        self.experiment, self.store = experiment, store
+        self.begin, self.before = time.monotonic(), self._cost(self._split()[0])
+        self.shown = 0
+
+    def _split(self):
+        runs = self.experiment.runs(self.store)
+        done = [s for s in runs if self.store.find(s)]
+        return done, len(runs)
+
+    def _cost(self, runs):
+        """Of a run, the rows that it trains on: what takes the time among runs of one model."""
+        return sum(s["steps"] * s["feed"]["batch"] for s in runs)
+
+    def show(self, out, last=False):
+        done, count = self._split()
+        if (len(done) == self.shown and not last) or not count:
+            return len(done) == count
+        self.shown = len(done)
+        new = self._cost(done) - self.before
+        left = self._cost(self.experiment.runs(self.store)) - self._cost(done)
+        took = time.monotonic() - self.begin
+        ahead = f", {took * left / new / 60:.0f} min left" if new and left else ""
+        print(
+            f"{self.experiment.name}: {len(done)} of {count} runs, {took / 60:.1f} min{ahead}",
+            file=out,
+            flush=True,
+        )
+        return len(done) == count
