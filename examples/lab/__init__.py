@@ -1,0 +1,1 @@
+"""The lab: does looking ahead help, when, and by how much."""
