@@ -1,0 +1,34 @@
+"""The error of data that cannot be had or used, and what says where it was looked for."""
+
+import pathlib
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the place or the option, and the way out."""
+
+
+def whole(name, value, least=1):
+    """Raise ``DataError`` unless the option is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError(f"{name} is {value!r}; give a whole number of at least {least}")
+
+
+def choice(name, value, known):
+    """Raise ``DataError`` unless the option is one of those known."""
+    if value not in known:
+        raise DataError(f"{name} is {value!r}; choose from {', '.join(map(repr, known))}")
+
+
+def existing(path, places, what, remedy):
+    """The first place that exists: the path given alone, or else those known.
+
+    Args:
+        path: what the user named; None: look in ``places``.
+        what: is sought, for the message.
+        remedy: how to get it.
+    """
+    looked = [pathlib.Path(path).expanduser()] if path is not None else [*places]
+    for place in looked:
+        if place.exists():
+            return place
+    raise DataError(f"{what} is not in {' or '.join(map(str, looked))}; {remedy}")
