@@ -1,0 +1,1 @@
+"""The lab: experiments on what looking ahead is worth, as data, runs and a report."""
