@@ -31,7 +31,9 @@ def checked(settings):
     unknown = sorted(set(settings) - set(ENTRIES))
     missing = [name for name, optional in ENTRIES.items() if not optional and name not in settings]
     if unknown:
-        raise SettingsError(f"settings have no entry {unknown[0]!r}; there are {', '.join(ENTRIES)}")
+        raise SettingsError(
+            f"settings have no entry {unknown[0]!r}; there are {', '.join(ENTRIES)}"
+        )
     if missing:
         raise SettingsError(f"settings lack {', '.join(missing)}; every run says them")
     for name in ("steps", "evaluations"):

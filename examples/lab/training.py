@@ -203,4 +203,3 @@ class Run:
         self._unread = list(state["unread"])
         if self.probe:
             self.probe.load_state_dict(state["probe"])
-
