@@ -50,7 +50,7 @@ class NanoGPT(nn.Module):
         check_counts(layers=layers, heads=heads, width=width, vocabulary=vocabulary)
         check_multiple("width", width, "2 * heads", 2 * heads)
         super().__init__()
-        self.split_rules = {"qkv": {"split": 3}}
+        self.split_rules = {r"qkv\.weight": {"split": 3}}
         self.embed = nn.Embedding(vocabulary, width)
         nn.init.kaiming_uniform_(self.embed.weight, a=math.sqrt(5))
         self.blocks = nn.ModuleList(PaperBlock(width, heads, layers) for _ in range(layers))

@@ -113,8 +113,8 @@ class AlexNet(Stages):
         classes: number of them.
         channels: of the five convolutions.
         dense: sizes of the dense layers. A variant of theirs has one more, of 1000.
-        std: of the weights at the start; theirs is 0.1, with which the first logits are in the
-            thousands. None: as PyTorch starts them.
+        std: of the weights at the start; theirs is 0.1, with which the first logits are beyond
+            10,000. None: as PyTorch starts them.
     """
 
     def __init__(
