@@ -42,6 +42,15 @@ def ranks(tmp_path):
     return path
 
 
+def test_ranks_are_read_and_are_the_file_that_is_meant(ranks):
+    digest = hashlib.sha256(ranks.read_bytes()).hexdigest()
+    found = bpe.read_ranks(ranks, digest)
+    assert len(found) == 260
+    assert (found[b"\0"], found[b"\xff"], found[b"he"], found[b" hell"]) == (0, 255, 256, 259)
+    with pytest.raises(DataError, match=rf"has sha256 {digest}, and not 306cd27f.*whisper"):
+        bpe.read_ranks(ranks, bpe.RANKS_SHA256)
+
+
 def test_ranks_decide_the_merges(ranks):
     pytest.importorskip("tiktoken")
     digest = hashlib.sha256(ranks.read_bytes()).hexdigest()

@@ -2,7 +2,7 @@
 
 import inspect
 
-from . import brown, cifar, corpora, pictures, stream, tokens
+from . import brown, cifar, corpora, image_sets, stream, tokens
 from .errors import DataError
 from .images import Images
 from .text import Text
@@ -20,9 +20,9 @@ DATA = {
     "prepared": stream.prepared,
     "fineweb": stream.fineweb,
     "c4": stream.c4,
-    "fashion_mnist": pictures.fashion_mnist,
-    "idx": pictures.idx,
-    "digits": pictures.digits,
+    "fashion_mnist": image_sets.fashion_mnist,
+    "idx": image_sets.idx,
+    "digits": image_sets.digits,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
 }

@@ -61,12 +61,7 @@ def gpt2(path=None, sha256=RANKS_SHA256):
     """
     tiktoken = _library("tiktoken")
     path = existing(path, _known_ranks(), "the file of GPT-2's ranks", REMEDY)
-    content = _content(path)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        raise DataError(f"{path} has sha256 {digest}, and not {sha256}; {REMEDY}")
-    pairs = (line.split() for line in content.splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    ranks = read_ranks(path, sha256)
     end = len(ranks)
     encoding = tiktoken.Encoding(
         "gpt2",
@@ -75,7 +70,17 @@ def gpt2(path=None, sha256=RANKS_SHA256):
         special_tokens={END: end},
         explicit_n_vocab=end + 1,
     )
-    return Tokenizer("GPT-2 BPE", digest[:16], end + 1, end, encoding.encode_ordinary_batch)
+    return Tokenizer("GPT-2 BPE", sha256[:16], end + 1, end, encoding.encode_ordinary_batch)
+
+
+def read_ranks(path, sha256):
+    """The numbers of tokens, from a file of ranks with that hash."""
+    content = _content(path)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{path} has sha256 {digest}, and not {sha256}; {REMEDY}")
+    pairs = (line.split() for line in content.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
 def from_json(path):

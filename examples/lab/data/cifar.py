@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import DataError
+from .image_sets import CACHES
 from .images import from_arrays
-from .pictures import CACHES
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

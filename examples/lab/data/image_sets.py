@@ -87,8 +87,10 @@ def read_idx(path):
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{path} begins with {content[:4]!r}; an IDX file of bytes with 00 00 08")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise DataError(f"{path} ends within its header; get it again")
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     values = np.frombuffer(content[start:], np.uint8)
-    if len(shape) < content[3] or values.size != np.prod(shape, dtype=np.int64):
+    if values.size != np.prod(shape, dtype=np.int64):
         raise DataError(f"{path} says shape {shape} and has {values.size} bytes; get it again")
     return values.reshape(shape)
