@@ -58,12 +58,20 @@ def test_an_interrupted_run_gives_the_same_line(experiment, label, tmp_path):
     assert json.dumps(do(settings, path).result()) == json.dumps(whole)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_arm_of_an_experiment_takes_two_steps(name):
-    made = (small(arm.settings) for arm in EXPERIMENTS[name].arms)
-    # those of a sweep are alike but for their numbers
-    unlike = {(s["optimizer"]["name"], (s["lookahead"] or {}).get("name")): s for s in made}
-    for settings in unlike.values():
+def unlike():
+    """One arm of each kind, by the model: those of a sweep are alike but for their numbers."""
+    found = {}
+    for experiment in EXPERIMENTS.values():
+        for arm in experiment.arms:
+            settings = small(arm.settings)
+            kind = settings["optimizer"]["name"], (settings.get("lookahead") or {}).get("name")
+            found.setdefault(settings["model"]["name"], {})[kind] = settings
+    return {model: list(kinds.values()) for model, kinds in found.items()}
+
+
+@pytest.mark.parametrize(("model", "kinds"), unlike().items(), ids=unlike())
+def test_every_kind_of_arm_takes_two_steps(model, kinds):
+    for settings in kinds:
         result = do(settings, NOTHING).result()
         assert result["steps"] == [0, 1, 2]
         assert result["diverged"] is None
