@@ -13,7 +13,7 @@ from pathlib import Path
 from .experiments import EXPERIMENTS
 from .parallel import WAYS, processes
 from .runner import Stop, side_by_side, work
-from .store import RESULTS, Store
+from .store import RESULTS, Store, commit
 
 
 def parse(argv):
@@ -33,7 +33,9 @@ def parse(argv):
     add.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side")
     add.add_argument("--device", default="cpu", help="cpu or cuda")
     add.add_argument("--how", choices=WAYS, default="none", help="under torchrun")
+    add.add_argument("--fresh", action="store_true", help="lines of other commits do not count")
     add.add_argument("--compile", action="store_true", help="compile the blocks of models")
+    parser.set_defaults(fresh=False)
     for each in commands.choices.values():
         each.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
     return parser.parse_args(argv)
@@ -65,7 +67,7 @@ def run(args, store):
 
 def main(argv=None):
     args = parse(argv)
-    return args.do(args, Store(args.results))
+    return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
 
 
 if __name__ == "__main__":
