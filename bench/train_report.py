@@ -3,7 +3,6 @@
 Prints a table of the runs in ``train.jsonl``, one a line, and what they say; draws the long ones.
 """
 
-import itertools
 import json
 import math
 import os
@@ -11,13 +10,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from emanest.tools.statistics import steps_earlier
+
 from . import source_tree  # noqa: F401  where emanest is not installed
 from .report import markdown
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-
-import lm_report
-from methods import LOOKAHEADS
+from .train_settings import METHODS
 
 COLUMNS = (
     *("run", "steps", "lr", "loss at x", "loss at y", "ms per step", "optimizer ms"),
@@ -72,9 +69,9 @@ def number(value):
 
 
 def run_of(line):
-    """A run as ``examples/training.py`` has it, but without its model."""
+    """A run with its curves as numbers, and the settings of its lookahead."""
     key = line["key"]
-    lookahead = LOOKAHEADS[key["method"]].make(key["steps"])
+    lookahead = METHODS[key["method"]](key["steps"])
     curves = {name: list(map(number, line[name])) for name in ("train", "at_x", "at_y")}
     about = {"name": line["name"], "lr": key["lr"], "label": f"{line['name']}, lr {key['lr']:g}"}
     return SimpleNamespace(**about, **curves, lookahead=lookahead, steps=line["steps"], line=line)
@@ -99,19 +96,13 @@ def table(lines):
     return markdown(COLUMNS, cells)
 
 
-def earlier(run, other):
-    """By how many steps ``run`` had the loss that ``other`` ends with; None if it never had.
-
-    On the line between two evaluations.
-    """
-    goal = other.at_x[-1]
-    points = itertools.pairwise(zip(run.steps, run.at_x, strict=True))
-    for (start, before), (stop, after) in points:
-        if after <= goal:
-            # from a loss above, but for the first of all
-            way = (before - goal) / (before - after) if before > goal else 0
-            return run.steps[-1] - (start + way * (stop - start))
-    return None
+def difference(run, other):
+    """How the final losses of two runs differ, in words."""
+    gap = run.at_x[-1] - other.at_x[-1]
+    if math.isnan(gap):
+        gone = [r.label for r in (run, other) if math.isnan(r.at_x[-1])]
+        return f"{' and '.join(gone)} diverged."
+    return f"{run.label} ends {abs(gap):.4f} {'below' if gap < 0 else 'above'} {other.label}."
 
 
 def summary(lines):
@@ -123,9 +114,9 @@ def summary(lines):
         other = plain.get(run.line["key"]["base"])
         if run.lookahead is None or other is None or run.lr != other.lr:
             continue
-        steps = earlier(run, other)
+        steps = steps_earlier(run.steps, run.at_x, other.at_x[-1])
         sooner = "" if steps is None else f" Same loss {steps:.0f} steps earlier."
-        said.append(f"{lm_report.difference(run, other)}{sooner}")
+        said.append(f"{difference(run, other)}{sooner}")
     for run in runs:
         final, share = run.line["final"], 100 * run.line["share"]
         said.append(
@@ -143,15 +134,17 @@ def summary(lines):
 
 
 def draw(lines, path):
-    """Curves of the long runs, as ``examples/lm.py --compare`` draws them."""
-    from lm_figure import figure
+    """Curves of the long runs."""
+    # the rest of this file is of use where there is nothing to draw with
+    from .train_figure import figure
 
-    runs, key = long(lines), lines[-1]["key"]
-    text = SimpleNamespace(name=lines[-1]["corpus"])
-    about = {name: key[name] for name in ("layers", "width", "batch", "context", "seed")}
-    plan = SimpleNamespace(__name__="compare")
-    args = SimpleNamespace(**about, steps=runs[0].line["key"]["steps"], text=text, plan=plan)
-    figure(args, runs).savefig(path, dpi=120)
+    key = lines[-1]["key"]
+    title = (
+        f"Byte transformer ({key['layers']} layers, width {key['width']}) on "
+        f"{lines[-1]['corpus']}; batch {key['batch']} x {key['context']}, seed {key['seed']}"
+    )
+    runs = long(lines)
+    figure(title, runs[0].line["key"]["steps"], runs).savefig(path, dpi=120)
 
 
 def main(arguments):

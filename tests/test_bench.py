@@ -5,17 +5,12 @@ import dataclasses
 import functools
 import math
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import emanest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench import (
     check,
     clocks,

@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +9,6 @@ import torch
 
 import textbook
 import textbook_bases
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench import check, models, newton_schulz, orthogonal, peers, reference, roofline
 from bench.case import SPREAD
 from bench.cases import CPU, CUDA

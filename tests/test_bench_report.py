@@ -12,8 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench import check, core, gpu, peers, predict, report, train_report
 from bench.cases import CPU, CUDA
 

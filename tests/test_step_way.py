@@ -13,9 +13,7 @@ from test_imports import FILES, ROOMS
 
 pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from step_way import LANES, draw, rows, steady_step, trace
+from examples.step_way import LANES, draw, rows, steady_step, trace
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -1,15 +1,12 @@
 """Property 41: a small transformer, trained with the fused rule and with the authors' wrapper."""
 
 import pathlib
-import sys
 
 import torch
 
 import emanest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-
-from transformer import make_model
+from examples.lab.models import make
+from examples.lab.training import loss_of
 
 STEPSIZE, DECAY, LR, STEPS = 0.5, 0.99, 1e-3, 300
 TEXT = torch.tensor(
@@ -24,20 +21,25 @@ def batch(t, size=8, context=16):
 
 
 def model():
-    return make_model(layers=1, width=32, context=16, seed=0, device="cpu")
+    return make({"name": "bytes", "layers": 1, "width": 32, "context": 16}, seed=0)
+
+
+def loss_on(net, t):
+    inputs, targets = batch(t)
+    return loss_of(net(inputs), targets)
 
 
 def train(net, before, after):
     for t in range(STEPS):
         before()
         net.zero_grad()
-        net.loss(*batch(t)).backward()
+        loss_on(net, t).backward()
         after()
 
 
 @torch.no_grad()
 def loss(net):
-    return sum(net.loss(*batch(t)).item() for t in range(1000, 1008)) / 8
+    return sum(loss_on(net, t).item() for t in range(1000, 1008)) / 8
 
 
 def trained():

@@ -2,17 +2,19 @@
 
 import json
 import math
-import types
 
 import pytest
 import torch
 
 from bench import train_report
-from bench.stages import train
+from bench.stages import ROOT, train
+from bench.timed_run import TimedRun
+from bench.train_settings import METHODS, Planned, Sizes, settings_of
+from examples.lab.parallel import World
 from test_gpu_run import settings_in
 
 LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
-SIZES = train.Sizes(1, 16, 2, 8, 8, None, 0.1, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
+SIZES = Sizes(1, 16, 2, 8, 8, None, 0.1, (6, 1), (12, 3), (1, 8), 2**18, LRS, None)
 RUNS = [
     *(("adamw", "none", 0.003, 6), ("adamw", "none", 0.02, 6)),
     *(("muon", "none", 0.01, 6), ("muon", "none", 0.04, 6)),
@@ -136,20 +138,100 @@ def test_a_compiler_that_fails_leaves_the_runs(settings, capfd):
     assert "no such one" in capfd.readouterr().err
 
 
+def test_settings_are_those_of_the_runs_that_are_stored():
+    """By the numbers, so that new lines compare with them."""
+    long, short = (
+        settings_of(Planned("muon", "ema-nesterov", 0.02, steps, 2), Sizes())
+        for steps in (1000, 250)
+    )
+    assert long["lookahead"] == {
+        **{"name": "ema_nesterov", "stepsize": 0.5, "decay": 0.98},
+        **{"warmup": 250, "rest": 800},
+    }
+    assert long["schedule"] == {"name": "trapezoid", "warmup": 50, "decay": 250}
+    assert short["schedule"] == {"name": "trapezoid", "warmup": 25, "decay": 62}
+    assert long["optimizer"] == {
+        **{"name": "muon", "lr": 0.02, "weight_decay": 0.01},
+        "adamw": {"lr": pytest.approx(0.006)},
+    }
+
+
+def timed(device="cpu", steps=12):
+    """A run with a lookahead between its 3rd and its 9th step."""
+    planned = Planned("adamw", "ema-nesterov", 0.01, steps, steps)
+    settings = settings_of(planned, SIZES, [str(ROOT / "examples")])
+    return TimedRun(settings, World(0, 1, torch.device(device)))
+
+
+def test_a_timed_run_has_every_step_and_the_loss_at_y():
+    run = timed()
+    while not run.done:
+        run.advance()
+    assert len(run.train) == len(run.step_ms) == len(run.optimizer_ms) == 12
+    assert all(0 < part < whole for part, whole in zip(run.optimizer_ms, run.step_ms, strict=True))
+    # evaluated after every one
+    assert run.train == pytest.approx(run.curves["train"], rel=1e-5)
+    at_x = run.curves["loss"]
+    apart = [x != y for x, y in zip(at_x, run.at_y, strict=True)]
+    assert apart == [3 <= step < 9 for step in range(13)]
+    final = run.final()
+    assert (final["loss_x"], final["loss_y"]) == (at_x[-1], run.at_y[-1])
+    assert final["optimizer_bytes_per_parameter"] == 12
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_step_waits():
+    run = timed("cuda")
+    # what the first ones make
+    run.take_step()
+    run.take_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.take_step()
+        run.take_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def line(method, at_x):
+    """Of a run that was evaluated every tenth step of 30."""
+    key = {"base": "adamw", "method": method, "lr": 0.01, "steps": 30}
+    key |= {"layers": 1, "width": 16, "batch": 4, "context": 8, "seed": 0}
+    final = {"loss_x": at_x[-1], "loss_y": at_x[-1], "step_ms": 1.0, "optimizer_ms": 0.1}
+    steps = list(range(0, 10 * len(at_x), 10))
+    return {
+        **{"name": Planned(**{n: key[n] for n in Planned._fields[:4]}, evaluations=3).name},
+        **{"key": key, "final": final, "share": 0.1, "corpus": "made up", "steps": steps},
+        **{"at_x": at_x, "at_y": at_x, "train": [at_x[0]] * steps[-1]},
+    }
+
+
 @pytest.mark.parametrize(
-    ("losses", "steps"),
+    ("losses", "words"),
     [
-        ([5.0, 3.0, 2.0, 1.0], 15),  # halfway between steps 10 and 20
-        ([5.0, 3.0, 2.5, 1.0], 10),
-        ([5.0, 3.0, 2.8, 2.5], 0),
-        ([5.0, 3.0, 2.8, 2.6], None),
-        ([5.0, 2.0, 2.8, 2.6], 30 - 10 * 2.5 / 3),
+        ([5.0, 3.0, 2.0, 1.0], "ends 1.5000 below adamw, lr 0.01. Same loss 15 steps earlier."),
+        ([5.0, 3.0, 2.5, 1.0], "ends 1.5000 below adamw, lr 0.01. Same loss 10 steps earlier."),
+        ([5.0, 3.0, 2.8, 2.5], "ends 0.0000 above adamw, lr 0.01. Same loss 0 steps earlier."),
+        ([5.0, 3.0, 2.8, 2.6], "ends 0.1000 above adamw, lr 0.01."),
+        # what it had before and lost again does not count
+        ([5.0, 2.0, 2.8, 2.6], "ends 0.1000 above adamw, lr 0.01."),
+        ([5.0, 2.0, 3.0, 2.0], "ends 0.5000 below adamw, lr 0.01. Same loss 5 steps earlier."),
+        ([5.0, None], "diverged."),
     ],
 )
-def test_steps_that_were_saved_lie_between_evaluations(losses, steps):
-    run = types.SimpleNamespace(steps=[0, 10, 20, 30], at_x=losses)
-    found = train_report.earlier(run, types.SimpleNamespace(at_x=[5.0, 2.5]))
-    assert found == (None if steps is None else pytest.approx(steps))
+def test_a_report_says_what_a_lookahead_saves(losses, words):
+    lines = [line("none", [5.0, 4.0, 3.0, 2.5]), line("ema-nesterov", losses)]
+    about = "adamw + ema-nesterov, lr 0.01"
+    assert train_report.summary(lines)[0] == f"{about} {words}"
+
+
+def test_a_run_that_ended_early_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    whole, gone = [5.0, 4.0, 3.0, 2.5], [5.0, None]
+    for k, each in enumerate([(whole, gone), (gone, whole)]):
+        lines = [line(method, losses) for method, losses in zip(METHODS, each, strict=True)]
+        train_report.draw(lines, tmp_path / f"{k}.png")
+        assert (tmp_path / f"{k}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_has_every_run_and_draws_the_long_ones(whole, capsys, tmp_path):

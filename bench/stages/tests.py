@@ -25,7 +25,10 @@ from .set_up import extension
 # reasons for which a test may be skipped on a machine with one GPU
 EXCUSES = ("needs 24 GiB", "torch.cuda.device_count() < 2")
 # where such tests are
-FILES = ("device_steps", "muon_updates", "products", "doctor", "bad_input", "captures", "cuda")
+FILES = (
+    *("device_steps", "muon_updates", "products", "doctor", "bad_input", "captures"),
+    *("training_stage", "cuda"),
+)
 PATHS = [f"tests/test_{name}.py" for name in FILES]
 # a sample that shows most faults within half a minute
 FIRST = "not test_cuda or (triton and not test_a_step) or (triton and float32 and adamw)"

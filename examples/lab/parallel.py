@@ -46,7 +46,12 @@ class World(NamedTuple):
                 raise ParallelError(
                     f"batch must be a multiple of {self.size}, the processes, got {len(tensor)}"
                 )
-        return [tensor.chunk(self.size)[self.rank].to(self.device) for tensor in tensors]
+        parts = [tensor.chunk(self.size)[self.rank] for tensor in tensors]
+        if self.device.type == "cuda":
+            # from memory that is pinned and without gaps, the host does not wait for the copy
+            pinned = [part.contiguous().pin_memory() for part in parts]
+            return [part.to(self.device, non_blocking=True) for part in pinned]
+        return [part.to(self.device) for part in parts]
 
     def total(self, value):
         """The sum of a number, or of a tensor of any shape, over all processes, in float64."""

@@ -46,20 +46,21 @@ class Run:
         world: the processes that train it together; None: this one, on the CPU.
         how: they do so, a row of ``parallel.WAYS``.
         compiled: whether blocks of the model are compiled.
+        model: that of the settings, there already with its first weights; None: it is made.
 
     Attributes:
         step: steps taken.
         curves: what ``result`` has, so far.
     """
 
-    def __init__(self, settings, world=None, how="none", compiled=False):
+    def __init__(self, settings, world=None, how="none", compiled=False, model=None):
         self.settings = settings = checked(settings)
         self.world = world or World(0, 1, torch.device("cpu"))
         self.data = loaded(settings)
-        model = models.make(settings["model"], settings["seed"])
+        if model is None:
+            model = models.make(settings["model"], settings["seed"])
         if compiled:
-            for block in model.blocks:
-                block.compile()
+            models.compile_blocks(model)
         self.statistics = getattr(model, "statistics", False)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.model = distribute(model, how, self.world)
@@ -92,15 +93,21 @@ class Run:
             self._evaluate()
 
     def take_step(self):
+        self.mark("begin")
         if self.probe:
             self.probe.before_step()
         self.optimizer.zero_grad()
         self._unread.append(self._backward())
         if self.settings.get("clip"):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
+        self.mark("optimizer")
         self.optimizer.step()
+        self.mark("end")
         self.scheduler.step()
         self.step += 1
+
+    def mark(self, moment):
+        """For who times steps: told when each begins, comes to the optimizer and ends."""
 
     def _backward(self):
         """Gradients of this step's batch; its loss, the mean over all processes."""
@@ -120,7 +127,7 @@ class Run:
         casts = contextlib.nullcontext()
         if self.settings.get("autocast"):
             dtype = getattr(torch, self.settings["autocast"])
-            casts = torch.autocast(self.world.device.type, dtype)
+            casts = torch.autocast(inputs.device.type, dtype)
         with casts:
             if weights is not None:
                 return torch.func.functional_call(self.model, weights, inputs)
@@ -128,11 +135,7 @@ class Run:
 
     def _evaluate(self):
         """Add to the curves what the model is worth at x."""
-        losses = torch.stack(self._unread).tolist() if self._unread else []
-        self._unread.clear()
-        for back, loss in enumerate(reversed(losses)):
-            if not math.isfinite(loss):
-                self.diverged = self.step - back
+        losses = self._read()
         if self.statistics and self.step:
             batches = [self.world.share(*self.feed(k))[:1] for k in range(STATISTICS_BATCHES)]
             emanest.update_bn(batches, self.model, self.optimizer)
@@ -147,6 +150,15 @@ class Run:
             self.diverged = self.step
         if self.probe and self.diverged is None and self.probe.due():
             self.curves["probes"].append(self.probe.take())
+
+    def _read(self):
+        """Losses of the steps since the last evaluation; waits for the device."""
+        losses = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        for back, loss in enumerate(reversed(losses)):
+            if not math.isfinite(loss):
+                self.diverged = self.step - back
+        return losses
 
     @torch.no_grad()
     def measured(self, weights=None):

@@ -1,13 +1,8 @@
 """The lab's GPT-2 and Llama beside those of transformers, with the same weights."""
 
-import pathlib
-import sys
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.models import make
 

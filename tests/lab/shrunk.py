@@ -1,11 +1,6 @@
 """Runs of the lab in a form that takes moments: few steps of small models on made-up data."""
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.lab.data.images import Images
 from examples.lab.data.text import Text

@@ -1,12 +1,7 @@
 """The lab's models in their small forms, batches of them, and steps of training."""
 
-import pathlib
-import sys
-
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.models import MODELS, make
 

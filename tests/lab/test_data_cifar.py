@@ -1,17 +1,13 @@
 """CIFAR-10 and CIFAR-100 from small archives in their formats."""
 
 import io
-import pathlib
 import pickle
 import struct
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, cifar, load
 

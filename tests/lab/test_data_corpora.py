@@ -1,13 +1,9 @@
 """Prose and documentation where a machine has them, in the formats that they come in."""
 
 import gzip
-import pathlib
-import sys
 
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, corpora, load
 from examples.lab.data.brown import plain

@@ -1,15 +1,11 @@
 """Sets of images where a machine has them: IDX files, digits."""
 
 import gzip
-import pathlib
 import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, image_sets, load
 
@@ -64,7 +60,7 @@ def test_fashion_mnist_is_found_where_torchvision_keeps_it(mnist, tmp_path, monk
     assert (
         load({"name": "fashion_mnist", "path": tmp_path / "work" / "data"}).digest == given.digest
     )
-    monkeypatch.setattr(pictures, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(image_sets, "DEBIAN", tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path / "work")
     assert load({"name": "fashion_mnist"}).digest == given.digest
 

@@ -1,13 +1,8 @@
 """Batches of images: shuffled, augmented and normalised as a function of seed and step."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError
 from examples.lab.data.images import AUGMENTATIONS, from_arrays

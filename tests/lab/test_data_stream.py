@@ -4,13 +4,9 @@ import base64
 import hashlib
 import itertools
 import json
-import pathlib
-import sys
 
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, bpe, load, stream
 from examples.lab.data.__main__ import main, number

@@ -1,13 +1,9 @@
 """Texts of bytes: what is found, how it is split, and the windows that are drawn from it."""
 
-import pathlib
 import random
-import sys
 
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DATA, DataError, Text, load
 from examples.lab.data.text import split

@@ -3,12 +3,8 @@
 import base64
 import hashlib
 import os
-import pathlib
-import sys
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, bpe
 

@@ -4,13 +4,10 @@ import itertools
 import os
 import pathlib
 import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from examples.lab.data import DataError, load
 from examples.lab.data.tokens import Row, read_shard, write_shard

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_models import MODELS, batch, make, small, step
+from small_models import MODELS, batch, loss, make, small, step
 
 import emanest
-from examples.lab.models import ModelError
+from examples.lab.models import ModelError, compile_blocks
 
 # of AlexNet for 32 x 32: a weight for each input and one more, times the outputs
 CONVOLUTIONS = 109 * 96 + 865 * 256 + 2305 * 384 + 3457 * 384 + 3457 * 256
@@ -125,3 +125,33 @@ def test_what_cannot_be_made_is_an_error_of_one_line(settings, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("std", "embedded", "added"), [(None, 1.0, 64**-0.5 / 3**0.5), (0.1, 0.1, 0.05)]
+)
+def test_weights_of_bytes_start_from_what_was_asked_for(std, embedded, added):
+    """By default as PyTorch's do; what is added to the residual stream by the number of blocks."""
+    model = make({"name": "bytes", "layers": 2, "width": 64, "context": 16, "std": std}, 0)
+    block = model.blocks[1]
+    assert model.embed.weight.std().item() == pytest.approx(embedded, rel=0.05)
+    assert block.proj.weight.std().item() == pytest.approx(added, rel=0.05)
+    assert torch.equal(block.norm1.weight, torch.ones(64))
+
+
+# dynamo hides it, which does not help where warnings are errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_blocks_are_compiled_once_and_compute_the_same():
+    counters = torch._dynamo.utils.counters["stats"]
+    plain, compiled = (make({"name": "bytes", "layers": 3, "width": 16}, 0) for _ in range(2))
+    compile_blocks(compiled, backend="eager", dynamic=False)
+    before = counters["unique_graphs"]
+    inputs = torch.randint(256, (3, 12))
+    for model in (plain, compiled):
+        loss(model, inputs, inputs).backward()
+        with torch.no_grad():
+            model.eval()(inputs)
+    # one to train, one to evaluate
+    assert counters["unique_graphs"] - before == 2
+    for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)

@@ -13,14 +13,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 import emanest
-from ranks import ranks
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-
 from examples.lab.models import MODELS, make
 from examples.lab.parallel import ParallelError, World, distribute, inside, processes
+from ranks import ranks
 
-ROOT = sys.path[0]
+ROOT = str(pathlib.Path(__file__).parents[2])
 ALONE = World(0, 1, torch.device("cpu"))
 BASES = {"adamw": emanest.AdamW, "muon": emanest.Muon}
 
