@@ -134,6 +134,17 @@ def test_many_tokens_are_of_32_bits(tmp_path):
     assert (text.validation.dtype, text.vocabulary) == (torch.int32, 2**17)
 
 
+def test_documents_of_a_folder_come_once_whatever_their_names(tmp_path):
+    for k, text in enumerate([*DOCUMENTS, *DOCUMENTS[:5], "", "zero\0byte"]):
+        (tmp_path / f"part{k % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"part{k % 3}" / f"{k}.txt").write_text(text)
+    before = [*stream.documents("folder", tmp_path)]
+    assert sorted(before) == sorted(DOCUMENTS)
+    for k, path in enumerate(sorted(tmp_path.rglob("*.txt"))):
+        path.rename(path.with_name(f"{k * 7 % 10}-{path.name}"))
+    assert [*stream.documents("folder", tmp_path)] == before
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("5000", 5000), ("100M", 10**8), ("1.5b", 1_500_000_000), ("2k", 2000)]
 )
@@ -143,11 +154,10 @@ def test_numbers_of_tokens_are_understood(text, value):
 
 def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tiktoken")
-    # without copies, which would be on both sides
     texts = tmp_path / "texts"
     texts.mkdir()
     for k in range(12):
-        (texts / f"{k}").write_text(f"hello {k % 6} " * 9)
+        (texts / f"{k}").write_text(f"hello {k // 2} " * 9)
     digest = hashlib.sha256(ranks.read_bytes()).hexdigest()
     monkeypatch.setitem(bpe.KINDS, ".tiktoken", lambda path: bpe.gpt2(path, digest))
     command = ["folder", "--from", str(texts), "--to", str(tmp_path / "out"), "--tokens", "0.1k"]
