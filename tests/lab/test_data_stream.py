@@ -165,7 +165,7 @@ def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypat
     assert main(command) == 0
     assert "1 shards to train on, 1 to validate on" in capsys.readouterr().out
     state = json.loads((tmp_path / "out" / stream.STATE).read_text())
-    assert state["documents"] <= 6
+    assert (state["name"], state["documents"] <= 6) == ("texts", True)
     validation, train = made(tmp_path / "out")
     assert (len(validation), len(train)) == (30, 100)
     # the number in a document tells which it is
@@ -174,9 +174,28 @@ def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypat
     assert not numbers[0] & numbers[1]
 
 
-def test_the_command_names_what_is_wrong(tmp_path, capsys):
-    assert main(["folder", "--to", str(tmp_path), "--tokens", "5"]) == 2
-    assert capsys.readouterr().err == "error: folder is None; give a folder of text files\n"
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["folder", "--tokens", "5"], ["--from", "give both or neither"]),
+        (["c4", "--tokens", "5", "--from", "x"], ["--from", "give both or neither"]),
+        (["c4", "--tokens", "many"], ["--tokens", "'many'", "write 5000 or 100M"]),
+        (["pile", "--tokens", "5"], ["'pile'", "fineweb", "c4", "folder"]),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused(command, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--to", str(tmp_path)])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_the_command_names_what_is_missing(tmp_path, capsys):
+    command = ["folder", "--from", "/nowhere", "--to", str(tmp_path), "--tokens", "5"]
+    assert main(command) == 2
+    assert capsys.readouterr().err == "error: folder is /nowhere; give a folder of text files\n"
 
 
 def test_hosted_documents_are_streamed(monkeypatch, tmp_path):
