@@ -1,1 +1,1 @@
-"""Programs that show the library at work; run from the root of the repository."""
+"""Programs that show emanest at work; none of them is installed."""

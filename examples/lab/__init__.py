@@ -1,1 +1,1 @@
-"""The lab: does looking ahead help, when, and by how much."""
+"""The lab: training runs that say whether looking ahead helps, when, and by how much."""
