@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from . import saving
 from .parallel import World
-from .store import Store, commit
+from .store import commit
 from .training import Run
 
 SAVE_EVERY = 60.0  # seconds of a run between copies of where it stands
