@@ -1,0 +1,139 @@
+"""Report of arms that are compared, each at its own best learning rate."""
+
+import math
+
+from emanest.tools.statistics import mean, plus_minus
+
+from . import drawing
+from .comparing import compare, findings, mixed, per_cent, sentence, steps, value
+from .runs import LOSS, collect, ends, missing, stored
+from .section import Figure, Section, Table
+
+
+def report(experiment, lines):
+    groups = collect(experiment, lines)
+    found = findings(groups)
+    section = Section(experiment.question, findings=found, stored=len(stored(groups)))
+    section.answer += missing(experiment, groups)
+    section.answer.append([sentence(each) for each in found if each.difference.count])
+    section.answer += ends(groups) + mixed(found)
+    for base, members in families(groups).items():
+        section.tables += [outcome(base, members), by_lr(base, members)]
+        if members[base].best:
+            section.figures.append(Figure(title(base, members), lambda m=members: draw(m)))
+    return section
+
+
+def families(groups):
+    """Label of each arm that others are compared with -> it and them, by label."""
+    found = {}
+    for label, runs in groups.items():
+        found.setdefault(runs.arm.against or label, {})[label] = runs
+    return {
+        base: {base: members.pop(base), **members}
+        for base, members in found.items()
+        if any(runs.cells and stored({"": runs}) for runs in members.values())
+    }
+
+
+def outcome(base, members):
+    """What each arm ends with at its best learning rate, and what it differs by."""
+    rows = []
+    for label, runs in members.items():
+        lr = "not found yet" if runs.lr is None else f"{runs.lr:g}"
+        row = [label, lr, value(runs.values(LOSS))]
+        if label == base:
+            rows.append([*row, *["-"] * 5])
+            continue
+        found = compare(runs, members[base])
+        rows.append(
+            [
+                *row,
+                plus_minus(found.difference, sign=True),
+                per_cent(found.share),
+                steps(found.earlier),
+                found.difference.words if found.difference.count else "-",
+                _same_lr(found),
+            ]
+        )
+    columns = (
+        *("arm", "best lr", "loss at the end (seeds)", f"less that of {base}", "in %"),
+        *("same loss so many steps earlier", "verdict", f"difference at {base}'s best lr (seeds)"),
+    )
+    whole = members[base].arm.settings["steps"]
+    return Table(f"**{base}**: each arm at its own best lr, after {whole:,} steps.", columns, rows)
+
+
+def _same_lr(found):
+    same = found.same_lr
+    if not same.count:
+        return "-"
+    if same.verdict == "diverged":
+        return same.words
+    return f"{plus_minus(same, sign=True)} ({same.count})"
+
+
+def by_lr(base, members):
+    """The loss of each arm at every learning rate that was tried."""
+    lrs = sorted({lr for runs in members.values() for lr in runs.cells})
+    rows = []
+    for label, runs in members.items():
+        cells = {lr: value(runs.values(LOSS, lr)) if lr in runs.cells else "" for lr in lrs}
+        if runs.best:
+            cells[runs.lr] = f"**{cells[runs.lr]}**"
+        rows.append([label, *cells.values()])
+    columns = ("loss at the end (seeds) at lr", *(f"{lr:g}" for lr in lrs))
+    return Table(f"**{base}**: at each lr; the lowest mean is bold.", columns, rows)
+
+
+def best(members, base):
+    """The label of the lowest mean loss beside the base's, or None."""
+    means = {
+        label: mean(runs.values(LOSS).values()).mean
+        for label, runs in members.items()
+        if label != base and runs.best
+    }
+    means = {label: loss for label, loss in means.items() if math.isfinite(loss)}
+    return min(means, key=means.get) if means else None
+
+
+def title(base, members):
+    """Who ends lowest, and how far from the base."""
+    label = best(members, base)
+    alone = f"{base} ends at {value(members[base].values(LOSS))}"
+    if label is None:
+        return f"{alone}; no other arm has a best lr yet"
+    found = compare(members[label], members[base]).difference
+    if not found.count or found.verdict == "diverged":
+        return f"{alone}, {label} at {value(members[label].values(LOSS))}"
+    amount = plus_minus(found._replace(mean=abs(found.mean)))
+    way = "higher" if found.mean > 0 else "lower"
+    return (
+        f"{label}, the lowest, ends {amount} {way} than {base}, each at its own best lr "
+        f"({found.words})"
+    )
+
+
+def draw(members):
+    """The loss by learning rate, and on the way."""
+    base = next(iter(members))
+    figure, (left, right) = drawing.panels(1, 2)
+    colors = drawing.colors(members, base)
+    tops = [mean(runs.values(LOSS).values()).mean for runs in members.values() if runs.best]
+    ceiling = drawing.ceiling(tops)
+    for label, runs in members.items():
+        points = {lr: mean(runs.values(LOSS, lr).values()) for lr in runs.cells if runs.cells[lr]}
+        if points:
+            drawing.errors(left, points, colors[label], label, ceiling)
+    left.set(xscale="log", xlabel="learning rate", ylabel="loss at the end (nats)")
+    left.set_title("mean of seeds ± standard error, by learning rate")
+    lrs = sorted({lr for runs in members.values() for lr in runs.cells})
+    left.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+    left.minorticks_off()
+    for label in filter(None, (base, best(members, base))):
+        drawing.band(right, members[label].curves(LOSS), colors[label], label)
+    right.set(xlabel="step", ylabel="loss (nats)")
+    right.set_title("on the way at the best lr; band: standard error")
+    drawing.late(right)
+    drawing.legend(figure, (left, right))
+    return figure
