@@ -63,7 +63,8 @@ class States(MutableMapping):
         return sum(len(o.state) for o in self._optimizers)
 
 
-def _needs_closure(optimizer):
+def needs_closure(optimizer):
+    """Whether the step of an optimizer cannot do without a function that evaluates the loss."""
     parameters = inspect.signature(type(optimizer).step).parameters
     return any(p.name == "closure" and p.default is p.empty for p in parameters.values())
 
@@ -71,7 +72,7 @@ def _needs_closure(optimizer):
 _REFUSED = (
     (lambda o: hasattr(o, "at_iterate"), "is ours: give it lookahead=... instead"),
     (lambda o: hasattr(o, "train") and hasattr(o, "eval"), "has train and eval modes of its own"),
-    (_needs_closure, "evaluates the loss itself, several times per step"),
+    (needs_closure, "evaluates the loss itself, several times per step"),
     (lambda o: hasattr(o, "first_step"), "takes two gradients per step"),
     (lambda o: isinstance(o, torch.optim.SparseAdam), "takes sparse gradients only"),
 )
