@@ -7,7 +7,7 @@ from emanest.tools.statistics import mean, plus_minus, seeds
 from . import drawing
 from .comparing import mixed
 from .runs import collect, missing, stored
-from .section import Figure, Section, Table
+from .section import Figure, Section, Table, listed
 
 # entry of what a probe took -> what x is moved along
 DIRECTIONS = {"average": "the average of updates", "last step": "the last update"}
@@ -21,11 +21,14 @@ def report(experiment, lines):
         if not runs.best:
             continue
         taken = rises(runs)
-        said = "; ".join(lowest(name, times) for name, times in taken.items() if times)
-        sentence = f"{label}, from x on: {said} ({seeds(len(runs.best))})."
-        section.summary.append(sentence)
-        section.tables += [table(label, name, times) for name, times in taken.items() if times]
-        section.figures.append(Figure(sentence, lambda taken=taken: draw(taken)))
+        taken = {name: times for name, times in taken.items() if times}
+        title = (
+            f"{label}: from x on, the loss falls in all of {seeds(len(runs.best))} "
+            f"{listed(falls(*item) for item in taken.items())}"
+        )
+        section.summary.append(f"{title}; {'; '.join(lowest(*item) for item in taken.items())}.")
+        section.tables += [table(label, *item) for item in taken.items()]
+        section.figures.append(Figure(title, lambda taken=taken: draw(taken)))
     section.answer += [list(section.summary), *mixed((runs,) for runs in groups.values())]
     return section
 
@@ -44,22 +47,29 @@ def rises(runs):
     return found
 
 
-def lowest(name, times):
-    """At how many times the loss falls in every run, and where it falls most."""
-    ahead = {step: ahead_of_x(by_b) for step, by_b in times.items()}
-    # every run below x at one b: no claim on the mean, which wants more seeds than these may be
-    falls = [
-        step for step, by_b in ahead.items() if any(max(values) < 0 for values in by_b.values())
-    ]
-    means = {(step, b): mean(values) for step, by_b in ahead.items() for b, values in by_b.items()}
-    if not means:
-        return f"along {DIRECTIONS[name]} nothing was taken"
-    step, b = min(means, key=lambda place: means[place].mean)
-    return (
-        f"along {DIRECTIONS[name]} the loss falls in all runs at {len(falls)} of {len(times)} "
-        f"times, and is {plus_minus(means[step, b], sign=True)} where it is lowest (step "
-        f"{step:,}, b = {b:g})"
+def falls(name, times):
+    """At how many times the loss falls in every run.
+
+    Every run below x at one b: no claim on the mean, which wants more seeds than there may be.
+    """
+    count = sum(
+        any(max(values) < 0 for values in ahead_of_x(by_b).values()) for by_b in times.values()
     )
+    return f"at {count} of {len(times)} times along {DIRECTIONS[name]}"
+
+
+def lowest(name, times):
+    """Where it is lowest."""
+    means = {
+        (step, b): mean(values)
+        for step, by_b in times.items()
+        for b, values in ahead_of_x(by_b).items()
+    }
+    if not means:
+        return f"along {DIRECTIONS[name]} it is finite nowhere"
+    step, b = min(means, key=lambda place: means[place].mean)
+    amount = plus_minus(means[step, b], sign=True)
+    return f"along {DIRECTIONS[name]} it is lowest at step {step:,} and b = {b:g}: {amount}"
 
 
 def ahead_of_x(by_b):

@@ -1,10 +1,11 @@
 """The answer over all experiments, by rules from the verdicts of their comparisons."""
 
 import math
+import operator
 
-from .comparing import sentence
+from .comparing import per_cent, sentence
 from .runs import LOSS
-from .section import counted, listed
+from .section import Table, counted, listed
 
 # verdict -> what is said of the comparisons that have it
 GROUPS = {
@@ -23,8 +24,12 @@ def answer(sections):
     """
     if not sections:
         return ["Nothing can be said yet: no runs are stored."]
-    groups, unsettled = sorted_out(sections)
-    said = [lead(groups)]
+    settled, unsettled = sorted_out(sections)
+    groups = by_verdict(settled)
+    losses = [each for _, each in settled if each.measure is LOSS]
+    said = [lead(groups), *rates(losses)]
+    if losses:
+        said.append(str(matrix(losses)))
     for verdict, heading in GROUPS.items():
         if groups[verdict]:
             points = [f"{sentence(each)} ({_link(name)})" for name, each in groups[verdict]]
@@ -40,17 +45,23 @@ def answer(sections):
 
 
 def sorted_out(sections):
-    """Verdict -> settled comparisons, the largest first; and labels of the others."""
-    groups, unsettled = {verdict: [] for verdict in GROUPS}, []
+    """Settled comparisons with the name of their experiment, and labels of the others."""
+    settled, others = [], {}
     for name, part in sections.items():
         for each in filter(looks_ahead, part.findings):
             if each.settled and each.difference.count:
-                groups[each.difference.verdict].append((name, each))
+                settled.append((name, each))
             else:
-                unsettled.append(each.runs.arm.label)
-    for found in groups.values():
-        found.sort(key=lambda item: -_size(item[1]))
-    return groups, list(dict.fromkeys(unsettled))
+                others[each.runs.arm.label] = None
+    return settled, list(others)
+
+
+def by_verdict(settled):
+    """Verdict -> its comparisons, the largest first."""
+    groups = {verdict: [] for verdict in GROUPS}
+    for name, each in sorted(settled, key=lambda item: -_size(item[1])):
+        groups[each.difference.verdict].append((name, each))
+    return groups
 
 
 def looks_ahead(finding):
@@ -79,6 +90,33 @@ def lead(groups):
     if groups["diverged"]:
         said.append(f"Runs diverged in {len(groups['diverged'])}.")
     return " ".join(said)
+
+
+def rates(found):
+    """A sentence on how the best learning rates differ."""
+    pairs = [(each.runs.lr, each.others.lr) for each in found if len(each.others.cells) > 1]
+    if not pairs:
+        return []
+    tests = operator.lt, operator.eq, operator.gt
+    lower, same, higher = (sum(test(*pair) for pair in pairs) for test in tests)
+    return [
+        f"With a lookahead the best learning rate is lower in {lower}, the same in {same} and "
+        f"higher in {higher} of {counted(len(pairs), 'comparison')}."
+    ]
+
+
+def matrix(found):
+    """Each lookahead beside each base: the share of the loss, and the verdict."""
+    cells, columns = {}, {}
+    for each in found:
+        base = f"{each.others.arm.label} ({each.runs.arm.settings['model']['name']})"
+        columns[base] = None
+        share, words = per_cent(each.share), each.difference.verdict
+        label = each.runs.arm.at.get("lookahead", each.runs.arm.label)
+        cells.setdefault(label, {})[base] = words if share == "-" else f"{share}, {words}"
+    rows = [[label, *(row.get(base, "") for base in columns)] for label, row in cells.items()]
+    caption = "The loss at the end beside that of the base alone; a minus: the lookahead is lower."
+    return Table(caption, ("lookahead", *columns), rows)
 
 
 def _range(found, way):

@@ -11,7 +11,19 @@ from .section import Figure, Section, Table
 
 # entries of ``Arm.at`` that name an arm, and are no axis
 NAMES = "base", "lookahead"
-AXES = {"steps": "steps of a run", "batch": "rows of a batch"}
+# what is on an axis, and how a place on it is called
+AXES = {
+    "steps": ("steps of a run", "{:,} steps"),
+    "batch": ("rows of a batch", "batches of {:,}"),
+}
+
+# verdict on the last gain beside the first -> what the gain does
+HOW = {
+    "better": "grows",
+    "worse": "shrinks",
+    "no difference seen": "does not change as far as is seen",
+    "diverged": "cannot be told",
+}
 
 
 def report(experiment, lines):
@@ -26,7 +38,7 @@ def report(experiment, lines):
     for name, points in rows.items():
         section.tables.append(table(name, points, axis))
     if rows:
-        title = " ".join(section.summary)
+        title = " ".join(trend(name, points, axis, short=True) for name, points in rows.items())
         section.figures.append(Figure(title, lambda: draw(rows, axis)))
     return section
 
@@ -46,21 +58,23 @@ def gain(finding):
     return Mean(-difference.mean, difference.error, difference.count)
 
 
-def trend(name, points, axis):
-    """Whether the gain at the last place differs from that at the first, as a sentence."""
+def trend(name, points, axis, short=False):
+    """Whether the gain at the last place differs from that at the first, as a sentence.
+
+    Args:
+        short: as a title, without counts.
+    """
     places = [at for at in points if math.isfinite(points[at].difference.mean)]
     if not places:
         return f"{name} has no gain that can be told."
-    first, last = places[0], places[-1]
-    said = [_at(points[at], at, axis) for at in dict.fromkeys((first, last))]
+    first, last, most = places[0], places[-1], max(places, key=lambda at: gain(points[at]).mean)
+    said = {at: _at(points[at], at, axis, short) for at in (first, last, most)}
     if first == last:
-        return f"The gain of {name} is {said[0]}."
+        return f"The gain of {name} is {said[first]}."
     change = paired(_gains(points[last]), _gains(points[first]), higher_is_better=True)
-    how = {"better": "grows", "worse": "shrinks"}.get(
-        change.verdict, "changes in no way that is seen"
-    )
-    why = "" if change.verdict in ("better", "worse") else f" ({change.words.split(': ')[-1]})"
-    return f"The gain of {name} {how}{why}: {said[0]}, {said[1]}."
+    why = f" ({change.words.split(': ')[-1]})" * (change.verdict not in ("better", "worse"))
+    text = f"The gain of {name} {HOW[change.verdict]}{why}: {said[first]}, {said[last]}"
+    return text + f", the largest {said[most]}" * (most not in (first, last)) + "."
 
 
 def _gains(finding):
@@ -68,15 +82,15 @@ def _gains(finding):
     return {seed: theirs[seed] - ours[seed] for seed in theirs if seed in ours}
 
 
-def _at(finding, at, axis):
-    share = -finding.share.mean
-    found = gain(finding)
-    return f"{plus_minus(found)} ({share:.2g} %) at {at:,} {AXES[axis]}, {seeds(found.count)}"
+def _at(finding, at, axis, short):
+    share, found = -finding.share.mean, gain(finding)
+    count = "" if short else f", {seeds(found.count)}"
+    return f"{plus_minus(found)} ({share:.2g} %{count}) with {AXES[axis][1].format(at)}"
 
 
 def table(name, points, axis):
     columns = (
-        *(AXES[axis], "best lr without", "loss without (seeds)", "best lr with"),
+        *(AXES[axis][0], "best lr without", "loss without (seeds)", "best lr with"),
         *("loss with (seeds)", "gain", "gain in %", "same loss so many steps earlier"),
         *("of the run", "verdict"),
     )
@@ -109,10 +123,10 @@ def draw(rows, axis):
         gains = {at: gain(each) for at, each in points.items()}
         drawing.errors(left, gains, colors[name], name)
         sooner = {at: _sooner(each) for at, each in points.items() if each.earlier.count}
-        drawing.errors(right, sooner, colors[name], name)
+        drawing.errors(right, sooner, colors[name], name, outside=(0.03, "not reached by all"))
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
-        axes.set(xscale="log", xlabel=AXES[axis])
+        axes.set(xscale="log", xlabel=AXES[axis][0])
         axes.set_xticks(places, [f"{at:,}" for at in places])
         axes.minorticks_off()
     left.set(ylabel="gain (nats)", title="paired difference of the last losses ± standard error")

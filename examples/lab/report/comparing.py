@@ -85,7 +85,7 @@ def sentence(finding):
         return f"{name} beside {other}, {finding.measure.name}: {difference.words}."
     if difference.verdict == "no difference seen":
         amount = _amount(finding, sign=True)
-        return f"{name} beside {other}, {finding.measure.name}: {difference.words} ({amount})."
+        return f"{name}: {finding.measure.name} {amount} beside {other}; {difference.words}."
     way = "higher" if difference.mean > 0 else "lower"
     return (
         f"{name} is {difference.verdict} than {other}: its {finding.measure.name} is {way} by "

@@ -29,7 +29,8 @@ STYLE = {
     # names of what is drawn: without it, they are drawn by chance
     "svg.hashsalt": "emanest",
 }
-WIDTH, HEIGHT, TITLE = 5.2, 3.9, 100  # of a panel in inches; of a line of the title in letters
+WIDTH, HEIGHT, TITLE = 5.2, 3.9, 96  # of a panel in inches; of a line of the title in letters
+ABOVE = 1.0, "above, or diverged"
 ROOM = 0.25  # of the lowest loss: what lies further above it is drawn at the edge
 
 
@@ -39,10 +40,17 @@ def svg(figure):
 
     with matplotlib.rc_context(STYLE):
         drawn = figure.draw()
-        drawn.suptitle("\n".join(textwrap.wrap(figure.title, TITLE)))
+        drawn.suptitle(wrapped(figure.title))
         file = io.BytesIO()
         drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
+
+
+def wrapped(title):
+    """The title in lines of about the same length; a number stays beside its error."""
+    lines = math.ceil(len(title) / TITLE)
+    width = min(TITLE, math.ceil(len(title) / lines) + 8)
+    return "\n".join(textwrap.wrap(title.replace(" ± ", "\u00a0±\u00a0"), width))
 
 
 def panels(rows, columns, width=WIDTH, height=HEIGHT, **options):
@@ -64,15 +72,12 @@ def colors(labels, first=None):
 
 
 def shades(places):
-    """Colours from light to dark and markers, for places in time."""
+    """Colours from light to dark, without a marker, for places in time."""
     import matplotlib
 
     shade = matplotlib.colormaps["viridis_r"]
     span = max(1, len(places) - 1)
-    return {
-        at: (shade(0.15 + 0.85 * k / span), MARKERS[k % len(MARKERS)])
-        for k, at in enumerate(places)
-    }
+    return {at: (shade(0.15 + 0.85 * k / span), None) for k, at in enumerate(places)}
 
 
 def ceiling(values):
@@ -81,22 +86,27 @@ def ceiling(values):
     return min(finite) * (1 + ROOM) if finite else math.inf
 
 
-def errors(axes, points, color, label, top=math.inf):
-    """Means and their standard errors, by place; what lies above ``top`` or diverged, at the edge.
+def errors(axes, points, color, label, top=math.inf, outside=ABOVE):
+    """Means and their standard errors, by place.
 
     Args:
         points: place -> ``Mean``.
+        color: and marker, or None for a line alone.
+        top: what lies above, and what has no mean, is marked at an edge.
+        outside: the edge, from 0 to 1, and what is said of those marks.
     """
     face, marker = color
     inside = {at: m for at, m in points.items() if m.mean <= top}
     bars = [0 if math.isnan(m.error) else m.error for m in inside.values()]
     means = [m.mean for m in inside.values()]
-    axes.errorbar(list(inside), means, bars, color=face, marker=marker, capsize=3, label=label)
-    outside = [at for at in points if at not in inside]
-    if outside:
-        edge = axes.get_xaxis_transform()
-        options = {"label": f"{label}: above, or diverged", "clip_on": False}
-        axes.plot(outside, [1.0] * len(outside), "x", color=face, transform=edge, **options)
+    axes.errorbar(list(inside), means, bars, color=face, marker=marker, label=label)
+    beyond = [at for at in points if at not in inside]
+    if beyond:
+        height, words = outside
+        edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(
+            beyond, [height] * len(beyond), "x", color=face, label=f"{label}: {words}", **edge
+        )
 
 
 def dots(axes, points, color, label):
@@ -109,7 +119,7 @@ def dots(axes, points, color, label):
     bars = [0 if math.isnan(m.error) else m.error for m in finite.values()]
     means = [m.mean for m in finite.values()]
     face, marker = color
-    options = {"color": face, "marker": marker, "capsize": 3, "label": label}
+    options = {"color": face, "marker": marker, "label": label}
     axes.errorbar(means, list(finite), xerr=bars, linestyle="none", **options)
     for at in points.keys() - finite.keys():
         axes.text(0.5, at, "diverged", transform=axes.get_yaxis_transform(), ha="center")

@@ -8,7 +8,7 @@ from . import drawing
 from .axis import NAMES
 from .comparing import findings, mixed
 from .runs import collect, missing, stored
-from .section import Figure, Section, Table
+from .section import Figure, Section, Table, counted, listed
 
 
 def report(experiment, lines):
@@ -22,7 +22,8 @@ def report(experiment, lines):
     cells = {tuple(each.runs.arm.at[name] for name in names): each for each in found}
     base = found[0].others.arm.label
     section.summary = [sentence(cells, names, base)]
-    section.answer += section.summary + edge(cells, names) + mixed(found)
+    whole = len(found) == len(findings(groups))
+    section.answer += section.summary + (edge(cells, names) if whole else []) + mixed(found)
     section.tables.append(table(cells, names, base))
     section.figures.append(Figure(section.summary[0], lambda: draw(cells, names, base)))
     return section
@@ -52,8 +53,8 @@ def sentence(cells, names, base):
     gone = sum(each.verdict == "diverged" for each in differences)
     diverged = f", {gone} diverged" if gone else ""
     said = (
-        f"Of {len(cells)} pairs {lower} end more than {ERRORS} standard errors below {base} and "
-        f"{higher} above{diverged}"
+        f"Of {counted(len(cells), 'pair')} {lower} end more than {ERRORS} standard errors below "
+        f"{base} and {higher} above{diverged}"
     )
     at = lowest(cells)
     if at is None:
@@ -96,11 +97,12 @@ def table(cells, names, base):
         for row in places(cells, 0)
     ]
     head = (f"{names[0]} \\ {names[1]}", *(f"{column:g}" for column in columns))
-    return Table(
-        f"Loss at the end less that of {base}, same seeds; * beyond {ERRORS} standard errors.",
-        head,
-        rows,
+    lrs = sorted({runs.lr for each in cells.values() for runs in (each.runs, each.others)})
+    caption = (
+        f"Loss at the end less that of {base}, same seeds, at lr "
+        f"{listed(f'{lr:g}' for lr in lrs)}; * beyond {ERRORS} standard errors."
     )
+    return Table(caption, head, rows)
 
 
 def draw(cells, names, base):

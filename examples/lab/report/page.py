@@ -7,8 +7,8 @@ from .section import paragraph
 
 HEAD = """# Results
 
-This page is made from the stored runs in `examples/lab/results`: `python -m examples.lab page`. Every
-number, figure and verdict is computed from them; a test holds the page to that.
+This page is made from the stored runs in `examples/lab/results`: `python -m examples.lab page`.
+Every number, figure and verdict is computed from them; a test holds the page to that.
 """
 
 

@@ -8,6 +8,8 @@ from ..experiments.sweep import Arm, final, run
 from ..settings import key
 from .section import counted, listed
 
+NAMED = 8  # arms that are named one by one
+
 
 class Measure(NamedTuple):
     """Something by which runs are compared.
@@ -122,8 +124,8 @@ def missing(experiment, groups):
     # what is due next depends on what these find
     more = "at least " if len(experiment.stages) > 1 or len(experiment.factors) > 1 else ""
     verb = "is" if count == 1 else "are"
-    said = f"{more}{counted(count, 'run')} {verb} missing, of {', '.join(open_)}."
-    return [f"Not complete: {said}"]
+    whose = "; ".join(open_) if len(open_) <= NAMED else f"{len(open_)} of {len(groups)} arms"
+    return [f"Not complete: {more}{counted(count, 'run')} {verb} missing, of {whose}."]
 
 
 def ends(groups):

@@ -32,7 +32,7 @@ def families(groups):
     return {
         base: {base: members.pop(base), **members}
         for base, members in found.items()
-        if any(runs.cells and stored({"": runs}) for runs in members.values())
+        if any(stored({label: members[label]}) for label in members if label != base)
     }
 
 
