@@ -1,5 +1,6 @@
 """The runner: does the runs of an experiment side by side, and goes on where it was interrupted."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -7,11 +8,14 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 
+from .parallel import World
 from .store import Store, commit
 from .training import Run
 
 SAVE_EVERY = 60.0  # seconds of a run between copies of where it stands
+ALONE = World(0, 1, torch.device("cpu"))
 WAIT = 0.5  # seconds until a worker looks again for a run that another has let go
 
 
@@ -34,26 +38,44 @@ class Stop:
         return self.asked or (self.end is not None and time.monotonic() > self.end)
 
 
-def do(settings, path, place=None, stop=False, save_every=SAVE_EVERY, compiled=False):
+def do(settings, path, stop=False, world=None, **options):
     """Do a run from where ``path`` says that it stands.
+
+    Args:
+        path: of a file for where it stands; each process has its own.
+        stop: true once it is to stop; where there are several processes it is not asked.
+        world, options: of ``Run``.
 
     Returns:
         The run; it is not ``done`` if it had to stop, and then ``path`` says where it stands.
     """
-    run = Run(settings, place, compiled)
-    if path.exists():
-        run.load_state_dict(torch.load(path, map_location=run.place.device, weights_only=True))
+    run = Run(settings, world, **options)
+    _go_on(run, path)
     saved = time.monotonic()
     while not run.done:
         run.advance()
-        if run.done:
-            break
-        if stop or time.monotonic() - saved > save_every:
+        if run.world.size > 1:
+            # all of them at the same step, without asking each other at every one
+            due, stopped = run.step % run.every == 0, False
+        else:
+            stopped = bool(stop)
+            due = stopped or time.monotonic() - saved > SAVE_EVERY
+        if due and not run.done:
             _save(run, path)
             saved = time.monotonic()
-        if stop:
+        if stopped:
             break
     return run
+
+
+def _go_on(run, path):
+    state = {"step": -1}
+    if path.exists():
+        state = torch.load(path, map_location=run.world.device, weights_only=True)
+    # one that was killed before it wrote is behind the others: then all begin anew
+    as_first = state["step"] == same(state["step"], run.world)
+    if state["step"] >= 0 and run.world.total(float(as_first)) == run.world.size:
+        run.load_state_dict(state)
 
 
 def _save(run, path):
@@ -62,31 +84,43 @@ def _save(run, path):
     os.replace(new, path)
 
 
-def work(experiment, store, place=None, stop=False, compiled=False):
+def work(experiment, store, stop=False, world=ALONE, **options):
     """Do one run after another until none is left that nobody has.
 
-    Any number of processes may do this at the same time, on as many machines as share the folder.
+    Any number of processes may do this at the same time, on as many machines as share the folder;
+    those of one ``world`` do each run together.
     """
     commit()
-    while not stop:
+    while not same(bool(stop), world):
         due = [s for s in experiment.runs(store) if store.find(s) is None]
+        due = same(due, world)
         if not due:
             return
-        if not any(_done_here(experiment, s, store, place, stop, compiled) for s in due):
+        done = [_done_here(experiment, s, store, stop, world, options) for s in due]
+        if not any(done):
             # others are at all of them; what is due next may depend on what they find
             time.sleep(WAIT)
 
 
-def _done_here(experiment, settings, store, place, stop, compiled):
-    with store.claimed(settings) as mine:
-        if not mine or stop:
+def _done_here(experiment, settings, store, stop, world, options):
+    with store.claimed(settings) if world.first else contextlib.nullcontext() as mine:
+        if not same(mine and not stop, world):
             return False
-        path = store.unfinished(settings)
-        run = do(settings, path, place, stop, compiled=compiled)
-        if run.done:
+        path = store.unfinished(settings, world.rank)
+        run = do(settings, path, stop, world, **options)
+        if run.done and world.first:
             store.add(experiment.name, settings, run.result(), run.data.digest)
+        if run.done:
             path.unlink(missing_ok=True)
         return run.done
+
+
+def same(value, world):
+    """What the first process of a world says, in all of them."""
+    values = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _worker(experiment, folder, workspace, seconds):

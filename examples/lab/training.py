@@ -13,7 +13,7 @@ import emanest
 
 from . import building, data, models
 from .numbers import rounded
-from .place import Place
+from .parallel import World, distribute, inside
 from .probe import Probe
 from .settings import checked
 
@@ -43,7 +43,8 @@ class Run:
 
     Args:
         settings: see settings.ENTRIES.
-        place: the device, and the share of each batch that is trained here.
+        world: the processes that train it together; None: this one, on the CPU.
+        how: they do so, a row of ``parallel.WAYS``.
         compiled: whether blocks of the model are compiled.
 
     Attributes:
@@ -51,23 +52,22 @@ class Run:
         curves: what ``result`` has, so far.
     """
 
-    def __init__(self, settings, place=None, compiled=False):
+    def __init__(self, settings, world=None, how="none", compiled=False):
         self.settings = settings = checked(settings)
-        self.place = place or Place()
+        self.world = world or World(0, 1, torch.device("cpu"))
         self.data = loaded(settings)
-        model = models.make(settings["model"], settings["seed"]).to(self.place.device)
+        model = models.make(settings["model"], settings["seed"])
         if compiled:
             for block in model.blocks:
                 block.compile()
         self.statistics = getattr(model, "statistics", False)
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.model = self.place.distribute(model)
-        self.optimizer = building.optimizer(settings, self.model)
+        self.model = distribute(model, how, self.world)
+        self.optimizer = building.optimizer(settings, inside(self.model))
         self.scheduler = building.scheduler(settings, self.optimizer)
         self.feed = self.data.batches(seed=settings["seed"], **settings["feed"])
-        self.held_out = [
-            self._here(batch) for batch in self.data.validation_batches(**settings["validation"])
-        ]
+        batches = self.data.validation_batches(**settings["validation"])
+        self.held_out = [self.world.share(*batch) for batch in batches]
         self.probe = Probe(self) if settings.get("probe") else None
         self.step = 0
         self.curves = {"steps": [], "loss": [], "train": []}
@@ -103,15 +103,15 @@ class Run:
         self.step += 1
 
     def _backward(self):
-        """Gradients of this step's batch; its loss, the mean over all places."""
-        inputs, targets = self._here(self.place.share(self.feed(self.step)))
+        """Gradients of this step's batch; its loss, the mean over all processes."""
+        inputs, targets = self.world.share(*self.feed(self.step))
         rows = self.settings.get("micro") or len(inputs)
         total = 0.0
         for part in zip(inputs.split(rows), targets.split(rows), strict=True):
             loss = self.loss(*part) * (len(part[0]) / len(inputs))
             loss.backward()
             total = total + loss.detach()
-        return self.place.mean(total)
+        return self.world.mean(total)
 
     def loss(self, inputs, targets):
         return loss_of(self._logits(inputs), targets)
@@ -120,14 +120,11 @@ class Run:
         casts = contextlib.nullcontext()
         if self.settings.get("autocast"):
             dtype = getattr(torch, self.settings["autocast"])
-            casts = torch.autocast(self.place.device.type, dtype)
+            casts = torch.autocast(self.world.device.type, dtype)
         with casts:
             if weights is not None:
                 return torch.func.functional_call(self.model, weights, inputs)
             return self.model(inputs)
-
-    def _here(self, batch):
-        return tuple(each.to(self.place.device) for each in batch)
 
     def _evaluate(self):
         """Add to the curves what the model is worth at x."""
@@ -137,7 +134,7 @@ class Run:
             if not math.isfinite(loss):
                 self.diverged = self.step - back
         if self.statistics and self.step:
-            batches = [self._here(self.feed(k))[0] for k in range(STATISTICS_BATCHES)]
+            batches = [self.world.share(*self.feed(k))[:1] for k in range(STATISTICS_BATCHES)]
             emanest.update_bn(batches, self.model, self.optimizer)
         with self.optimizer.at_iterate():
             found = self.measured()
@@ -160,16 +157,16 @@ class Run:
         """
         was_training = self.model.training
         self.model.eval()
-        loss = correct = count = 0
+        loss = correct = count = 0.0
         for inputs, targets in self.held_out:
             logits = self._logits(inputs, weights)
             loss += loss_of(logits, targets).item() * targets.numel()
-            if "accuracy" in self.curves:
-                correct += (logits.argmax(-1) == targets).sum().item()
+            correct += (logits.argmax(-1) == targets).sum().item()
             count += targets.numel()
         self.model.train(was_training)
-        found = {"loss": loss / count}
-        return {**found, "accuracy": correct / count} if "accuracy" in self.curves else found
+        loss, correct, count = self.world.total([loss, correct, count]).tolist()
+        found = {"loss": loss / count, "accuracy": correct / count}
+        return {name: value for name, value in found.items() if name in self.curves}
 
     def result(self):
         """What is kept of the run, as JSON has it: null is a loss that is not finite."""
@@ -186,7 +183,7 @@ class Run:
     def state_dict(self):
         """All that a run needs to go on as if it had not been interrupted."""
         return {
-            "model": self.model.state_dict(),
+            "model": inside(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "step": self.step,
@@ -196,7 +193,7 @@ class Run:
         }
 
     def load_state_dict(self, state):
-        self.model.load_state_dict(state["model"])
+        inside(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.curves = state["step"], state["curves"]

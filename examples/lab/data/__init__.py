@@ -2,17 +2,29 @@
 
 import inspect
 
-from . import corpora
+from . import brown, cifar, corpora, image_sets, stream, tokens
 from .errors import DataError
+from .images import Images
 from .text import Text
 
-__all__ = ["DATA", "DataError", "Text", "load"]
+__all__ = ["DATA", "DataError", "Images", "Text", "load"]
 
 # name -> what loads it, given the other settings as options
 DATA = {
     "python": corpora.python,
     "installed_python": corpora.installed_python,
     "folder": corpora.folder,
+    "brown": brown.brown,
+    "linux_docs": corpora.linux_docs,
+    "shards": tokens.shards,
+    "prepared": stream.prepared,
+    "fineweb": stream.fineweb,
+    "c4": stream.c4,
+    "fashion_mnist": image_sets.fashion_mnist,
+    "idx": image_sets.idx,
+    "digits": image_sets.digits,
+    "cifar10": cifar.cifar10,
+    "cifar100": cifar.cifar100,
 }
 
 

@@ -1,17 +1,22 @@
 """Texts of bytes that a machine may have: Python's sources, a folder, prose, documentation."""
 
+import gzip
 import hashlib
 import pathlib
 import platform
+import re
 import sysconfig
+import zlib
 
 import torch
 
-from .errors import DataError, whole
+from .errors import DataError, existing, whole
 from .text import from_texts
 
 # not part of the library itself, or (tests) too repetitive to be a fair sample of its text
 SKIPPED = {"__pycache__", "dist-packages", "lib-dynload", "site-packages", "test", "tests"}
+DOCS = pathlib.Path("/usr/share/doc")
+PACKED = {".rst", ".txt", ".gz"}
 
 
 def python():
@@ -63,12 +68,39 @@ def folder(path):
     return from_texts(_read(found, path), str(path), path)
 
 
+def linux_docs(path=None):
+    """The documentation of the Linux kernel: its ``.rst`` and ``.txt`` files, packed or not.
+
+    Args:
+        path: folder of the documentation; None: Debian's package linux-doc, of the newest kernel
+            where there are several, since their texts are nearly the same.
+    """
+    remedy = "apt install linux-doc, or give the path of the folder Documentation of its sources"
+    newest = sorted(DOCS.glob("linux-doc-*/Documentation"), key=_numbers)[-1:]
+    places = newest or [DOCS / "linux-doc-*" / "Documentation"]
+    place = existing(path, places, "the documentation of Linux", remedy)
+    found = (file for end in ("rst", "txt") for file in place.rglob(f"*.{end}*"))
+    # Debian has them once more as pages for a browser, with their sources
+    wanted = (file for file in found if file.suffix in PACKED and "html" not in file.parts)
+    return from_texts(_read(wanted, place), f"Linux documentation ({place.parent.name})", place)
+
+
+def _numbers(path):
+    """The numbers in a path, so that 6.12 comes after 6.1."""
+    return [int(each) for each in re.findall(r"\d+", str(path))]
+
+
 def _python_files(folder):
     return (p for p in folder.rglob("*.py") if not SKIPPED & set(p.relative_to(folder).parts))
 
 
 def _read(paths, place):
     try:
-        return [path.read_bytes() for path in paths if path.is_file()]
-    except OSError as error:
+        return [_content(path) for path in paths if path.is_file()]
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{place} has a file that cannot be read: {error}; remove it") from error
+
+
+def _content(path):
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content

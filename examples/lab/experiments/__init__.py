@@ -1,6 +1,7 @@
 """The experiments, by name."""
 
-from . import two_cores
+from . import images, llama, nanogpt, two_cores
 from .sweep import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {each.name: each for each in two_cores.EXPERIMENTS}
+MODULES = two_cores, images, nanogpt, llama
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for each in MODULES for e in each.EXPERIMENTS}

@@ -4,6 +4,7 @@ Each takes inputs and gives logits, ``(..., classes)``. Its list ``blocks`` is w
 and ``torch.compile`` compiles, one by one; ``split_rules`` is for ``emanest.split_params``.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,8 +12,12 @@ from typing import NamedTuple
 import torch
 
 from .bytes import ByteTransformer
+from .gpt2 import GPT2
+from .llama import SIZES, Llama
+from .nanogpt import BenchmarkGPT, NanoGPT
 from .options import ModelError
-from .vision import LeNet5
+from .resnet import ResNet18
+from .vision import AlexNet, LeNet5, WideLeNet5
 
 __all__ = ["MODELS", "ModelError", "Row", "make"]
 
@@ -24,9 +29,22 @@ class Row(NamedTuple):
     small: dict
 
 
+GPT = {"layers": 2, "heads": 2, "width": 16, "vocabulary": 32}
+IMAGES = {"shape": (1, 12, 12), "classes": 4}
+
 MODELS = {
-    "bytes": Row(ByteTransformer, {"layers": 1, "width": 16, "context": 8, "vocabulary": 32}),
-    "lenet5": Row(LeNet5, {"shape": (1, 12, 12), "classes": 4}),
+    "bytes": Row(ByteTransformer, GPT | {"context": 8}),
+    "gpt2": Row(GPT2, GPT | {"context": 8}),
+    "nanogpt_124m": Row(NanoGPT, GPT),
+    "nanogpt_162m": Row(BenchmarkGPT, GPT),
+    **{
+        f"llama_{size}": Row(functools.partial(Llama, **options), GPT | {"hidden": 40})
+        for size, options in SIZES.items()
+    },
+    "lenet5": Row(LeNet5, IMAGES),
+    "wide_lenet5": Row(WideLeNet5, IMAGES | {"channels": 8, "dense": (24, 16)}),
+    "alexnet": Row(AlexNet, IMAGES | {"channels": (4, 6, 8, 8, 6), "dense": (24, 16)}),
+    "resnet18": Row(ResNet18, IMAGES | {"width": 4}),
 }
 
 

@@ -47,7 +47,7 @@ class ByteTransformer(nn.Module):
         )
         check_multiple("width", width, "heads", heads)
         super().__init__()
-        self.split_rules = {"qkv": {"split": 3}}
+        self.split_rules = {r"qkv\.weight": {"split": 3}}
         self.embed = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))

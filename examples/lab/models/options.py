@@ -24,6 +24,13 @@ def check_std(std):
         raise ModelError(f"std must be a positive number, got {std!r}")
 
 
+def check_sizes(name, sizes, count=None):
+    """Raise unless ``sizes`` is a list of sizes, ``count`` of them, or any number but none."""
+    if not isinstance(sizes, list | tuple) or not sizes or len(sizes) != (count or len(sizes)):
+        raise ModelError(f"{name} must be a list of {count or 'one or more'} sizes, got {sizes!r}")
+    check_counts(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+
+
 def chosen(name, value, table):
     """The entry of ``table`` that is called ``value``."""
     if not isinstance(value, str) or value not in table:
@@ -32,8 +39,6 @@ def chosen(name, value, table):
 
 
 def shape_of_images(shape):
-    """The shape as a tuple (channels, height, width); lists come from JSON."""
-    if not isinstance(shape, list | tuple) or len(shape) != 3:
-        raise ModelError(f"shape must be (channels, height, width), got {shape!r}")
-    check_counts(**dict(zip(("shape[0]", "shape[1]", "shape[2]"), shape, strict=True)))
+    """The shape as a tuple (channels, height, width); JSON has lists."""
+    check_sizes("shape", shape, 3)
     return tuple(shape)

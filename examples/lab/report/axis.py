@@ -5,7 +5,7 @@ import math
 from emanest.tools.statistics import Mean, paired, plus_minus, seeds
 
 from . import drawing
-from .comparing import findings, mixed, per_cent, steps, value
+from .comparing import findings, mixed, per_cent, value
 from .runs import LOSS, collect, ends, missing, stored
 from .section import Figure, Section, Table
 
@@ -102,7 +102,7 @@ def table(name, points, axis):
             [
                 *(f"{at:,}", lr(each.others), value(each.others.values(LOSS)), lr(each.runs)),
                 *(value(each.runs.values(LOSS)), plus_minus(gain(each), sign=True)),
-                *(per_cent(each.share, -1), steps(each.earlier)),
+                *(per_cent(each.share, -1), each.earlier.words),
                 "-" if math.isnan(sooner) else f"{100 * sooner / whole:.1f} %",
                 each.difference.words,
             ]

@@ -113,16 +113,8 @@ def _sooner(finding):
     whole = finding.runs.arm.settings["steps"]
     return (
         f"; what {finding.others.arm.label} ends with is reached "
-        f"{steps(finding.earlier)} of {whole:,} steps earlier"
+        f"{finding.earlier.words} of {whole:,} steps earlier"
     )
-
-
-def steps(earlier):
-    """Steps and their error, without places behind the point."""
-    if math.isnan(earlier.mean):
-        return earlier.words if earlier.count else "-"
-    error = "" if math.isnan(earlier.error) else f" ± {earlier.error:.0f}"
-    return f"{earlier.mean:.0f}{error}"
 
 
 def per_cent(share, sign=1):

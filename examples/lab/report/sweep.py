@@ -5,7 +5,7 @@ import math
 from emanest.tools.statistics import mean, plus_minus
 
 from . import drawing
-from .comparing import compare, findings, mixed, per_cent, sentence, steps, value
+from .comparing import compare, findings, mixed, per_cent, sentence, value
 from .runs import LOSS, collect, ends, missing, stored
 from .section import Figure, Section, Table
 
@@ -51,7 +51,7 @@ def outcome(base, members):
                 *row,
                 plus_minus(found.difference, sign=True),
                 per_cent(found.share),
-                steps(found.earlier),
+                found.earlier.words,
                 found.difference.words if found.difference.count else "-",
                 _same_lr(found),
             ]

@@ -1,0 +1,229 @@
+"""The runner and the store of the lab: every run once, whoever does it and however it ends."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from shrunk import small
+
+from examples.lab import __main__ as command
+from examples.lab.experiments import EXPERIMENTS
+from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
+from examples.lab.runner import Progress, side_by_side, work
+from examples.lab.settings import key, merged
+from examples.lab.store import Store, read
+
+pytestmark = pytest.mark.usefixtures("made_up", "one_thread")
+
+ADAMW, AHEAD = (arm.settings for arm in EXPERIMENTS["byte_lm"].arms[:2])
+
+
+def experiment(steps=3, name="few"):
+    arms = Arm("plain", small(ADAMW, steps)), Arm("ahead", small(AHEAD, steps), "plain")
+    return Experiment(name, "Does it?", arms, stages=(Stage((0, 1, 2)),))
+
+
+def store(folder):
+    return Store(folder / "results", folder / "work")
+
+
+def lines(folder):
+    return {line["key"]: line for line in read(folder / "results" / "few.jsonl")}
+
+
+def corpus(folder):
+    """Settings whose data other processes find as well."""
+    (folder / "text").mkdir(parents=True)
+    for k in range(3):
+        (folder / "text" / f"{k}.txt").write_text(f"{k} is a number. " * 60)
+    data = {"name": "folder", "path": str(folder / "text")}
+    return merged(ADAMW, {"data": data})
+
+
+def on_disk(folder, steps):
+    settings = {**small(ADAMW, steps), "data": corpus(folder)["data"]}
+    settings["model"]["vocabulary"] = 256
+    arms = [Arm("plain", settings), Arm("more", merged(settings, {"optimizer": {"lr": 0.01}}))]
+    return Experiment("few", "Does it?", tuple(arms), stages=(Stage((0, 1, 2)),))
+
+
+def test_every_run_is_done_once_and_stored(tmp_path):
+    few = experiment()
+    work(few, store(tmp_path))
+    found = read(tmp_path / "results" / "few.jsonl")
+    assert [line["key"] for line in found] == [key(s) for s in few.runs(store(tmp_path))]
+    assert len(found) == len(lines(tmp_path)) == 6
+    for line in found:
+        assert key(line["settings"]) == line["key"]
+        assert set(line["where"]) == {"commit", "processor", "torch", "python", "data"}
+    before = (tmp_path / "results" / "few.jsonl").read_bytes()
+    work(few, store(tmp_path))
+    assert (tmp_path / "results" / "few.jsonl").read_bytes() == before
+
+
+def test_a_run_of_another_experiment_is_not_done_again(tmp_path):
+    work(experiment(), store(tmp_path))
+    work(experiment(name="same"), store(tmp_path))
+    assert not (tmp_path / "results" / "same.jsonl").exists()
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    few = on_disk(tmp_path, steps=20)
+    out = io.StringIO()
+    assert side_by_side(few, store(tmp_path), workers=2, out=out)
+    found = read(tmp_path / "results" / "few.jsonl")
+    assert len(found) == len({line["key"] for line in found}) == 6
+    assert "few: 6 of 6 runs" in out.getvalue()
+    alone = tmp_path / "alone"
+    work(few, store(alone))
+    assert lines(alone) == lines(tmp_path)
+
+
+def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
+    few, there = experiment(), store(tmp_path)
+    first = few.runs(there)[0]
+    with there.claimed(first) as mine, store(tmp_path).claimed(first) as theirs:
+        assert mine
+        assert not theirs
+    with there.claimed(first) as mine:
+        assert mine
+    there.add("few", first, {}, "digest")
+    with there.claimed(first) as mine:
+        assert not mine
+
+
+def killed(few, folder):
+    """Do the runs in a process, and kill it once the first of them has been saved on the way."""
+    process = multiprocessing.get_context("spawn").Process(target=saving, args=(few, folder))
+    process.start()
+    end = time.monotonic() + 60
+    while not list((folder / "work").glob("*.pt")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def saving(few, folder):
+    from examples.lab import runner
+
+    runner.SAVE_EVERY = 0.0
+    runner.work(few, store(folder))
+
+
+def test_a_process_that_was_killed_leaves_nothing_behind(tmp_path):
+    few = on_disk(tmp_path, steps=60)
+    killed(few, tmp_path)
+    work(few, store(tmp_path))
+    alone = tmp_path / "alone"
+    work(few, store(alone))
+    assert json.dumps(lines(tmp_path), sort_keys=True) == json.dumps(lines(alone), sort_keys=True)
+    assert not list((tmp_path / "work").glob("*.pt"))
+
+
+def test_a_line_that_was_cut_off_is_done_again(tmp_path):
+    few = experiment()
+    work(few, store(tmp_path))
+    path, whole = tmp_path / "results" / "few.jsonl", lines(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert len(lines(tmp_path)) == 5
+    work(few, store(tmp_path))
+    assert lines(tmp_path) == whole
+    assert path.read_bytes().count(b"\n") == 7
+
+
+def test_a_time_that_is_over_begins_no_run(tmp_path):
+    few = on_disk(tmp_path, steps=2)
+    assert not side_by_side(few, store(tmp_path), workers=1, seconds=0, out=io.StringIO())
+    assert not store(tmp_path).lines()
+
+
+def test_progress_tells_what_is_left(tmp_path):
+    few, there, out = experiment(), store(tmp_path), io.StringIO()
+    progress = Progress(few, there)
+    for settings in few.runs(there)[:2]:
+        there.add("few", settings, {"loss": [1.0], "diverged": None}, "digest")
+    progress.begin -= 60
+    assert not progress.show(out)
+    assert out.getvalue() == "few: 2 of 6 runs, 1.0 min, 2 min left\n"
+
+
+def stored(few, folder, loss):
+    """Lines whose final loss is ``loss(factor, seed)``, until no run is due."""
+    there, arm = store(folder), few.arms[0]
+    by_key = {
+        key(run(arm, 0.5**-k * f, seed)): (f * 2**k, seed)
+        for f in few.factors
+        for k in range(-4, 5)
+        for seed in range(5)
+    }
+    for _ in range(99):
+        due = [s for s in few.runs(there) if there.find(s) is None]
+        if not due:
+            return few.found(arm, there.lines())
+        for settings in due:
+            value = loss(*by_key[key(settings)])
+            there.add("few", settings, {"loss": [value], "diverged": None}, "digest")
+    raise AssertionError("runs are always due")
+
+
+def sweep():
+    return Experiment(
+        "few",
+        "Does it?",
+        (Arm("plain", small(ADAMW)),),
+        factors=(0.5, 1.0, 2.0),
+        stages=(Stage((0,)), Stage((1, 2), around=1), Stage((3, 4), around=0)),
+    )
+
+
+def test_later_seeds_are_spent_where_the_loss_is_low(tmp_path):
+    # seed 0 finds 1; with more seeds 2 is lower
+    losses = {0.5: (3, 3, 3), 1.0: (1, 3, 3), 2.0: (1.5, 1, 1, 1, 1)}
+    found = stored(sweep(), tmp_path, lambda factor, seed: float(losses[factor][seed]))
+    assert (found.best, found.factors, found.seeds) == (2.0, (2.0,), (0, 1, 2, 3, 4))
+    assert found.complete
+    assert len(store(tmp_path).lines()) == 3 * 3 + 2
+
+
+@pytest.mark.parametrize(("way", "best", "count"), [(1, 8.0, 5), (-1, 0.125, 5)])
+def test_a_grid_grows_twice_where_its_end_is_best(way, best, count, tmp_path):
+    found = stored(sweep(), tmp_path, lambda factor, seed: 1000.0 - way * factor - seed)
+    assert found.best == best
+    # at the first stage all, at the second one neighbour, at the third none
+    assert len(store(tmp_path).lines()) == count + 2 * 2 + 2
+
+
+def test_a_run_that_diverged_is_never_the_best(tmp_path):
+    def loss(factor, seed):
+        return None if factor < 2 else 5.0
+
+    assert stored(sweep(), tmp_path, loss).best == 2.0
+
+
+def test_every_learning_rate_is_multiplied():
+    settings = {"optimizer": {"name": "muon", "lr": 0.02, "adamw": {"lr": 0.006, "eps": 1}}}
+    assert run(Arm("", settings), 0.5, 3) == {
+        "optimizer": {"name": "muon", "lr": 0.01, "adamw": {"lr": 0.003, "eps": 1}},
+        "seed": 3,
+    }
+
+
+def test_the_command_line_lists_and_runs(tmp_path, monkeypatch, capsys):
+    few = on_disk(tmp_path, steps=2)
+    monkeypatch.setattr(command, "EXPERIMENTS", {"few": few})
+    monkeypatch.setattr(command, "side_by_side", lambda each, there, *_: work(each, there) or True)
+    results = ["--results", str(tmp_path / "results")]
+    assert command.main(["list", *results]) == 0
+    assert "0 of 6 runs" in capsys.readouterr().out
+    assert command.main(["run", "few", *results]) == 0
+    assert command.main(["list", *results]) == 0
+    assert "done" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["run", "nothing"])
+    assert exit_.value.code == 2
+    assert "few" in capsys.readouterr().err
