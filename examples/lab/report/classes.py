@@ -29,27 +29,29 @@ def report(experiment, lines):
 
 
 def published(runs, measure):
-    """The published number, as the arm has it, or None."""
-    return runs.arm.at.get("published", {}).get(measure.name)
+    """The published accuracy as the arm has it, in the unit of the measure, or None."""
+    number = runs.arm.at.get("published")
+    return None if number is None or measure is not ACCURACY else measure.scale * number
 
 
 def table(groups, measure, found):
-    """What each arm ends with, beside what was published and what it is compared with."""
+    """What each arm ends with, beside what it is compared with and what was published."""
     by_label = {each.runs.arm.label: each for each in found}
+    numbers = {label: published(runs, measure) for label, runs in groups.items()}
+    known = any(number is not None for number in numbers.values())
     rows = []
     for label, runs in groups.items():
-        each, number = by_label.get(label), published(runs, measure)
+        each, number = by_label.get(label), numbers[label]
         row = [label, "-" if runs.lr is None else f"{runs.lr:g}", value(runs.values(measure))]
-        row.append("-" if number is None else f"{number:g}")
+        if known:
+            row.append("-" if number is None else f"{number:.4g}")
         if each is None or not each.difference.count:
             rows.append([*row, *["-"] * 3])
             continue
         difference = plus_minus(each.difference, sign=True)
         rows.append([*row, each.others.arm.label, difference, each.difference.words])
-    columns = (
-        *("arm", "lr", f"{measure.name} (seeds)", "published"),
-        *("compared with", "difference", "verdict"),
-    )
+    columns = ("arm", "lr", f"{measure.name} (seeds)", *["published"] * known)
+    columns += ("compared with", "difference", "verdict")
     return Table(f"**{measure.name.capitalize()}** at the end, in {measure.unit}.", columns, rows)
 
 
@@ -84,7 +86,7 @@ def draw(shown):
                 list(known.values()), list(known), "o", color="black", mfc="none", label="published"
             )
         axes.set(xlabel=f"{measure.name} at the end ({measure.unit})")
-        axes.set_yticks(range(len(labels)), labels)
+        drawing.rows(axes, labels)
         axes.set_title("mean of seeds ± standard error")
     drawing.legend(figure, panels)
     return figure

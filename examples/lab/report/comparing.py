@@ -85,7 +85,7 @@ def sentence(finding):
         return f"{name} beside {other}, {finding.measure.name}: {difference.words}."
     if difference.verdict == "no difference seen":
         amount = _amount(finding, sign=True)
-        return f"{name}: {finding.measure.name} {amount} beside {other}; {difference.words}."
+        return f"{name} beside {other}: {finding.measure.name} {amount}; {difference.words}."
     way = "higher" if difference.mean > 0 else "lower"
     return (
         f"{name} is {difference.verdict} than {other}: its {finding.measure.name} is {way} by "
@@ -102,8 +102,8 @@ def _amount(finding, sign=False):
         )
     text = plus_minus(difference, sign=sign)
     if finding.measure is LOSS:
-        return f"{text} or {plus_minus(share, sign=sign)} %, {seeds(difference.count)}"
-    return f"{text} points, {seeds(difference.count)}"
+        return f"{text} ({plus_minus(share, sign=sign)} %, {seeds(difference.count)})"
+    return f"{text} points ({seeds(difference.count)})"
 
 
 def _sooner(finding):

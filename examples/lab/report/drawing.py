@@ -29,7 +29,7 @@ STYLE = {
     # names of what is drawn: without it, they are drawn by chance
     "svg.hashsalt": "emanest",
 }
-WIDTH, HEIGHT, TITLE = 5.2, 3.9, 96  # of a panel in inches; of a line of the title in letters
+WIDTH, HEIGHT, LETTERS = 5.2, 3.9, 9  # of a panel in inches; of a title, in an inch
 ABOVE = 1.0, "above, or diverged"
 ROOM = 0.25  # of the lowest loss: what lies further above it is drawn at the edge
 
@@ -40,16 +40,16 @@ def svg(figure):
 
     with matplotlib.rc_context(STYLE):
         drawn = figure.draw()
-        drawn.suptitle(wrapped(figure.title))
+        drawn.suptitle(wrapped(figure.title, round(LETTERS * drawn.get_figwidth())))
         file = io.BytesIO()
         drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
-def wrapped(title):
+def wrapped(title, most):
     """The title in lines of about the same length; a number stays beside its error."""
-    lines = math.ceil(len(title) / TITLE)
-    width = min(TITLE, math.ceil(len(title) / lines) + 8)
+    lines = math.ceil(len(title) / most)
+    width = min(most, math.ceil(len(title) / lines) + 8)
     return "\n".join(textwrap.wrap(title.replace(" ± ", "\u00a0±\u00a0"), width))
 
 
@@ -123,7 +123,12 @@ def dots(axes, points, color, label):
     axes.errorbar(means, list(finite), xerr=bars, linestyle="none", **options)
     for at in points.keys() - finite.keys():
         axes.text(0.5, at, "diverged", transform=axes.get_yaxis_transform(), ha="center")
-    axes.set_ylim(-0.5, len(points) - 0.5)
+
+
+def rows(axes, labels):
+    """Names of the heights of ``dots``."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.5, len(labels) - 0.5)
 
 
 def heat(axes, values, text):

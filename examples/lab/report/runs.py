@@ -67,9 +67,14 @@ class Runs:
         return self.cells.get(self.lr, {})
 
     @property
+    def searched(self):
+        """Whether there are several learning rates to choose from."""
+        return len(self.cells) > 1
+
+    @property
     def at_an_end(self):
         """Whether no learning rate beyond the best one was tried, on one side."""
-        return len(self.cells) > 1 and self.lr in (min(self.cells), max(self.cells))
+        return self.searched and self.lr in (min(self.cells), max(self.cells))
 
     def values(self, measure, lr=None):
         """Seed -> last value, at the best learning rate or at another."""

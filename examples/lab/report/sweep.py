@@ -9,6 +9,8 @@ from .comparing import compare, findings, mixed, per_cent, sentence, value
 from .runs import LOSS, collect, ends, missing, stored
 from .section import Figure, Section, Table
 
+MOST = 8  # arms of a figure
+
 
 def report(experiment, lines):
     groups = collect(experiment, lines)
@@ -18,7 +20,9 @@ def report(experiment, lines):
     section.answer.append([sentence(each) for each in found if each.difference.count])
     section.answer += ends(groups) + mixed(found)
     for base, members in families(groups).items():
-        section.tables += [outcome(base, members), by_lr(base, members)]
+        section.tables.append(outcome(base, members))
+        if searched(members):
+            section.tables.append(by_lr(base, members))
         if members[base].best:
             section.figures.append(Figure(title(base, members), lambda m=members: draw(m)))
     return section
@@ -34,6 +38,10 @@ def families(groups):
         for base, members in found.items()
         if any(stored({label: members[label]}) for label in members if label != base)
     }
+
+
+def searched(members):
+    return any(runs.searched for runs in members.values())
 
 
 def outcome(base, members):
@@ -61,7 +69,8 @@ def outcome(base, members):
         *("same loss so many steps earlier", "verdict", f"difference at {base}'s best lr (seeds)"),
     )
     whole = members[base].arm.settings["steps"]
-    return Table(f"**{base}**: each arm at its own best lr, after {whole:,} steps.", columns, rows)
+    where = "its own best lr" if searched(members) else "the lr of its settings"
+    return Table(f"**{base}**: each arm at {where}, after {whole:,} steps.", columns, rows)
 
 
 def _same_lr(found):
@@ -109,31 +118,57 @@ def title(base, members):
     amount = plus_minus(found._replace(mean=abs(found.mean)))
     way = "higher" if found.mean > 0 else "lower"
     return (
-        f"{label}, the lowest, ends {amount} {way} than {base}, each at its own best lr "
-        f"({found.words})"
+        f"{label}, the lowest, ends {amount} {way} than {base}"
+        f"{', each at its own best lr' * searched(members)} ({found.words})"
     )
 
 
+def shown(base, members):
+    """Those that a figure has room for: of many, the lowest of each lookahead."""
+    if len(members) <= MOST:
+        return members
+    kept = {base: members[base]}
+    for name in dict.fromkeys(runs.arm.at.get("lookahead") for runs in members.values()):
+        group = {k: m for k, m in members.items() if m.arm.at.get("lookahead") == name}
+        label = best(group, base)
+        if label is not None:
+            kept[label] = members[label]
+    return dict(list(kept.items())[:MOST])
+
+
 def draw(members):
-    """The loss by learning rate, and on the way."""
+    """The loss by learning rate, or by arm without a search, and on the way."""
     base = next(iter(members))
+    members = shown(base, members)
     figure, (left, right) = drawing.panels(1, 2)
     colors = drawing.colors(members, base)
+    (lr_panel if searched(members) else arm_panel)(left, members, colors)
+    for label in filter(None, (base, best(members, base))):
+        drawing.band(right, members[label].curves(LOSS), colors[label], label)
+    right.set(xlabel="step", ylabel="loss (nats)")
+    right.set_title("on the way; band: standard error")
+    drawing.late(right)
+    drawing.legend(figure, (left, right))
+    return figure
+
+
+def lr_panel(axes, members, colors):
     tops = [mean(runs.values(LOSS).values()).mean for runs in members.values() if runs.best]
     ceiling = drawing.ceiling(tops)
     for label, runs in members.items():
         points = {lr: mean(runs.values(LOSS, lr).values()) for lr in runs.cells if runs.cells[lr]}
         if points:
-            drawing.errors(left, points, colors[label], label, ceiling)
-    left.set(xscale="log", xlabel="learning rate", ylabel="loss at the end (nats)")
-    left.set_title("mean of seeds ± standard error, by learning rate")
-    lrs = sorted({lr for runs in members.values() for lr in runs.cells})
-    left.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-    left.minorticks_off()
-    for label in filter(None, (base, best(members, base))):
-        drawing.band(right, members[label].curves(LOSS), colors[label], label)
-    right.set(xlabel="step", ylabel="loss (nats)")
-    right.set_title("on the way at the best lr; band: standard error")
-    drawing.late(right)
-    drawing.legend(figure, (left, right))
-    return figure
+            drawing.errors(axes, points, colors[label], label, ceiling)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss at the end (nats)")
+    axes.set_title("mean of seeds ± standard error, by learning rate")
+    lrs = sorted({lr for runs in members.values() for lr in runs.cells if runs.cells[lr]})
+    axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+    axes.minorticks_off()
+
+
+def arm_panel(axes, members, colors):
+    there = {label: runs for label, runs in reversed(members.items()) if runs.best}
+    for height, (label, runs) in enumerate(there.items()):
+        drawing.dots(axes, {height: mean(runs.values(LOSS).values())}, colors[label], None)
+    drawing.rows(axes, there)
+    axes.set(xlabel="loss at the end (nats)", title="mean of seeds ± standard error")

@@ -1,0 +1,77 @@
+"""Experiments and stored lines that are made up, for the tests of reports."""
+
+import dataclasses
+
+from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
+from examples.lab.settings import key, merged
+
+SETTINGS = {
+    "data": {"name": "bytes of tests"},
+    "model": {"name": "small"},
+    "feed": {"batch": 1},
+    "validation": {"count": 1},
+    "optimizer": {"name": "adamw", "lr": 1.0},
+    "schedule": {"name": "constant"},
+    "lookahead": None,
+    "steps": 100,
+    "evaluations": 4,
+}
+AHEAD = {"lookahead": {"name": "ema_nesterov"}}
+BASE = Arm("Base", SETTINGS, at={"base": "Base", "lookahead": "none"})
+ARMS = (
+    BASE,
+    Arm("Base + EMA", merged(SETTINGS, AHEAD), "Base", {"base": "Base", "lookahead": "EMA"}),
+)
+SWEEP = Experiment(
+    "sweep_of_tests",
+    "Does it help?",
+    ARMS,
+    factors=(0.5, 1.0, 2.0),
+    stages=(Stage((0,)), Stage((1, 2, 3, 4), around=0)),
+)
+# label -> factor of the learning rate -> last losses, of seeds 0, 1, ...; where the lowest lies at
+# an end of the factors, one beyond it
+LOSSES = {
+    "Base": {0.5: [2.1], 1.0: [2.0, 2.02, 2.04, 2.06, 2.08], 2.0: [2.3]},
+    "Base + EMA": {0.25: [2.4], 0.5: [1.9, 1.91, 1.95, 1.95, 1.99], 1.0: [1.95], 2.0: [2.2]},
+}
+WHERE = {
+    **{"commit": "abc", "processor": "a chip", "torch": "2.13", "python": "3.11"},
+    "data": "digest",
+}
+
+
+def store(experiment, losses, *, changed=None):
+    """Lines by key.
+
+    Args:
+        losses: as ``LOSSES`` has them; None is a run that diverged.
+        changed: function of (arm, seed) that returns entries of its ``where``.
+    """
+    lines = {}
+    for arm in experiment.arms:
+        for factor, ends in losses.get(arm.label, {}).items():
+            for seed, end in enumerate(ends):
+                settings = run(arm, factor, seed)
+                where = WHERE | (changed(arm.label, seed) if changed else {})
+                line = {"settings": settings, "where": where, "result": result(end, settings)}
+                lines[key(settings)] = {"key": key(settings), **line}
+    return lines
+
+
+def result(end, settings):
+    """Falls to ``end``, by 0.25 in the last quarter; None: diverges at half of the steps."""
+    last = settings["steps"]
+    steps = [last * k // 4 for k in range(5)]
+    if end is None:
+        return {"steps": steps[:3], "loss": [5.0, 9.0, None], "diverged": steps[2]}
+    return {"steps": steps, "loss": [5.0, 4.0, 3.0, end + 0.25, end], "diverged": None}
+
+
+def cells(table):
+    """Rows of a table, by what stands first in them."""
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+def with_stages(experiment, *stages, **changes):
+    return dataclasses.replace(experiment, stages=stages, **changes)
