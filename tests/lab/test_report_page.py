@@ -5,8 +5,17 @@ import re
 import xml.etree.ElementTree
 
 import pytest
-from reported import LOSSES, SWEEP, store, with_stages
-from test_report import PAIRS, along_an_axis, classified, mapped, probed
+from reported import (
+    LOSSES,
+    PAIRS,
+    SWEEP,
+    along_an_axis,
+    classified,
+    mapped,
+    probed,
+    store,
+    with_stages,
+)
 
 from examples.lab import __main__ as command
 from examples.lab import report
