@@ -172,6 +172,24 @@ def test_a_run_is_the_plain_loop_bit_for_bit(make):
     assert run.values[2] == by_hand(make, 3, 12)[1]
 
 
+def test_batches_are_drawn_after_the_model_and_in_a_stream_of_their_own():
+    def drawn(seed):
+        first = torch.rand(8, 4)
+        return itertools.chain([first], (torch.rand(8, 4) for _ in itertools.count()))
+
+    def drawing(model, batch):
+        seen.append((batch, torch.rand(8, 4)))
+        return model(batch).square().mean()
+
+    seen = []
+    compared({"it": sgd}, seeds=(6,), make_batches=drawn, loss=drawing)
+    torch.manual_seed(6)
+    make_model()
+    assert [bits(batch) for batch, _ in seen] == [bits(torch.rand(8, 4)) for _ in range(4)]
+    # what a model draws is not what its batches are made of
+    assert len({bits(t) for pair in seen for t in pair}) == 8
+
+
 def test_a_tuple_of_optimizers_and_schedulers_is_stepped_in_turn():
     made = []
 
@@ -437,6 +455,18 @@ def test_a_run_whose_loss_is_not_finite_stops_and_is_marked(measure):
     assert other.diverged is None
     assert found.difference("sgd").words == "the other diverged in 1 of 1 seed"
     assert found.best() == "sgd"
+
+
+def test_a_loss_that_is_not_finite_counts_whatever_an_evaluation_says():
+    losses = iter([1.0, 1.0, math.nan, 1.0])
+
+    def failing(model, batch):
+        return loss(model, batch) * next(losses)
+
+    (run,) = compared({"it": sgd}, loss=failing, evaluate=evaluate, evaluations=2).runs
+    assert run.steps == (0, 2, 3)
+    assert math.isnan(run.final)
+    assert run.diverged == 3
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run():

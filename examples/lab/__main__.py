@@ -16,7 +16,7 @@ from . import report
 from .experiments import EXPERIMENTS
 from .parallel import WAYS, processes
 from .runner import Stop, side_by_side, work
-from .store import RESULTS, ROOT, Store
+from .store import RESULTS, ROOT, Store, commit
 
 
 def parse(argv):
@@ -36,6 +36,7 @@ def parse(argv):
     add.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side")
     add.add_argument("--device", default="cpu", help="cpu or cuda")
     add.add_argument("--how", choices=WAYS, default="none", help="under torchrun")
+    add.add_argument("--fresh", action="store_true", help="lines of other commits do not count")
     add.add_argument("--compile", action="store_true", help="compile the blocks of models")
     add = commands.add_parser("report", help="print what the stored runs of experiments say")
     add.set_defaults(do=tell)
@@ -43,6 +44,7 @@ def parse(argv):
     add = commands.add_parser("page", help="write the page of all results and its figures")
     add.set_defaults(do=write)
     add.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write into")
+    parser.set_defaults(fresh=False)
     for each in commands.choices.values():
         each.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
     return parser.parse_args(argv)
@@ -85,7 +87,7 @@ def write(args, store):
 
 def main(argv=None):
     args = parse(argv)
-    return args.do(args, Store(args.results))
+    return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
 
 
 if __name__ == "__main__":

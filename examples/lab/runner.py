@@ -123,9 +123,9 @@ def same(value, world):
     return values[0]
 
 
-def _worker(experiment, folder, workspace, seconds):
+def _worker(experiment, store, seconds):
     torch.set_num_threads(1)
-    work(experiment, Store(folder, workspace), stop=Stop(seconds).listen())
+    work(experiment, store, stop=Stop(seconds).listen())
 
 
 def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
@@ -135,7 +135,7 @@ def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
         Whether all runs are done.
     """
     context = multiprocessing.get_context("spawn")
-    arguments = experiment, store.folder, store.work, seconds
+    arguments = experiment, store, seconds
     processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
     progress = Progress(experiment, store)
     for each in processes:

@@ -28,10 +28,11 @@ class Store:
     Args:
         folder: of the files, ``<experiment>.jsonl``.
         work: a folder for what is in progress.
+        commit: whose lines count; None: those of any, the last of a run that has several.
     """
 
-    def __init__(self, folder=RESULTS, work=WORK):
-        self.folder, self.work = Path(folder), Path(work)
+    def __init__(self, folder=RESULTS, work=WORK, commit=None):
+        self.folder, self.work, self.commit = Path(folder), Path(work), commit
         for each in (self.folder, self.work):
             each.mkdir(parents=True, exist_ok=True)
         self._read = {}  # path -> its size when read, lines by key
@@ -42,9 +43,13 @@ class Store:
         for path in sorted(self.folder.glob("*.jsonl")):
             size = path.stat().st_size
             if self._read.get(path, (None,))[0] != size:
-                self._read[path] = size, {line["key"]: line for line in read(path)}
+                counting = (line for line in read(path) if self.counts(line))
+                self._read[path] = size, {line["key"]: line for line in counting}
             found.update(self._read[path][1])
         return found
+
+    def counts(self, line):
+        return self.commit in (None, line["where"]["commit"])
 
     def find(self, settings):
         """The line of a run, or None."""

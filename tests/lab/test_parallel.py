@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
@@ -66,6 +67,16 @@ def test_two_processes_have_the_losses_of_one(name, how, base):
         assert parts == {how == "fsdp2"}
 
 
+def sharded():
+    with processes() as world:
+        model = distribute(make({"name": "gpt2", **MODELS["gpt2"].small}, 0), "fsdp2", world)
+        return [name for name, m in model.named_modules() if isinstance(m, FSDPModule)]
+
+
+def test_blocks_are_sharded_one_by_one():
+    assert ranks()(2, sharded) == [["", "blocks.0", "blocks.1"]] * 2
+
+
 def mixed():
     with processes() as world:
         return losses("llama_60m", "fsdp2", "adamw", world, dtype=torch.bfloat16)
@@ -81,8 +92,9 @@ def test_weights_are_gathered_in_the_dtype_that_is_asked_for():
 def shares():
     with processes() as world:
         (part,) = world.share(torch.arange(6))
-        loss = torch.tensor(float(world.rank + 1))
+        loss = torch.tensor(world.rank + 1, dtype=torch.float64)
         total = world.total(loss).item(), world.total([1, world.rank]).tolist()
+        # what was given is as it was
         assert loss == world.rank + 1
         return part.tolist(), world.first, *total, world.mean(loss).item()
 

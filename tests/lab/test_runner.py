@@ -15,7 +15,7 @@ from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
 from examples.lab.runner import Progress, side_by_side, work
 from examples.lab.settings import key, merged
-from examples.lab.store import Store, read
+from examples.lab.store import Store, commit, read
 
 pytestmark = pytest.mark.usefixtures("made_up", "one_thread")
 
@@ -81,6 +81,14 @@ def test_two_processes_do_not_write_one_run(tmp_path):
     alone = tmp_path / "alone"
     work(few, store(alone))
     assert lines(alone) == lines(tmp_path)
+
+
+def test_lines_of_another_commit_can_be_set_aside(tmp_path):
+    few, there = experiment(), store(tmp_path)
+    work(few, there)
+    same, other = (Store(there.folder, there.work, each) for each in (commit(), "another"))
+    assert len(same.lines()) == 6
+    assert not other.lines()
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
