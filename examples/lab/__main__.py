@@ -2,6 +2,8 @@
 
 python -m examples.lab list
 python -m examples.lab run byte_lm fashion_mnist --minutes 30
+python -m examples.lab report byte_lm
+python -m examples.lab page
 torchrun --nproc-per-node 8 -m examples.lab run figure_4 --device cuda --how ddp
 """
 
@@ -10,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
+from . import report
 from .experiments import EXPERIMENTS
 from .parallel import WAYS, processes
 from .runner import Stop, side_by_side, work
-from .store import RESULTS, Store, commit
+from .store import RESULTS, ROOT, Store, commit
 
 
 def parse(argv):
@@ -35,6 +38,12 @@ def parse(argv):
     add.add_argument("--how", choices=WAYS, default="none", help="under torchrun")
     add.add_argument("--fresh", action="store_true", help="lines of other commits do not count")
     add.add_argument("--compile", action="store_true", help="compile the blocks of models")
+    add = commands.add_parser("report", help="print what the stored runs of experiments say")
+    add.set_defaults(do=tell)
+    add.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME")
+    add = commands.add_parser("page", help="write the page of all results and its figures")
+    add.set_defaults(do=write)
+    add.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write into")
     parser.set_defaults(fresh=False)
     for each in commands.choices.values():
         each.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
@@ -62,6 +71,17 @@ def run(args, store):
         stop = Stop(seconds).listen()
         for each in experiments:
             work(each, store, stop, world, how=args.how, compiled=args.compile)
+    return 0
+
+
+def tell(args, store):
+    for name in args.names:
+        print(report.text(EXPERIMENTS[name], store.lines()), end="\n\n")
+    return 0
+
+
+def write(args, store):
+    print(report.write_page(EXPERIMENTS, store, args.out))
     return 0
 
 
