@@ -34,8 +34,9 @@ WARMUP, DECAY = 0.05, 0.25  # of the schedule, in shares of all steps
 START, REST = 0.3, 0.8  # of EMA-Nesterov's window, as the paper recommends
 MEMORY = 0.05  # over how many steps EMA-Nesterov averages, likewise; the paper's is 0.04
 # stages of an experiment whose arms have each their own learning rate
-SWEEP = Stage((0,)), Stage((1, 2), around=1), Stage((3, 4), around=0)
-SHORT_SWEEP = Stage((0,)), Stage((1, 2, 3, 4), around=0)
+FINER = Stage((), around=1, finer=True)
+SWEEP = Stage((0,)), Stage((1, 2), around=1), FINER, Stage((3, 4), around=0)
+SHORT_SWEEP = Stage((0,)), FINER, Stage((1, 2, 3, 4), around=0)
 
 
 def length(steps, decays=True):
