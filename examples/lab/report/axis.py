@@ -123,7 +123,7 @@ def draw(rows, axis):
         gains = {at: gain(each) for at, each in points.items()}
         drawing.errors(left, gains, colors[name], name)
         sooner = {at: _sooner(each) for at, each in points.items() if each.earlier.count}
-        drawing.errors(right, sooner, colors[name], name, outside=(0.03, "not reached by all"))
+        drawing.errors(right, sooner, colors[name], name, gone=drawing.NEVER)
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         axes.set(xscale="log", xlabel=AXES[axis][0])

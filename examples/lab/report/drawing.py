@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+from typing import NamedTuple
 
 from emanest.tools.statistics import mean
 
@@ -30,8 +31,19 @@ STYLE = {
     "svg.hashsalt": "emanest",
 }
 WIDTH, HEIGHT, LETTERS = 5.2, 3.9, 9  # of a panel in inches; of a title, in an inch
-ABOVE = 1.0, "above, or diverged"
 ROOM = 0.25  # of the lowest loss: what lies further above it is drawn at the edge
+
+
+class Edge(NamedTuple):
+    """How what has no place on an axis is marked: at a height from 0 to 1."""
+
+    height: float
+    marker: str
+    words: str
+
+
+ABOVE, GONE = Edge(1.0, "$\u2191$", "above the axis"), Edge(1.0, "x", "diverged")
+NEVER = Edge(0.03, "x", "not reached by all")
 
 
 def svg(figure):
@@ -86,27 +98,32 @@ def ceiling(values):
     return min(finite) * (1 + ROOM) if finite else math.inf
 
 
-def errors(axes, points, color, label, top=math.inf, outside=ABOVE):
+def errors(axes, points, color, label, top=math.inf, gone=GONE):
     """Means and their standard errors, by place.
 
     Args:
         points: place -> ``Mean``.
         color: and marker, or None for a line alone.
-        top: what lies above, and what has no mean, is marked at an edge.
-        outside: the edge, from 0 to 1, and what is said of those marks.
+        top: what lies above is marked at the edge.
+        gone: how a place without a mean is marked.
     """
     face, marker = color
     inside = {at: m for at, m in points.items() if m.mean <= top}
     bars = [0 if math.isnan(m.error) else m.error for m in inside.values()]
     means = [m.mean for m in inside.values()]
     axes.errorbar(list(inside), means, bars, color=face, marker=marker, label=label)
-    beyond = [at for at in points if at not in inside]
-    if beyond:
-        height, words = outside
-        edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(
-            beyond, [height] * len(beyond), "x", color=face, label=f"{label}: {words}", **edge
-        )
+    _at_edge(axes, [at for at, m in points.items() if m.mean > top], face, ABOVE)
+    _at_edge(axes, [at for at, m in points.items() if math.isnan(m.mean)], face, gone)
+
+
+def _at_edge(axes, places, color, edge):
+    """Marks without a value, and what they mean, once for all colours."""
+    if not places:
+        return
+    options = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": "none"}
+    axes.plot(places, [edge.height] * len(places), marker=edge.marker, color=color, **options)
+    if edge.words not in axes.get_legend_handles_labels()[1]:
+        axes.plot([], [], marker=edge.marker, color="black", linestyle="none", label=edge.words)
 
 
 def dots(axes, points, color, label):
@@ -179,10 +196,12 @@ def late(axes, part=0.4):
 
 
 def legend(figure, axes):
-    """What the axes show, once, below them."""
+    """What the axes show, once, below them; marks at an edge last."""
     found = {}
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    columns = min(len(found), 3)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+    edges = {edge.words for edge in (ABOVE, GONE, NEVER)}
+    labels = sorted(found, key=lambda label: label in edges)
+    handles = [found[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(found), 3))

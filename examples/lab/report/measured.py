@@ -14,11 +14,13 @@ RULE = (
     "comparisons of equals: read many of them as such, and look at the size."
 )
 TUNING = (
-    "Every arm has its own learning rate: a grid of factors of a common one (in the table), tried "
-    "with the first seed, and the lowest mean loss is taken. A grid whose lowest loss lies at an "
-    f"end grows by as much, up to {EXTENSIONS} times. The further seeds run at the best learning "
-    "rate, and where the table says so at its neighbours, and choose again. The best is chosen by "
-    "the same held-out data and seeds that the comparison then uses; all arms alike."
+    "Where the table has several factors, every arm has its own learning rate: these factors of a "
+    "common one are tried with the first seeds, and the lowest mean loss is taken. A grid whose "
+    f"lowest loss lies at an end grows by as much, up to {EXTENSIONS} times. The further seeds run "
+    "at the best learning rate, and where the table says so at its neighbours, and choose again. "
+    "The best is chosen by the same held-out data and seeds that the comparison then uses, for all "
+    "arms alike; and where the best of an arm falls between two factors, some of its difference is "
+    "due to that."
 )
 EARLIER = (
     "Steps earlier: how long before its end a run had reached for good what the other of its seed "
