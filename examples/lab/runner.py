@@ -117,10 +117,12 @@ def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
     Returns:
         Whether all runs are done.
     """
+    progress = Progress(experiment, store)
+    if progress.show(out, last=True):
+        return True
     context = multiprocessing.get_context("spawn")
     arguments = experiment, store, seconds
     processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
-    progress = Progress(experiment, store)
     for each in processes:
         each.start()
     try:
