@@ -74,8 +74,8 @@ format: $(STAMP)  ## fix style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-demo: $(STAMP)  ## train a small language model with and without lookahead: table, figure, JSON
-	$(BIN)/python examples/lm.py --compare --out build/demo
+demo: $(STAMP)  ## train a small language model with and without lookahead, three seeds: table, figure
+	$(BIN)/python -m examples.lab demo
 
 lab: $(STAMP)  ## write docs/results.md and its figures from the stored runs of the lab
 	$(BIN)/python -m examples.lab page
