@@ -27,7 +27,7 @@ EXCUSES = ("needs 24 GiB", "torch.cuda.device_count() < 2")
 # where such tests are
 FILES = (
     *("device_steps", "muon_updates", "products", "doctor", "bad_input", "captures"),
-    *("training_stage", "cuda"),
+    *("compare", "training_stage", "cuda"),
 )
 PATHS = [f"tests/test_{name}.py" for name in FILES]
 # a sample that shows most faults within half a minute
@@ -37,11 +37,12 @@ SETS = {
     "first": (PATHS, FIRST),
     "rest": (PATHS, f"not ({FIRST})"),
 }
-# what a GPU that is not there cannot show: a tensor's device, what the host would wait for, and
-# graphs of C++ kernels
+# what a GPU that is not there cannot show: a tensor's device, what the host would wait for, graphs
+# of C++ kernels, and numbers that a device draws
 UNREAL = (
     "test_under_a_gpu_scaler_the_host_never_waits or (test_bad_input and another) or "
-    "test_every_device_that_is_present or (test_captures or test_a_graph_can) and cpp"
+    "test_every_device_that_is_present or (test_captures or test_a_graph_can) and cpp or "
+    "test_runs_on_a_device_have_the_same_dropout"
 )
 # one
 BRIEF = "test_a_captured_graph_replays_steps and adamw-ema and not window"
