@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env rules test test-all test-with test-integrations lint format demo figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
+.PHONY: help env rules test test-all test-with test-integrations lint format demo lab figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +74,11 @@ format: $(STAMP)  ## fix style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-demo: $(STAMP)  ## train a small language model with and without lookahead: table, figure, JSON
-	$(BIN)/python examples/lm.py --compare --out build/demo
+demo: $(STAMP)  ## train a small language model with and without lookahead, three seeds: table, figure
+	$(BIN)/python -m examples.lab demo
+
+lab: $(STAMP)  ## write docs/results.md and its figures from the stored runs of the lab
+	$(BIN)/python -m examples.lab page
 
 figures: $(STAMP)  ## draw the figures of the documentation
 	$(BIN)/python examples/figures.py --out build/figures

@@ -1,5 +1,6 @@
 """Training runs that say whether looking ahead helps, when, and by how much.
 
+python -m examples.lab demo --base Muon --lookahead SNOO --corpus ~/notes
 python -m examples.lab list
 python -m examples.lab run byte_lm fashion_mnist --minutes 30
 python -m examples.lab report byte_lm
@@ -8,13 +9,16 @@ torchrun --nproc-per-node 8 -m examples.lab run figure_4 --device cuda --how ddp
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
 
-from . import report
-from .experiments import EXPERIMENTS
-from .parallel import WAYS, processes
+from . import report, training
+from .data import DataError
+from .experiments import EXPERIMENTS, two_cores
+from .parallel import WAYS, ParallelError, processes
+from .report.drawing import svg
 from .runner import Stop, side_by_side, work
 from .store import RESULTS, ROOT, Store, commit
 
@@ -27,6 +31,19 @@ def parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser(
+        "demo", help="train a small language model with and without lookahead"
+    )
+    add.set_defaults(do=demo, results=ROOT / "build" / "demo")
+    lookaheads = [*two_cores.lookaheads(100), *two_cores.MORE]
+    given = "(default: %(default)s)"
+    add.add_argument("--base", choices=two_cores.BASES, default="AdamW", help=given)
+    add.add_argument("--lookahead", choices=lookaheads, default="EMA-Nesterov", help=given)
+    add.add_argument("--lr", type=positive(float), help="of the base (default: a tuned one)")
+    add.add_argument("--steps", type=positive(int), default=1000, help=given)
+    add.add_argument("--seeds", type=positive(int), default=3, help=f"how many {given}")
+    add.add_argument("--corpus", help="folder of text (default: Python's standard library)")
+    add.add_argument("--workers", type=positive(int), default=os.cpu_count(), help=given)
     add = commands.add_parser("list", help="the experiments, and how many of their runs are stored")
     add.set_defaults(do=show)
     add = commands.add_parser("run", help="do the runs of experiments that are not stored yet")
@@ -46,8 +63,37 @@ def parse(argv):
     add.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write into")
     parser.set_defaults(fresh=False)
     for each in commands.choices.values():
-        each.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
+        folder = each.get_default("results") or RESULTS
+        each.add_argument("--results", type=Path, default=folder, help="folder of the lines")
     return parser.parse_args(argv)
+
+
+def positive(kind):
+    """An argument type: a number above 0."""
+
+    def convert(text):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    convert.__name__ = "positive number"
+    return convert
+
+
+def demo(args, store):
+    asked = {name: getattr(args, name) for name in ("steps", "seeds", "lr", "corpus")}
+    experiment = two_cores.demo(args.base, args.lookahead, **asked)
+    training.loaded(experiment.arms[0].settings)
+    whole = side_by_side(experiment, store, args.workers)
+    found = report.section(experiment, store.lines())
+    text = f"{found}\n"
+    print(f"\n{text}")
+    (args.results / "demo.md").write_text(text)
+    for number, figure in enumerate(found.figures, 1):
+        (args.results / f"demo_{number}.svg").write_bytes(svg(figure))
+    print(f"demo.jsonl, demo.md and {len(found.figures)} figures are in {args.results}")
+    return 0 if whole else 1
 
 
 def show(args, store):
@@ -64,6 +110,9 @@ def show(args, store):
 def run(args, store):
     seconds = None if args.minutes is None else 60 * args.minutes
     experiments = [EXPERIMENTS[name] for name in args.names]
+    for each in experiments:
+        # an error of the data is one line here, and not one of every worker
+        training.loaded(each.arms[0].settings)
     if args.device == "cpu" and args.how == "none":
         whole = [side_by_side(each, store, args.workers, seconds) for each in experiments]
         return 0 if all(whole) else 1
@@ -82,12 +131,17 @@ def tell(args, store):
 
 def write(args, store):
     print(report.write_page(EXPERIMENTS, store, args.out))
+    report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
     return 0
 
 
 def main(argv=None):
     args = parse(argv)
-    return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
+    try:
+        return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
+    except (DataError, ParallelError) as error:
+        print(f"python -m examples.lab: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

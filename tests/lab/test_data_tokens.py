@@ -1,5 +1,6 @@
 """Shards of tokens: other people's are read, and ours are as theirs."""
 
+import glob
 import itertools
 import os
 import pathlib
@@ -119,7 +120,10 @@ def test_only_rows_of_tokens_are_written(tokens, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_shards_follow_each_other_by_name(folder):
+def test_shards_follow_each_other_by_name(folder, monkeypatch):
+    # a folder lists its files in any order
+    found = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda pattern: sorted(found(pattern), reverse=True))
     text = load(settings(folder))
     assert (len(text.train), len(text.validation), text.files) == (40, 20, (3, 1))
     assert (text.vocabulary, text.unit) == (50257, "token")
@@ -156,6 +160,15 @@ def test_digest_is_of_the_tokens_and_of_the_sides(folder):
     assert load(exchanged).digest != before
     (folder / "y_train_000001.bin").write_bytes(packed([10, 11, 99]))
     assert load(renamed).digest != before
+
+
+def test_digest_is_of_the_lengths(folder):
+    # what is looked at is equal
+    digests = set()
+    for count in (5000, 6000):
+        (folder / "x_val_000000.bin").write_bytes(packed([7] * count))
+        digests.add(load(settings(folder)).digest)
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from reported import (
 
 from examples.lab import __main__ as command
 from examples.lab import report
+from examples.lab.report import readme
 from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Stage
 from examples.lab.report import drawing
@@ -241,6 +242,13 @@ def test_the_titles_of_the_pages_figures_are_those_of_the_stored_runs():
     page = (ROOT / "docs" / "results.md").read_text()
     for title, name in re.findall(r"!\[(.*)\]\((figures/lab_.*)\)", page):
         assert " ".join(title.split()) in words((ROOT / "docs" / name).read_bytes())
+
+
+def test_the_readme_has_what_the_stored_runs_give(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    lines = Store(RESULTS, tmp_path).lines()
+    assert readme.written(text, EXPERIMENTS["demo"], lines) == text, "run `make lab`"
+    assert "| AdamW + EMA-Nesterov | 0.006 |" in text
 
 
 def test_a_page_without_runs_says_so():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -164,9 +165,8 @@ def stored(few, folder, loss):
     """Lines whose final loss is ``loss(factor, seed)``, until no run is due."""
     there, arm = store(folder), few.arms[0]
     by_key = {
-        key(run(arm, 0.5**-k * f, seed)): (f * 2**k, seed)
-        for f in few.factors
-        for k in range(-4, 5)
+        key(run(arm, 2 ** (k / 2), seed)): (2 ** (k / 2), seed)
+        for k in range(-9, 10)
         for seed in range(5)
     }
     for _ in range(99):
@@ -179,14 +179,10 @@ def stored(few, folder, loss):
     raise AssertionError("runs are always due")
 
 
-def sweep():
-    return Experiment(
-        "few",
-        "Does it?",
-        (Arm("plain", small(ADAMW)),),
-        factors=(0.5, 1.0, 2.0),
-        stages=(Stage((0,)), Stage((1, 2), around=1), Stage((3, 4), around=0)),
-    )
+def sweep(*stages):
+    stages = stages or (Stage((0,)), Stage((1, 2), around=1), Stage((3, 4), around=0))
+    arms = (Arm("plain", small(ADAMW)),)
+    return Experiment("few", "Does it?", arms, factors=(0.5, 1.0, 2.0), stages=stages)
 
 
 def test_later_seeds_are_spent_where_the_loss_is_low(tmp_path):
@@ -196,6 +192,14 @@ def test_later_seeds_are_spent_where_the_loss_is_low(tmp_path):
     assert (found.best, found.factors, found.seeds) == (2.0, (2.0,), (0, 1, 2, 3, 4))
     assert found.complete
     assert len(store(tmp_path).lines()) == 3 * 3 + 2
+
+
+def test_new_factors_lie_half_way_to_the_neighbours(tmp_path):
+    few = sweep(Stage((0,)), Stage((), around=1, finer=True), Stage((1,), around=0))
+    # lowest at the root of 2 among those that are tried
+    found = stored(few, tmp_path, lambda factor, seed: abs(math.log2(factor) - 0.45))
+    assert found.best == pytest.approx(2**0.5)
+    assert sorted(s["seed"] for s in few.runs(store(tmp_path))) == [0] * 5 + [1]
 
 
 @pytest.mark.parametrize(("way", "best", "count"), [(1, 8.0, 5), (-1, 0.125, 5)])

@@ -4,6 +4,7 @@ What was interrupted goes on when the same command is given again.
 """
 
 import argparse
+import pathlib
 import re
 import sys
 
@@ -34,12 +35,15 @@ def main(arguments=None):
     add("--validation", type=number, help="tokens to validate on (default: a tenth, at most 10.5M)")
     add("--tokenizer", help="file: .tiktoken, .json or .model (default: GPT-2's ranks, if found)")
     args = parser.parse_args(arguments)
+    if (args.source == "folder") != (args.folder is not None):
+        parser.error("--from names the folder of the source 'folder'; give both or neither")
+    name = args.source if args.folder is None else pathlib.Path(args.folder).resolve().name
     try:
         state = prepare(
             documents(args.source, args.folder),
             load_tokenizer(args.tokenizer),
             args.to,
-            name=args.source,
+            name=name,
             tokens=args.tokens,
             shard=args.shard,
             validation=args.validation,

@@ -60,7 +60,7 @@ def gpt2(path=None, sha256=RANKS_SHA256):
         sha256: hash that the file must have, so that tokens are those of other people's shards.
     """
     tiktoken = _library("tiktoken")
-    path = existing(path, _known_ranks(), "the file of GPT-2's ranks", REMEDY)
+    path = existing(path, _known_ranks(), "GPT-2's file of ranks", REMEDY, pathlib.Path.is_file)
     ranks = read_ranks(path, sha256)
     end = len(ranks)
     encoding = tiktoken.Encoding(

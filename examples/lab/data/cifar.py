@@ -171,4 +171,4 @@ def _images(classes, layout, contents, place):
             except (pickle.UnpicklingError, KeyError, EOFError, ValueError, TypeError) as error:
                 raise DataError(f"{place} has {name}, which is not CIFAR's: {error}") from error
         sides.append((np.concatenate(pixels), np.concatenate(labels)))
-    return from_arrays(f"CIFAR-{classes}", classes, *sides)
+    return from_arrays(f"CIFAR-{classes}", classes, *sides, place=place)

@@ -81,7 +81,11 @@ def linux_docs(path=None):
     place = existing(path, places, "the documentation of Linux", remedy)
     found = (file for end in ("rst", "txt") for file in place.rglob(f"*.{end}*"))
     # Debian has them once more as pages for a browser, with their sources
-    wanted = (file for file in found if file.suffix in PACKED and "html" not in file.parts)
+    wanted = (
+        file
+        for file in found
+        if file.suffix in PACKED and "html" not in file.relative_to(place).parts
+    )
     return from_texts(_read(wanted, place), f"Linux documentation ({place.parent.name})", place)
 
 

@@ -19,16 +19,17 @@ def choice(name, value, known):
         raise DataError(f"{name} is {value!r}; choose from {', '.join(map(repr, known))}")
 
 
-def existing(path, places, what, remedy):
-    """The first place that exists: the path given alone, or else those known.
+def existing(path, places, what, remedy, kind=pathlib.Path.is_dir):
+    """The first place that is there: the path given, or else the first of those known.
 
     Args:
         path: what the user named; None: look in ``places``.
         what: is sought, for the message.
         remedy: how to get it.
+        kind: what it must be: ``Path.is_dir`` or ``Path.is_file``.
     """
     looked = [pathlib.Path(path).expanduser()] if path is not None else [*places]
     for place in looked:
-        if place.exists():
+        if kind(place):
             return place
-    raise DataError(f"{what} is not in {' or '.join(map(str, looked))}; {remedy}")
+    raise DataError(f"{what} is not at {' or '.join(map(str, looked))}; {remedy}")

@@ -1,6 +1,7 @@
 """Sets of images that a machine may have: Fashion-MNIST and other IDX files, and digits."""
 
 import gzip
+import math
 import pathlib
 import zlib
 
@@ -64,8 +65,8 @@ def _from_idx(folder, name, remedy):
                 "MNIST's are (n, height, width) and (n,)"
             )
         sides.append((images[:, None], labels))
-    classes = 1 + max(int(labels.max()) for _, labels in sides)
-    return from_arrays(name, classes, *sides)
+    classes = 1 + max(int(labels.max(initial=0)) for _, labels in sides)
+    return from_arrays(name, classes, *sides, place=folder)
 
 
 def _file(folder, name, remedy):
@@ -91,6 +92,6 @@ def read_idx(path):
         raise DataError(f"{path} ends within its header; get it again")
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     values = np.frombuffer(content[start:], np.uint8)
-    if values.size != np.prod(shape, dtype=np.int64):
+    if values.size != math.prod(shape):
         raise DataError(f"{path} says shape {shape} and has {values.size} bytes; get it again")
     return values.reshape(shape)

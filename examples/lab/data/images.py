@@ -128,18 +128,23 @@ class Images:
         return (images.float() - mean) / deviation
 
 
-def from_arrays(name, classes, train, validation):
-    """Images from arrays: (images, labels) of each side, images of shape (n, c, h, w)."""
+def from_arrays(name, classes, train, validation, place=None):
+    """Images from arrays: (images, labels) of each side, images of shape (n, c, h, w).
+
+    Args:
+        place: where they were found, for messages.
+    """
+    place = place or name
     digest = hashlib.sha256()
     sides = []
     for side, (images, labels) in {"train": train, "test": validation}.items():
         images, labels = np.array(images, np.uint8), np.array(labels, np.int64)
         if len(images) != len(labels) or not len(images):
-            raise DataError(f"{name} has {len(images)} {side} images and {len(labels)} labels")
+            raise DataError(f"{place} has {len(images)} {side} images and {len(labels)} labels")
         if not 0 <= labels.min() <= labels.max() < classes:
-            raise DataError(f"{name} has {side} label {labels.max()}; classes are {classes}")
+            raise DataError(f"{place} has {side} label {labels.max()}; classes are {classes}")
         digest.update(repr(images.shape).encode() + images.tobytes() + labels.tobytes())
         sides.append((torch.from_numpy(images), torch.from_numpy(labels)))
     if sides[0][0].shape[1:] != sides[1][0].shape[1:]:
-        raise DataError(f"{name} has test images of another size than those to train on")
+        raise DataError(f"{place} has test images of another size than those to train on")
     return Images(name, digest.hexdigest()[:16], classes, *sides)

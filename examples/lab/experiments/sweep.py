@@ -28,10 +28,15 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Seeds at the best learning rate and at ``around`` neighbours each way; None: at all."""
+    """Seeds at the best learning rate and at ``around`` neighbours each way; None: at all.
+
+    Attributes:
+        finer: whether the neighbours are new ones, half way to the old.
+    """
 
     seeds: tuple[int, ...]
     around: int | None = None
+    finer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Experiment:
         done = (None, (), ())
         for stage in self.stages:
             seeds += stage.seeds
+            if stage.finer:
+                factors = finer(factors, best)
             while True:
                 near = factors
                 if best is not None and stage.around is not None:
@@ -120,6 +127,13 @@ class Experiment:
         if lowest == factors[-1] and len(factors) - 1 - end < EXTENSIONS:
             return (*factors, factors[-1] * ratio)
         return factors
+
+
+def finer(factors, best):
+    """The factors and, half way from the best to its neighbours, new ones."""
+    at = factors.index(best)
+    new = (math.sqrt(best * f) for f in factors[max(0, at - 1) : at + 2] if f != best)
+    return tuple(sorted((*factors, *new)))
 
 
 def run(arm, factor, seed):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ..settings import merged
-from .sweep import Arm, Experiment, Stage
+from .sweep import Arm, Experiment, Stage, with_lr
 
 BYTES = {
     "data": {"name": "python"},
@@ -34,8 +34,9 @@ WARMUP, DECAY = 0.05, 0.25  # of the schedule, in shares of all steps
 START, REST = 0.3, 0.8  # of EMA-Nesterov's window, as the paper recommends
 MEMORY = 0.05  # over how many steps EMA-Nesterov averages, likewise; the paper's is 0.04
 # stages of an experiment whose arms have each their own learning rate
-SWEEP = Stage((0,)), Stage((1, 2), around=1), Stage((3, 4), around=0)
-SHORT_SWEEP = Stage((0,)), Stage((1, 2, 3, 4), around=0)
+FINER = Stage((), around=1, finer=True)
+SWEEP = Stage((0,)), Stage((1, 2), around=1), FINER, Stage((3, 4), around=0)
+SHORT_SWEEP = Stage((0,)), FINER, Stage((1, 2, 3, 4), around=0)
 
 
 def length(steps, decays=True):
@@ -97,6 +98,54 @@ def beside(base, chosen, **options):
     return [arm(base, None, None, **options)] + [
         arm(base, label, lookahead, **options) for label, lookahead in chosen.items()
     ]
+
+
+# by how much a method multiplies the learning rate of its base where gradients are steady
+GAINS = {
+    "ema_nesterov": lambda stepsize, **_: 1 / (1 - stepsize),
+    "nag": lambda momentum: 1 / (1 - momentum),
+    "lookahead": lambda alpha, **_: alpha,
+    "long_horizon": lambda stepsize, **_: 1 / (1 - stepsize),
+    "snoo": lambda lr, momentum, **_: lr / (1 - momentum),
+    "nala": lambda mu, **_: 1 + mu,
+}
+
+
+def gain(lookahead):
+    options = {name: value for name, value in lookahead.items() if name != "name"}
+    return GAINS.get(lookahead["name"], lambda **_: 1.0)(**options)
+
+
+def demo(base="AdamW", label="EMA-Nesterov", *, steps=1000, seeds=3, lr=None, corpus=None):
+    """A base with a lookahead; beside it the base at the same lr, and at the lr of their gain.
+
+    Args:
+        lr: of the base; None: that of its settings.
+        corpus: a folder of text in place of Python's standard library.
+    """
+    common = BYTES
+    if corpus is not None:
+        common = merged(BYTES, {"data": {"name": "folder", "path": str(corpus)}})
+    lookahead = {**lookaheads(steps), **MORE}[label]
+    factor = 1.0 if lr is None else lr / BASES[base]["optimizer"]["lr"]
+    alone, ahead = (
+        dataclasses.replace(each, settings=with_lr(each.settings, factor))
+        for each in beside(base, {label: lookahead}, common=common, steps=steps)
+    )
+    times = gain(lookahead)
+    control = dataclasses.replace(
+        alone,
+        label=f"{base}, {times:g} times the lr",
+        settings=with_lr(alone.settings, times),
+        against=base,
+    )
+    return Experiment(
+        name="demo",
+        question=f"Does {label} lower the loss of {base}, or does a larger learning rate?",
+        arms=(alone, ahead) if times == 1 else (alone, control, ahead),
+        stages=(Stage(tuple(range(seeds))),),
+        size="two cores, three minutes",
+    )
 
 
 BYTE_LM = Experiment(
@@ -194,4 +243,4 @@ DECAY_STEPSIZE = Experiment(
     source="figures 6 and 10 of arXiv:2605.25395",
 )
 
-EXPERIMENTS = [BYTE_LM, LENGTHS, BATCHES, LOSS_ALONG, DECAY_STEPSIZE, BYTE_LM_MORE]
+EXPERIMENTS = [demo(), BYTE_LM, LENGTHS, BATCHES, LOSS_ALONG, DECAY_STEPSIZE, BYTE_LM_MORE]
