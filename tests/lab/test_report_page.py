@@ -66,7 +66,7 @@ def test_a_figure_is_the_same_bytes_twice_and_its_title_is_the_finding(kind):
 
 
 TITLES = {
-    "sweep": "Base + EMA, the lowest, ends 0.1000 ± 0.0045 lower than Base",
+    "sweep": "Base + EMA ends 0.1000 ± 0.0045 lower than Base",
     "axis": "The gain of Base + EMA does not change as far as is seen (2 seeds, 5 are needed): "
     "0.0150 ± 0.0050 (0.75 %) with 100 steps, -0.150 ± 0.050 (-7.5 %) with 400 steps, the largest "
     "0.040 ± 0.010 (2 %) with 200 steps.",
