@@ -131,6 +131,7 @@ def tell(args, store):
 
 def write(args, store):
     print(report.write_page(EXPERIMENTS, store, args.out))
+    report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
     return 0
 
 

@@ -1,11 +1,16 @@
 """Reports of made-up runs: tables against numbers by hand, verdicts, missing and diverged runs."""
 
+import dataclasses
+
 import pytest
-from reported import LOSSES, SWEEP, cells, store, with_stages
+from reported import BASE, LOSSES, SETTINGS, SWEEP, cells, store, with_stages
 
 from examples.lab import report
 from examples.lab.experiments import EXPERIMENTS
-from examples.lab.experiments.sweep import Stage
+from examples.lab.experiments.sweep import Arm, Stage
+from examples.lab.report.runs import collect
+from examples.lab.report.sweep import shown
+from examples.lab.settings import merged
 
 FEW = with_stages(SWEEP, Stage((0,)), Stage((1, 2), around=0))
 VERDICT = "verdict"
@@ -136,6 +141,32 @@ def test_what_was_not_measured_alike_is_said(entry, what):
     assert f"{what} (" in said
     assert "another" in said
     assert "Compared across" not in str(whole())
+
+
+def several(lookaheads):
+    """A base with so many arms beside it, each at two settings; the later, the lower."""
+    arms, losses = [BASE], {"Base": {1.0: [2.0, 2.02]}}
+    for k in range(lookaheads):
+        for twice in (0, 1):
+            look = {"lookahead": {"name": "ema_nesterov", "stepsize": k, "decay": twice}}
+            label, at = f"look {k}, {twice}", {"base": "Base", "lookahead": f"look {k}"}
+            arms.append(Arm(label, merged(SETTINGS, look), "Base", at))
+            losses[label] = {1.0: [1.9 - 0.02 * k - 0.01 * twice, 1.92 - 0.02 * k - 0.01 * twice]}
+    experiment = dataclasses.replace(SWEEP, arms=tuple(arms), factors=(1.0,))
+    experiment = with_stages(experiment, Stage((0, 1)))
+    return experiment, store(experiment, losses)
+
+
+def test_the_lowest_of_several_is_in_the_title():
+    title = report.section(*several(2)).figures[0].title
+    assert title.startswith("look 1, 1, the lowest of 4 beside it, ends 0.13 ± 0 lower than Base")
+
+
+def test_a_figure_of_many_arms_has_the_lowest_of_each_lookahead():
+    groups = collect(*several(5))
+    assert list(shown("Base", groups)) == ["Base", *(f"look {k}, 1" for k in range(5))]
+    few = collect(*several(2))
+    assert shown("Base", few) == few
 
 
 def test_every_experiment_has_a_report():

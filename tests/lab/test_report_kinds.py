@@ -56,7 +56,7 @@ def test_a_map_marks_what_is_beyond_two_errors():
     section = report.section(*mapped(PAIRS))
     assert section.tables[0].columns == ("decay \\ stepsize", "0.5", "0.7")
     assert section.tables[0].rows == [
-        ["0.9", "-0.097 ± 0.015 *", "0.000 ± 0.058"],
+        ["0.9", "-0.097 ± 0.015 *", "+0.020 ± 0.046"],
         ["0.99", "diverged", "+0.1000 ± 0.0058 *"],
     ]
     assert section.summary == [

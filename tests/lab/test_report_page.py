@@ -1,5 +1,6 @@
 """The page of results and its figures: made from stored runs, the same whenever made again."""
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree
@@ -8,6 +9,7 @@ import pytest
 from reported import (
     LOSSES,
     PAIRS,
+    SETTINGS,
     SWEEP,
     along_an_axis,
     classified,
@@ -19,9 +21,11 @@ from reported import (
 
 from examples.lab import __main__ as command
 from examples.lab import report
+from examples.lab.report import readme
 from examples.lab.experiments import EXPERIMENTS
-from examples.lab.experiments.sweep import Stage
+from examples.lab.experiments.sweep import Arm, Stage
 from examples.lab.report import drawing
+from examples.lab.settings import merged
 from examples.lab.store import RESULTS, ROOT, Store
 
 pytest.importorskip("matplotlib")
@@ -62,7 +66,7 @@ def test_a_figure_is_the_same_bytes_twice_and_its_title_is_the_finding(kind):
 
 
 TITLES = {
-    "sweep": "Base + EMA, the lowest, ends 0.1000 ± 0.0045 lower than Base",
+    "sweep": "Base + EMA ends 0.1000 ± 0.0045 lower than Base",
     "axis": "The gain of Base + EMA does not change as far as is seen (2 seeds, 5 are needed): "
     "0.0150 ± 0.0050 (0.75 %) with 100 steps, -0.150 ± 0.050 (-7.5 %) with 400 steps, the largest "
     "0.040 ± 0.010 (2 %) with 200 steps.",
@@ -163,6 +167,14 @@ def test_an_answer_says_where_looking_ahead_does_not_help(said):
     assert said in answer
 
 
+def test_an_answer_is_of_lookaheads_beside_none():
+    other = Arm("Other base", merged(SETTINGS, {"optimizer": {"name": "sgd", "lr": 1.0}}), "Base")
+    experiment = dataclasses.replace(SWEEP, arms=(SWEEP.arms[0], other))
+    losses = {"Base": LOSSES["Base"], "Other base": LOSSES["Base + EMA"]}
+    assert "Other base is better" in report.text(experiment, store(experiment, losses))
+    assert "Other base" not in answer_to(experiment, losses)
+
+
 def test_an_answer_gives_no_verdict_on_two_seeds():
     experiment = with_stages(SWEEP, Stage((0, 1)), factors=(1.0,))
     answer = answer_to(experiment, {"Base": {1.0: [2.0, 2.0]}, "Base + EMA": {1.0: [1.0, 1.1]}})
@@ -180,6 +192,8 @@ def test_a_page_says_how_it_was_measured(stored):
     assert re.search(r"\| *" + r" *\| *".join(map(re.escape, row)) + r" *\|", how)
     assert re.search(r"bytes of tests *\| *digest *\| *15 *\|", how)
     assert "0 at all; 1, 2, 3 and 4 at the best" in how
+    diverged = store(SWEEP, {**LOSSES, "Base": {**LOSSES["Base"], 2.0: [None]}})
+    assert "15 stored runs, of which 1 diverged" in report.page_text(experiments, diverged)
 
 
 def test_a_page_names_the_command_and_what_was_not_run(stored):
@@ -194,8 +208,7 @@ def test_a_page_is_written_with_the_figures_that_it_shows(stored, tmp_path):
     gone = tmp_path / "docs" / "figures" / "lab_of_old_1.svg"
     gone.parent.mkdir(parents=True)
     gone.touch()
-    kept = gone.with_name("other.svg")
-    kept.touch()
+    gone.with_name("other.svg").touch()
     path = report.write_page(experiments, found, tmp_path / "docs")
     assert path.read_text() == report.page_text(experiments, found.lines())
     shown = re.findall(r"\]\(figures/(.*)\)", path.read_text())
@@ -229,6 +242,13 @@ def test_the_titles_of_the_pages_figures_are_those_of_the_stored_runs():
     page = (ROOT / "docs" / "results.md").read_text()
     for title, name in re.findall(r"!\[(.*)\]\((figures/lab_.*)\)", page):
         assert " ".join(title.split()) in words((ROOT / "docs" / name).read_bytes())
+
+
+def test_the_readme_has_what_the_stored_runs_give(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    lines = Store(RESULTS, tmp_path).lines()
+    assert readme.written(text, EXPERIMENTS["demo"], lines) == text, "run `make lab`"
+    assert "| AdamW + EMA-Nesterov | 0.006 |" in text
 
 
 def test_a_page_without_runs_says_so():

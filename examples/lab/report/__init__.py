@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import along, axis, classes, map, page, sweep
+from . import along, axis, classes, map, page, readme, sweep
 from .section import Section
 
 # Experiment.report -> function of an experiment and the stored lines by key
@@ -39,6 +39,11 @@ def write_page(experiments, store, folder) -> Path:
     """Write the page and its figures into a folder; returns the path of the page."""
     lines = store.lines()
     return page.write(experiments, _sections(experiments, lines), lines, Path(folder))
+
+
+def write_readme(experiment, store, path):
+    """Write the table of the demo into README.md."""
+    path.write_text(readme.written(path.read_text(), experiment, store.lines()))
 
 
 def _sections(experiments, lines):

@@ -33,8 +33,10 @@ def answer(sections):
         return ["Nothing can be said yet: no runs are stored."]
     settled, few, unsettled = sorted_out(sections)
     found = [each for _, each in settled]
-    searched = [each for each in found if each.runs.searched and each.others.searched]
-    others = [each for each in found if each not in searched]
+    searched, others = (
+        [each for each in found if (each.runs.searched and each.others.searched) is wanted]
+        for wanted in (True, False)
+    )
     said = [lead(each, how) for each, how in ((searched, BEST), (others, AS_THEY_ARE)) if each]
     said = said or ["No comparison is settled yet."]
     said += rates(searched)

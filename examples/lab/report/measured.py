@@ -17,10 +17,10 @@ TUNING = (
     "Where the table has several factors, every arm has its own learning rate: these factors of a "
     "common one are tried with the first seeds, and the lowest mean loss is taken. A grid whose "
     f"lowest loss lies at an end grows by as much, up to {EXTENSIONS} times. The further seeds run "
-    "at the best learning rate, and where the table says so at its neighbours, and choose again. "
-    "The best is chosen by the same held-out data and seeds that the comparison then uses, for all "
-    "arms alike; and where the best of an arm falls between two factors, some of its difference is "
-    "due to that."
+    "at the best learning rate, and where the table says so at its neighbours, or half way to "
+    "them, and choose again. The best is chosen by the same held-out data and seeds that the "
+    "comparison then uses, for all arms alike; and where the best of an arm falls between two "
+    "factors, some of its difference is due to that."
 )
 EARLIER = (
     "Steps earlier: how long before its end a run had reached for good what the other of its seed "
@@ -74,6 +74,8 @@ def plan(experiments, groups):
 
 def _stage(stage):
     names = listed(map(str, stage.seeds))
+    if stage.finer:
+        return f"the same at the best and {stage.around} half way to each neighbour"
     if stage.around is None:
         return f"{names} at all"
     return f"{names} at the best" + (f" and {stage.around} beside it" if stage.around else "")

@@ -117,8 +117,10 @@ def title(base, members):
         return f"{alone}, {label} at {value(members[label].values(LOSS))}"
     amount = plus_minus(found._replace(mean=abs(found.mean)))
     way = "higher" if found.mean > 0 else "lower"
+    count = sum(bool(runs.best) for runs in members.values()) - 1
+    lowest = f", the lowest of {count} beside it," * (count > 1)
     return (
-        f"{label}, the lowest, ends {amount} {way} than {base}"
+        f"{label}{lowest} ends {amount} {way} than {base}"
         f"{', each at its own best lr' * searched(members)} ({found.words})"
     )
 
