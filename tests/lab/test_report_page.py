@@ -21,10 +21,9 @@ from reported import (
 
 from examples.lab import __main__ as command
 from examples.lab import report
-from examples.lab.report import readme
 from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Stage
-from examples.lab.report import drawing
+from examples.lab.report import drawing, readme
 from examples.lab.settings import merged
 from examples.lab.store import RESULTS, ROOT, Store
 
