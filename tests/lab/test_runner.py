@@ -151,6 +151,57 @@ def test_a_time_that_is_over_begins_no_run(tmp_path):
     assert not store(tmp_path).lines()
 
 
+def test_an_interruption_ends_the_workers_and_is_passed_on(tmp_path, monkeypatch):
+    few, show = on_disk(tmp_path, steps=100_000), Progress.show
+
+    def interrupted(progress, out, last=False):
+        if list((tmp_path / "work").glob("*.lock")):  # a worker is at a run
+            raise KeyboardInterrupt
+        return show(progress, out, last)
+
+    monkeypatch.setattr(Progress, "show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(few, store(tmp_path), workers=1, out=io.StringIO())
+    assert not multiprocessing.active_children()
+    assert not store(tmp_path).lines()
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two experiments that the command line knows, and the calls that do their runs."""
+    calls = []
+    monkeypatch.setattr(command, "EXPERIMENTS", {name: experiment(name=name) for name in "ab"})
+
+    def side_by_side(each, there, workers, seconds):
+        calls.append((each.name, seconds))
+        time.sleep(0.01)
+        return True
+
+    monkeypatch.setattr(command, "side_by_side", side_by_side)
+    return calls
+
+
+def test_the_minutes_are_those_of_all_experiments_together(two, tmp_path):
+    results = ["--results", str(tmp_path / "results")]
+    assert command.main(["run", "a", "b", "--minutes", "1", *results]) == 0
+    (a, first), (b, second) = two
+    assert (a, b) == ("a", "b")
+    assert 60 >= first >= second + 0.01
+    assert command.main(["run", "a", *results]) == 0
+    assert two[-1] == ("a", math.inf)
+
+
+def test_after_an_interruption_no_other_experiment_begins(two, tmp_path, monkeypatch, capsys):
+    def interrupted(each, *_):
+        two.append(each.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "side_by_side", interrupted)
+    assert command.main(["run", "a", "b", "--results", str(tmp_path / "results")]) == 130
+    assert two == ["a"]
+    assert "goes on" in capsys.readouterr().err
+
+
 def test_progress_tells_what_is_left(tmp_path):
     few, there, out = experiment(), store(tmp_path), io.StringIO()
     progress = Progress(few, there)
