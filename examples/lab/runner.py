@@ -94,7 +94,8 @@ def _done_here(experiment, settings, store, stop, world, options):
         path = store.unfinished(settings)
         run = do(settings, path, stop, world, **options)
         if run.done and world.first:
-            store.add(experiment.name, settings, run.result(), run.data.digest)
+            digest, device = run.data.digest, run.world.device
+            store.add(experiment.name, settings, run.result(), digest, device)
             saving.remove(path)
         return run.done
 

@@ -6,9 +6,11 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import pytest
+import torch
 from shrunk import small
 
 from examples.lab import __main__ as command
@@ -16,7 +18,7 @@ from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
 from examples.lab.runner import Progress, side_by_side, work
 from examples.lab.settings import key, merged
-from examples.lab.store import Store, commit, read
+from examples.lab.store import Store, commit, processor, read
 
 pytestmark = pytest.mark.usefixtures("made_up", "one_thread")
 
@@ -90,6 +92,30 @@ def test_lines_of_another_commit_can_be_set_aside(tmp_path):
     same, other = (Store(there.folder, there.work, each) for each in (commit(), "another"))
     assert len(same.lines()) == 6
     assert not other.lines()
+
+
+def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit.__wrapped__() == "unknown"
+
+
+def test_the_commit_of_a_repository_around_it_is_not_its_own(tmp_path, monkeypatch):
+    inside = tmp_path / "unpacked"
+    inside.mkdir()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "c"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.setattr("examples.lab.store.ROOT", inside)
+    assert commit.__wrapped__() == "unknown"
+    monkeypatch.setattr("examples.lab.store.ROOT", tmp_path)
+    assert len(commit.__wrapped__()) == 10
+
+
+def test_a_run_on_the_cpu_is_not_called_one_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    assert processor(torch.device("cpu")) != "a GPU"
+    assert processor(torch.device("cuda", 0)) == "a GPU"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
