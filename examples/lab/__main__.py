@@ -22,6 +22,7 @@ from .experiments import EXPERIMENTS, two_cores
 from .parallel import WAYS, ParallelError, processes
 from .report.drawing import svg
 from .runner import Stop, side_by_side, work
+from .settings import SettingsError
 from .store import RESULTS, ROOT, Store, commit
 
 
@@ -144,7 +145,7 @@ def main(argv=None):
     args = parse(argv)
     try:
         return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
-    except (DataError, ParallelError) as error:
+    except (DataError, ParallelError, SettingsError) as error:
         print(f"python -m examples.lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
