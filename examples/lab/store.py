@@ -90,8 +90,8 @@ class Store:
             yield self.find(settings) is None
 
     def unfinished(self, settings):
-        """Where a run that is interrupted is kept."""
-        return self.work / f"{key(settings)}.pt"
+        """Where a run that is interrupted is kept; another commit begins it anew."""
+        return self.work / f"{key(settings)}-{commit()}.pt"
 
 
 def read(path):

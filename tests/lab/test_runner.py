@@ -160,6 +160,15 @@ def test_a_process_that_was_killed_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "work").glob("*.pt"))
 
 
+def test_a_run_is_not_begun_by_one_commit_and_ended_by_another(tmp_path, monkeypatch):
+    few, there = experiment(), store(tmp_path)
+    first = few.runs(there)[0]
+    before = there.unfinished(first)
+    assert there.unfinished(first) == before
+    monkeypatch.setattr("examples.lab.store.commit", lambda: "another")
+    assert there.unfinished(first) != before
+
+
 def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     few = experiment()
     work(few, store(tmp_path))
