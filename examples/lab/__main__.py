@@ -25,6 +25,8 @@ from .runner import Stop, side_by_side, work
 from .settings import SettingsError
 from .store import RESULTS, ROOT, Store, commit
 
+DOCS = ROOT / "docs"
+
 
 def parse(argv):
     """The settings of a command line; exits with status 2 on one that cannot run."""
@@ -63,7 +65,7 @@ def parse(argv):
     add.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add = commands.add_parser("page", help="write the page of all results and its figures")
     add.set_defaults(do=write)
-    add.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write into")
+    add.add_argument("--out", type=Path, default=DOCS, help="folder to write into")
     parser.set_defaults(fresh=False)
     for each in commands.choices.values():
         folder = each.get_default("results") or RESULTS
@@ -137,7 +139,8 @@ def tell(args, store):
 
 def write(args, store):
     print(report.write_page(EXPERIMENTS, store, args.out))
-    report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
+    if args.out == DOCS:  # a page elsewhere leaves the project as it is
+        report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
     return 0
 
 

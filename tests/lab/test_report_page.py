@@ -223,8 +223,10 @@ def test_the_command_line_tells_and_writes(stored, tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert said.strip() == report.text(SWEEP, found.lines())
     assert "Base + EMA is better than Base" in said
+    before = (ROOT / "README.md").read_bytes()
     assert command.main(["page", "--out", str(tmp_path / "docs"), *results]) == 0
     assert (tmp_path / "docs" / "results.md").exists()
+    assert (ROOT / "README.md").read_bytes() == before
 
 
 def test_the_page_is_what_the_stored_runs_give(tmp_path):
