@@ -131,7 +131,10 @@ def tell(args, store):
 
 def write(args, store):
     print(report.write_page(EXPERIMENTS, store, args.out))
-    report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
+    # that of the same tree, and none where the page is written elsewhere
+    path = args.out.parent / "README.md"
+    if path.exists():
+        report.write_readme(EXPERIMENTS["demo"], store, path)
     return 0
 
 

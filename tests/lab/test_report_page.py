@@ -21,10 +21,9 @@ from reported import (
 
 from examples.lab import __main__ as command
 from examples.lab import report
-from examples.lab.report import readme
 from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Stage
-from examples.lab.report import drawing
+from examples.lab.report import drawing, readme
 from examples.lab.settings import merged
 from examples.lab.store import RESULTS, ROOT, Store
 
@@ -217,6 +216,7 @@ def test_a_page_is_written_with_the_figures_that_it_shows(stored, tmp_path):
 
 
 def test_the_command_line_tells_and_writes(stored, tmp_path, monkeypatch, capsys):
+    before = (ROOT / "README.md").read_text()
     experiments, found = stored
     monkeypatch.setattr(command, "EXPERIMENTS", experiments)
     results = ["--results", str(found.folder)]
@@ -226,6 +226,7 @@ def test_the_command_line_tells_and_writes(stored, tmp_path, monkeypatch, capsys
     assert "Base + EMA is better than Base" in said
     assert command.main(["page", "--out", str(tmp_path / "docs"), *results]) == 0
     assert (tmp_path / "docs" / "results.md").exists()
+    assert (ROOT / "README.md").read_text() == before
 
 
 def test_the_page_is_what_the_stored_runs_give(tmp_path):
