@@ -136,8 +136,8 @@ def demo(base="AdamW", label="EMA-Nesterov", *, steps=1000, seeds=3, lr=None, co
         at_lr(each, factor) for each in beside(base, {label: lookahead}, common=common, steps=steps)
     )
     times = gain(lookahead)
-    label = f"{base}, {times:g} times the lr"
-    control = dataclasses.replace(at_lr(alone, times), label=label, against=base)
+    larger = f"{base}, {times:g} times the lr"
+    control = dataclasses.replace(at_lr(alone, times), label=larger, against=base)
     return Experiment(
         name="demo",
         question=f"Does {label} lower the loss of {base}, or does a larger learning rate?",
