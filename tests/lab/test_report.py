@@ -173,3 +173,10 @@ def test_every_experiment_has_a_report():
     for experiment in EXPERIMENTS.values():
         assert experiment.report in report.REPORTS
         assert report.section(experiment, {}).question == experiment.question
+
+
+@pytest.mark.parametrize(("goal", "words"), [(2.042, "Base reaches 2.042"), (2.0415, "not reach")])
+def test_a_goal_is_reached_by_the_benchmarks_rule(goal, words):
+    # (2.042 - 2.04) * 5 ** 0.5 is 0.0045, and with 2.0415 0.0034
+    few = dataclasses.replace(SWEEP, goal=goal)
+    assert words in report.text(few, store(SWEEP, LOSSES))

@@ -72,6 +72,7 @@ class Experiment:
         report: name of a row of report.REPORTS.
         source: what it repeats.
         size: what it needs.
+        goal: a loss that is to be reached, by the rule of the NanoGPT optimizer benchmark.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Experiment:
     report: str = "sweep"
     source: str = ""
     size: str = "two cores"
+    goal: float | None = None
 
     def runs(self, store):
         """Settings of all runs that can be told from those that are stored, once each."""

@@ -116,6 +116,10 @@ def gain(lookahead):
     return GAINS.get(lookahead["name"], lambda **_: 1.0)(**options)
 
 
+def at_lr(arm, factor):
+    return dataclasses.replace(arm, settings=with_lr(arm.settings, factor))
+
+
 def demo(base="AdamW", label="EMA-Nesterov", *, steps=1000, seeds=3, lr=None, corpus=None):
     """A base with a lookahead; beside it the base at the same lr, and at the lr of their gain.
 
@@ -129,16 +133,11 @@ def demo(base="AdamW", label="EMA-Nesterov", *, steps=1000, seeds=3, lr=None, co
     lookahead = {**lookaheads(steps), **MORE}[label]
     factor = 1.0 if lr is None else lr / BASES[base]["optimizer"]["lr"]
     alone, ahead = (
-        dataclasses.replace(each, settings=with_lr(each.settings, factor))
-        for each in beside(base, {label: lookahead}, common=common, steps=steps)
+        at_lr(each, factor) for each in beside(base, {label: lookahead}, common=common, steps=steps)
     )
     times = gain(lookahead)
-    control = dataclasses.replace(
-        alone,
-        label=f"{base}, {times:g} times the lr",
-        settings=with_lr(alone.settings, times),
-        against=base,
-    )
+    larger = f"{base}, {times:g} times the lr"
+    control = dataclasses.replace(at_lr(alone, times), label=larger, against=base)
     return Experiment(
         name="demo",
         question=f"Does {label} lower the loss of {base}, or does a larger learning rate?",
@@ -223,7 +222,8 @@ DECAY_STEPSIZE = Experiment(
     name="decay_stepsize",
     question="Which decay and stepsize does EMA-Nesterov want?",
     arms=(
-        arm("AdamW", None, None),
+        # at the lr that byte_lm found best for it; EMA-Nesterov's was that of the settings
+        at_lr(arm("AdamW", None, None), 2**0.5),
         *(
             dataclasses.replace(
                 arm(

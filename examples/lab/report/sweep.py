@@ -2,7 +2,7 @@
 
 import math
 
-from emanest.tools.statistics import mean, plus_minus
+from emanest.tools.statistics import mean, plus_minus, track3
 
 from . import drawing
 from .comparing import compare, findings, mixed, per_cent, sentence, value
@@ -18,6 +18,8 @@ def report(experiment, lines):
     section = Section(experiment.question, findings=found, stored=len(stored(groups)))
     section.answer += missing(experiment, groups)
     section.answer.append([sentence(each) for each in found if each.difference.count])
+    if experiment.goal is not None:
+        section.answer.append(reached(experiment.goal, groups))
     section.answer += ends(groups) + mixed(found)
     for base, members in families(groups).items():
         section.tables.append(outcome(base, members))
@@ -26,6 +28,21 @@ def report(experiment, lines):
         if members[base].best:
             section.figures.append(Figure(title(base, members), lambda m=members: draw(m)))
     return section
+
+
+def reached(goal, groups):
+    """A sentence for each arm with runs: whether they meet the rule of the benchmark."""
+    said = []
+    for label, runs in groups.items():
+        losses = runs.values(LOSS)
+        if losses:
+            met = track3(losses.values(), goal)
+            words = "reaches" if met else "does not reach"
+            said.append(
+                f"{label} {words} {goal:g} by the benchmark's rule, ({goal:g} - mean) sqrt(n) >= "
+                f"0.004: {value(losses)}."
+            )
+    return said
 
 
 def families(groups):
