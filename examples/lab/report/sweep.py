@@ -81,7 +81,13 @@ def outcome(base, members):
             ]
         )
     columns = (
-        *("arm", "best lr", "loss at the end (seeds)", f"less that of {base}", "in %"),
+        *(
+            "arm",
+            "best lr" if searched(members) else "lr",
+            "loss at the end (seeds)",
+            f"less that of {base}",
+            "in %",
+        ),
         *("same loss so many steps earlier", "verdict", f"difference at {base}'s best lr (seeds)"),
     )
     whole = members[base].arm.settings["steps"]
