@@ -185,27 +185,32 @@ LENGTHS = Experiment(
     stages=SHORT_SWEEP,
     report="axis",
 )
-BATCHES = Experiment(
-    name="batches",
-    question="Does the gain of EMA-Nesterov grow with the size of a batch?",
-    arms=tuple(
+
+
+def by_batch(name, base):
+    """EMA-Nesterov on a base at several sizes of a batch."""
+    arms = [
         each
         for batch in (4, 16, 64)
         for each in beside(
-            "AdamW",
+            base,
             {"EMA-Nesterov": ema_nesterov(1000)},
-            **{
-                "common": merged(BYTES, {"feed": {"batch": batch}}),
-                "name": f"AdamW, batches of {batch}",
-                "at": {"batch": batch},
-            },
+            common=merged(BYTES, {"feed": {"batch": batch}}),
+            name=f"{base}, batches of {batch}",
+            at={"batch": batch},
         )
-    ),
-    factors=(0.5, 1.0, 2.0),
-    stages=SHORT_SWEEP,
-    report="axis",
-    source="figures 7 and 9 of arXiv:2605.25395",
-)
+    ]
+    return Experiment(
+        name=name,
+        question=f"Does the gain of EMA-Nesterov on {base} grow with the size of a batch?",
+        arms=tuple(arms),
+        factors=(0.5, 1.0, 2.0),
+        stages=SHORT_SWEEP,
+        report="axis",
+        source="figures 7 and 9 of arXiv:2605.25395",
+    )
+
+
 PROBED = merged(BYTES, {"probe": {"every": 4, "stepsizes": [0.25 * k for k in range(-4, 9)]}})
 LOSS_ALONG = Experiment(
     name="loss_along",
@@ -243,4 +248,13 @@ DECAY_STEPSIZE = Experiment(
     source="figures 6 and 10 of arXiv:2605.25395",
 )
 
-EXPERIMENTS = [demo(), BYTE_LM, LENGTHS, BATCHES, LOSS_ALONG, DECAY_STEPSIZE, BYTE_LM_MORE]
+EXPERIMENTS = [
+    demo(),
+    BYTE_LM,
+    LENGTHS,
+    by_batch("batches", "AdamW"),
+    by_batch("batches_muon", "Muon"),
+    LOSS_ALONG,
+    DECAY_STEPSIZE,
+    BYTE_LM_MORE,
+]
