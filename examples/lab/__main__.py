@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import report, training
 from .data import DataError
-from .experiments import EXPERIMENTS, two_cores
+from .experiments import EXPERIMENTS, byte_lm, two_cores
 from .parallel import WAYS, ParallelError, processes
 from .report.drawing import svg
 from .runner import Stop, side_by_side, work
@@ -35,9 +35,9 @@ def parse(argv):
         "demo", help="train a small language model with and without lookahead"
     )
     add.set_defaults(do=demo, results=ROOT / "build" / "demo")
-    lookaheads = [*two_cores.lookaheads(100), *two_cores.MORE]
+    lookaheads = [*byte_lm.lookaheads(100), *byte_lm.MORE]
     given = "(default: %(default)s)"
-    add.add_argument("--base", choices=two_cores.BASES, default="AdamW", help=given)
+    add.add_argument("--base", choices=byte_lm.BASES, default="AdamW", help=given)
     add.add_argument("--lookahead", choices=lookaheads, default="EMA-Nesterov", help=given)
     add.add_argument("--lr", type=positive(float), help="of the base (default: a tuned one)")
     add.add_argument("--steps", type=positive(int), default=1000, help=given)
