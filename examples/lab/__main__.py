@@ -18,15 +18,12 @@ from pathlib import Path
 
 from . import report, training
 from .data import DataError
-from .experiments import EXPERIMENTS, two_cores
+from .experiments import EXPERIMENTS, byte_lm, two_cores
 from .parallel import WAYS, ParallelError, processes
 from .report.drawing import svg
 from .runner import Stop, side_by_side, work
 from .settings import SettingsError
 from .store import RESULTS, ROOT, Store, commit
-
-DOCS = ROOT / "docs"
-
 
 def parse(argv):
     """The settings of a command line; exits with status 2 on one that cannot run."""
@@ -40,9 +37,9 @@ def parse(argv):
         "demo", help="train a small language model with and without lookahead"
     )
     add.set_defaults(do=demo, results=ROOT / "build" / "demo")
-    lookaheads = [*two_cores.lookaheads(100), *two_cores.MORE]
+    lookaheads = [*byte_lm.lookaheads(100), *byte_lm.MORE]
     given = "(default: %(default)s)"
-    add.add_argument("--base", choices=two_cores.BASES, default="AdamW", help=given)
+    add.add_argument("--base", choices=byte_lm.BASES, default="AdamW", help=given)
     add.add_argument("--lookahead", choices=lookaheads, default="EMA-Nesterov", help=given)
     add.add_argument("--lr", type=positive(float), help="of the base (default: a tuned one)")
     add.add_argument("--steps", type=positive(int), default=1000, help=given)
@@ -65,7 +62,7 @@ def parse(argv):
     add.add_argument("names", nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add = commands.add_parser("page", help="write the page of all results and its figures")
     add.set_defaults(do=write)
-    add.add_argument("--out", type=Path, default=DOCS, help="folder to write into")
+    add.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write into")
     parser.set_defaults(fresh=False)
     for each in commands.choices.values():
         folder = each.get_default("results") or RESULTS
@@ -139,8 +136,10 @@ def tell(args, store):
 
 def write(args, store):
     print(report.write_page(EXPERIMENTS, store, args.out))
-    if args.out == DOCS:  # a page elsewhere leaves the project as it is
-        report.write_readme(EXPERIMENTS["demo"], store, ROOT / "README.md")
+    # that of the same tree, and none where the page is written elsewhere
+    path = args.out.parent / "README.md"
+    if path.exists():
+        report.write_readme(EXPERIMENTS["demo"], store, path)
     return 0
 
 

@@ -5,6 +5,7 @@ from reported import PAIRS, along_an_axis, cells, classified, mapped, probed, st
 
 from examples.lab import report
 from examples.lab.experiments.sweep import Stage
+from examples.lab.report import drawing
 
 VERDICT = "verdict"
 
@@ -88,3 +89,17 @@ def test_an_accuracy_is_better_where_it_is_higher():
         line["result"]["accuracy"] = [0.1, 0.5, 0.6, 0.7, 0.8 + (0.05 + 0.01 * seed) * ahead]
     accuracy = cells(report.section(experiment, lines).tables[0])
     assert accuracy["Base + NALA"][VERDICT] == "better"
+
+
+GRID = [0.0015 * 2 ** (k / 2) for k in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("places", "kept"), [(GRID, GRID[::2]), (GRID[::2], GRID[::2]), ([1], [1])]
+)
+def test_numbers_on_an_axis_have_room(places, kept):
+    assert drawing.apart(places) == kept
+
+
+def test_many_decades_have_few_numbers():
+    assert len(drawing.apart([2.0**k for k in range(40)])) <= 9

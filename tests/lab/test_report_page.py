@@ -1,6 +1,5 @@
 """The page of results and its figures: made from stored runs, the same whenever made again."""
 
-import dataclasses
 import json
 import re
 import xml.etree.ElementTree
@@ -9,22 +8,18 @@ import pytest
 from reported import (
     LOSSES,
     PAIRS,
-    SETTINGS,
     SWEEP,
     along_an_axis,
     classified,
     mapped,
     probed,
     store,
-    with_stages,
 )
 
 from examples.lab import __main__ as command
 from examples.lab import report
 from examples.lab.experiments import EXPERIMENTS
-from examples.lab.experiments.sweep import Arm, Stage
 from examples.lab.report import drawing, readme
-from examples.lab.settings import merged
 from examples.lab.store import RESULTS, ROOT, Store
 
 pytest.importorskip("matplotlib")
@@ -135,53 +130,6 @@ def test_a_page_begins_with_the_answer(stored):
     assert "10.00 ± 0.45 of 100 steps earlier. ([sweep_of_tests](#sweep_of_tests))" in answer
 
 
-def answer_to(experiment, losses):
-    page = report.page_text({experiment.name: experiment}, store(experiment, losses))
-    return page.split("## The answer")[1].split("## How it was measured")[0]
-
-
-def test_an_answer_waits_for_missing_runs():
-    losses = {**LOSSES, "Base": {**LOSSES["Base"], 1.0: [2.0]}}
-    answer = answer_to(SWEEP, losses)
-    assert "No comparison is settled yet." in answer
-    assert "Not settled yet, as runs are missing: Base + EMA." in answer
-    assert "helps" not in answer
-
-
-# losses of the lookahead at its best learning rate -> what the answer says
-ANSWERS = {
-    "It does harm in 1: the loss ends 9.8 % higher.": [2.2, 2.21, 2.25, 2.25, 2.29],
-    "No difference is seen in 1.": [1.95, 2.07, 2.0, 2.1, 2.04],
-    "Runs diverged in 1.": [1.95, None, 2.0, 2.1, 2.04],
-}
-
-
-@pytest.mark.parametrize("said", ANSWERS)
-def test_an_answer_says_where_looking_ahead_does_not_help(said):
-    experiment = with_stages(SWEEP, Stage((0, 1, 2, 3, 4)), factors=(1.0,))
-    losses = {"Base": {1.0: LOSSES["Base"][1.0]}, "Base + EMA": {1.0: ANSWERS[said]}}
-    answer = answer_to(experiment, losses)
-    assert "helps in 0 of 1 comparison" in answer
-    assert "without a search" in answer
-    assert said in answer
-
-
-def test_an_answer_is_of_lookaheads_beside_none():
-    other = Arm("Other base", merged(SETTINGS, {"optimizer": {"name": "sgd", "lr": 1.0}}), "Base")
-    experiment = dataclasses.replace(SWEEP, arms=(SWEEP.arms[0], other))
-    losses = {"Base": LOSSES["Base"], "Other base": LOSSES["Base + EMA"]}
-    assert "Other base is better" in report.text(experiment, store(experiment, losses))
-    assert "Other base" not in answer_to(experiment, losses)
-
-
-def test_an_answer_gives_no_verdict_on_two_seeds():
-    experiment = with_stages(SWEEP, Stage((0, 1)), factors=(1.0,))
-    answer = answer_to(experiment, {"Base": {1.0: [2.0, 2.0]}, "Base + EMA": {1.0: [1.0, 1.1]}})
-    assert "**Too few seeds for a verdict** (5 are needed):" in answer
-    assert "-47.5 ± 2.5 %, 2 seeds" in answer
-    assert "helps" not in answer
-
-
 def test_a_page_says_how_it_was_measured(stored):
     experiments, found = stored
     how = report.page_text(experiments, found.lines()).split("## How it was measured")[1]
@@ -216,6 +164,7 @@ def test_a_page_is_written_with_the_figures_that_it_shows(stored, tmp_path):
 
 
 def test_the_command_line_tells_and_writes(stored, tmp_path, monkeypatch, capsys):
+    before = (ROOT / "README.md").read_text()
     experiments, found = stored
     monkeypatch.setattr(command, "EXPERIMENTS", experiments)
     results = ["--results", str(found.folder)]
@@ -223,10 +172,9 @@ def test_the_command_line_tells_and_writes(stored, tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert said.strip() == report.text(SWEEP, found.lines())
     assert "Base + EMA is better than Base" in said
-    before = (ROOT / "README.md").read_bytes()
     assert command.main(["page", "--out", str(tmp_path / "docs"), *results]) == 0
     assert (tmp_path / "docs" / "results.md").exists()
-    assert (ROOT / "README.md").read_bytes() == before
+    assert (ROOT / "README.md").read_text() == before
 
 
 def test_the_page_is_what_the_stored_runs_give(tmp_path):

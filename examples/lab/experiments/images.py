@@ -50,10 +50,15 @@ def arms(common, lr, steps, published=None):
     )
 
 
-# the figures of the paper that we know; its accuracies are those of training batches
+# the figures of the paper that we know
 PUBLISHED = {
     "LeNet-5 on CIFAR-10": {"Adam": 0.9414, "Adam + Lookahead": 0.9297, "Adam + NALA": 0.9453}
 }
+OF_TRAINING = (
+    "The published accuracies are those of training batches, as the authors' code computes them; "
+    "ours are of the test set. Their images are cut to 24 x 24 and distorted; ours are whole, with "
+    "flips and shifts where the data is CIFAR."
+)
 # network of the paper -> model, lr of Adam
 NETWORKS = {
     "LeNet-5": ("wide_lenet5", 1e-3),
@@ -87,6 +92,7 @@ def table(network, images):
         stages=(Stage((0, 1)),),
         report="classes",
         source="Zuo et al. 2024, one of tables 1 to 9",
+        note=OF_TRAINING,
         size="one GPU",
     )
 
@@ -106,8 +112,17 @@ FASHION_MNIST = Experiment(
     name="fashion_mnist",
     question="Does a lookahead help LeNet-5 on Fashion-MNIST?",
     arms=arms(SHORT, 1e-3, SHORT["steps"]),
-    stages=(Stage((0, 1)),),
+    stages=(Stage((0, 1)), Stage((2, 3, 4))),
     report="classes",
     source="Zuo et al. 2024, at 10 epochs in place of 192",
+    note=(
+        "What was published for Fashion-MNIST was not at hand; of LeNet-5 on CIFAR-10 it is an "
+        "accuracy of 0.9414 with Adam, 0.9297 with Lookahead and 0.9453 with NALA. That is another "
+        "data set, another network (two convolutions of 64 channels and dense layers of 384 and "
+        "192; this one has 61,706 parameters), 45,000 steps in place of 2,340, with as many "
+        "halvings of the learning rate, images that are distorted, and the accuracy of training "
+        "batches, where ours is that of the test set. Published were two seeds. The learning rates are "
+        "the published ones, and not searched."
+    ),
 )
 EXPERIMENTS = [FASHION_MNIST] + [table(n, d) for n in NETWORKS for d in DATA]

@@ -73,6 +73,7 @@ class Experiment:
         source: what it repeats.
         size: what it needs.
         goal: a loss that is to be reached, by the rule of the NanoGPT optimizer benchmark.
+        note: what a reader should know beside it, such as what differs from its source.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Experiment:
     source: str = ""
     size: str = "two cores"
     goal: float | None = None
+    note: str = ""
 
     def runs(self, store):
         """Settings of all runs that can be told from those that are stored, once each."""

@@ -1,103 +1,15 @@
-"""Experiments that two cores do in minutes: a transformer over bytes of source text, LeNet-5."""
+"""Experiments that two cores do in minutes, on arms of byte_lm."""
 
 import dataclasses
 
 from ..settings import merged
-from .sweep import Arm, Experiment, Stage, with_lr
+from .byte_lm import BASES, BYTES, MORE, arm, at_lr, beside, ema_nesterov, lookaheads
+from .sweep import Experiment, Stage
 
-BYTES = {
-    "data": {"name": "python"},
-    "model": {"name": "bytes", "layers": 2, "width": 64, "context": 48},
-    "feed": {"batch": 16, "context": 48},
-    "validation": {"count": 8, "batch": 64, "context": 48},
-    "evaluations": 20,
-}
-# lr: the best of a first sweep; what is no hidden matrix gets 0.3 of Muon's
-ADAMW = {"optimizer": {"name": "adamw", "lr": 6e-3}}
-MUON = {"optimizer": {"name": "muon", "lr": 0.02, "weight_decay": 0.01, "adamw": {"lr": 6e-3}}}
-BASES = {
-    "AdamW": ADAMW,
-    "Muon": MUON,
-    "NorMuon": merged(MUON, {"optimizer": {**MUON["optimizer"], "name": "normuon"}}),
-    "Aurora": merged(MUON, {"optimizer": {**MUON["optimizer"], "name": "aurora"}}),
-    "SOAP": {
-        "optimizer": {"name": "soap", "lr": 0.012, "weight_decay": 0.01, "adamw": {"lr": 0.012}}
-    },
-}
-PLAIN_ADAMW = {"betas": [0.0, 0.999]}
-# Schedule-Free brings the momentum and takes the place of the decay of the lr
-MOMENTUM_FREE = {
-    "AdamW": {"optimizer": PLAIN_ADAMW},
-    "Muon": {"optimizer": {"momentum": 0.0, "nesterov": False, "adamw": PLAIN_ADAMW}},
-}
-WARMUP, DECAY = 0.05, 0.25  # of the schedule, in shares of all steps
-START, REST = 0.3, 0.8  # of EMA-Nesterov's window, as the paper recommends
-MEMORY = 0.05  # over how many steps EMA-Nesterov averages, likewise; the paper's is 0.04
 # stages of an experiment whose arms have each their own learning rate
 FINER = Stage((), around=1, finer=True)
 SWEEP = Stage((0,)), Stage((1, 2), around=1), FINER, Stage((3, 4), around=0)
 SHORT_SWEEP = Stage((0,)), FINER, Stage((1, 2, 3, 4), around=0)
-
-
-def length(steps, decays=True):
-    """Steps and schedule."""
-    decay = round(DECAY * steps) if decays else 0
-    schedule = {"name": "trapezoid", "warmup": round(WARMUP * steps), "decay": decay}
-    return {"steps": steps, "schedule": schedule}
-
-
-def ema_nesterov(steps, stepsize=0.5, decay=None):
-    """The paper's stepsize and window, and a memory that grows with the run as its own does."""
-    decay = 1 - 1 / (MEMORY * steps) if decay is None else decay
-    window = {"warmup": round(START * steps), "rest": round(REST * steps)}
-    return {"name": "ema_nesterov", "stepsize": stepsize, "decay": round(decay, 6), **window}
-
-
-def lookaheads(steps):
-    """Settings by label.
-
-    NAG's momentum is below the usual 0.9: the bases have their own. SNOO syncs every 25 steps, not
-    the 28 of the NanoGPT record: it divides the number of steps, and x is that of the last sync.
-    """
-    return {
-        "EMA-Nesterov": ema_nesterov(steps),
-        "NAG": {"name": "nag", "momentum": 0.5},
-        "Lookahead": {"name": "lookahead", "every": 5, "alpha": 0.5},
-        "SNOO": {"name": "snoo", "every": 25, "lr": 0.68, "momentum": 0.37},
-        "Schedule-Free": {"name": "schedule_free", "momentum": 0.9},
-    }
-
-
-# published settings of those that come after
-MORE = {
-    "GPA": {"name": "gpa", "mu_x": 0.9869, "mu_y": 0.7},
-    "LongHorizon": {"name": "long_horizon", "every": 10, "stepsize": 0.5},
-    "NALA": {"name": "nala", "every": 5, "lr": 1e-3, "mu": -0.5},
-}
-
-
-def arm(base, label, lookahead, *, common=BYTES, steps=1000, name=None, at=None):
-    """A base with a lookahead, or without one (``label`` None).
-
-    Args:
-        name: of the base, beside what else sets the arm apart; by default that of the base.
-    """
-    free, name = label == "Schedule-Free", name or base
-    schedule = length(steps, decays=not free)
-    settings = merged(common, BASES[base], schedule, {"lookahead": lookahead})
-    if free:
-        settings = merged(settings, MOMENTUM_FREE[base])
-    at = {"base": base, "lookahead": label or "none", **(at or {})}
-    if label is None:
-        return Arm(name, settings, at=at)
-    return Arm(f"{name} + {label}", settings, against=name, at=at)
-
-
-def beside(base, chosen, **options):
-    """The base alone, and with each of the chosen lookaheads."""
-    return [arm(base, None, None, **options)] + [
-        arm(base, label, lookahead, **options) for label, lookahead in chosen.items()
-    ]
 
 
 # by how much a method multiplies the learning rate of its base where gradients are steady
@@ -129,16 +41,11 @@ def demo(base="AdamW", label="EMA-Nesterov", *, steps=1000, seeds=3, lr=None, co
     lookahead = {**lookaheads(steps), **MORE}[label]
     factor = 1.0 if lr is None else lr / BASES[base]["optimizer"]["lr"]
     alone, ahead = (
-        dataclasses.replace(each, settings=with_lr(each.settings, factor))
-        for each in beside(base, {label: lookahead}, common=common, steps=steps)
+        at_lr(each, factor) for each in beside(base, {label: lookahead}, common=common, steps=steps)
     )
     times = gain(lookahead)
-    control = dataclasses.replace(
-        alone,
-        label=f"{base}, {times:g} times the lr",
-        settings=with_lr(alone.settings, times),
-        against=base,
-    )
+    larger = f"{base}, {times:g} times the lr"
+    control = dataclasses.replace(at_lr(alone, times), label=larger, against=base)
     return Experiment(
         name="demo",
         question=f"Does {label} lower the loss of {base}, or does a larger learning rate?",
@@ -186,27 +93,32 @@ LENGTHS = Experiment(
     stages=SHORT_SWEEP,
     report="axis",
 )
-BATCHES = Experiment(
-    name="batches",
-    question="Does the gain of EMA-Nesterov grow with the size of a batch?",
-    arms=tuple(
+
+
+def by_batch(name, base):
+    """EMA-Nesterov on a base at several sizes of a batch."""
+    arms = [
         each
         for batch in (4, 16, 64)
         for each in beside(
-            "AdamW",
+            base,
             {"EMA-Nesterov": ema_nesterov(1000)},
-            **{
-                "common": merged(BYTES, {"feed": {"batch": batch}}),
-                "name": f"AdamW, batches of {batch}",
-                "at": {"batch": batch},
-            },
+            common=merged(BYTES, {"feed": {"batch": batch}}),
+            name=f"{base}, batches of {batch}",
+            at={"batch": batch},
         )
-    ),
-    factors=(0.5, 1.0, 2.0),
-    stages=SHORT_SWEEP,
-    report="axis",
-    source="figures 7 and 9 of arXiv:2605.25395",
-)
+    ]
+    return Experiment(
+        name=name,
+        question=f"Does the gain of EMA-Nesterov on {base} grow with the size of a batch?",
+        arms=tuple(arms),
+        factors=(0.5, 1.0, 2.0),
+        stages=SHORT_SWEEP,
+        report="axis",
+        source="figures 7 and 9 of arXiv:2605.25395",
+    )
+
+
 PROBED = merged(BYTES, {"probe": {"every": 4, "stepsizes": [0.25 * k for k in range(-4, 9)]}})
 LOSS_ALONG = Experiment(
     name="loss_along",
@@ -223,7 +135,8 @@ DECAY_STEPSIZE = Experiment(
     name="decay_stepsize",
     question="Which decay and stepsize does EMA-Nesterov want?",
     arms=(
-        arm("AdamW", None, None),
+        # at the lr that byte_lm found best for it; EMA-Nesterov's was that of the settings
+        at_lr(arm("AdamW", None, None), 2**0.5),
         *(
             dataclasses.replace(
                 arm(
@@ -243,4 +156,13 @@ DECAY_STEPSIZE = Experiment(
     source="figures 6 and 10 of arXiv:2605.25395",
 )
 
-EXPERIMENTS = [demo(), BYTE_LM, LENGTHS, BATCHES, LOSS_ALONG, DECAY_STEPSIZE, BYTE_LM_MORE]
+EXPERIMENTS = [
+    demo(),
+    BYTE_LM,
+    LENGTHS,
+    by_batch("batches", "AdamW"),
+    by_batch("batches_muon", "Muon"),
+    LOSS_ALONG,
+    DECAY_STEPSIZE,
+    BYTE_LM_MORE,
+]

@@ -131,7 +131,7 @@ def rates(found):
 def matrix(found):
     """Each lookahead beside each base: the share of the loss, and the verdict.
 
-    Of several arms with a lookahead, the lowest.
+    Of several, the one with most seeds, then with its own learning rate, then the lowest.
     """
     cells, columns = {}, {}
     for each in found:
@@ -139,15 +139,20 @@ def matrix(found):
         base = f"{each.others.arm.label} ({arm.settings['model']['name']})"
         columns[base] = None
         label = arm.at.get("lookahead") or arm.label.removeprefix(f"{arm.against} + ")
-        lowest = cells.setdefault(label, {}).setdefault(base, each)
-        if each.share.mean < lowest.share.mean:
-            cells[label][base] = each
+        row = cells.setdefault(label, {})
+        row[base] = min(row.get(base, each), each, key=_rank)
     rows = [
         [label, *(_cell(row[base]) if base in row else "" for base in columns)]
         for label, row in cells.items()
     ]
     caption = "The loss at the end beside that of the base alone; a minus: the lookahead is lower."
     return Table(caption, ("lookahead", *columns), rows)
+
+
+def _rank(finding):
+    share = finding.share.mean
+    searched = finding.runs.searched and finding.others.searched
+    return -finding.difference.count, not searched, math.inf if math.isnan(share) else share
 
 
 def _cell(finding):

@@ -6,7 +6,7 @@ from emanest.tools.statistics import Mean, paired, plus_minus, seeds
 
 from . import drawing
 from .comparing import findings, mixed, per_cent, value
-from .runs import LOSS, collect, ends, missing, stored
+from .runs import LOSS, collect, ends, missing, rate, stored
 from .section import Figure, Section, Table
 
 # entries of ``Arm.at`` that name an arm, and are no axis
@@ -100,7 +100,12 @@ def table(name, points, axis):
         sooner = each.earlier.mean
         rows.append(
             [
-                *(f"{at:,}", lr(each.others), value(each.others.values(LOSS)), lr(each.runs)),
+                *(
+                    f"{at:,}",
+                    rate(each.others.lr),
+                    value(each.others.values(LOSS)),
+                    rate(each.runs.lr),
+                ),
                 *(value(each.runs.values(LOSS)), plus_minus(gain(each), sign=True)),
                 *(per_cent(each.share, -1), each.earlier.words),
                 "-" if math.isnan(sooner) else f"{100 * sooner / whole:.1f} %",
@@ -108,10 +113,6 @@ def table(name, points, axis):
             ]
         )
     return Table(f"**{name}**: the gain over the base, each at its own best lr.", columns, rows)
-
-
-def lr(runs):
-    return "not found yet" if runs.lr is None else f"{runs.lr:g}"
 
 
 def draw(rows, axis):

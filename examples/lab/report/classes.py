@@ -6,7 +6,7 @@ from emanest.tools.statistics import mean, plus_minus, seeds
 
 from . import drawing
 from .comparing import findings, mixed, sentence, value
-from .runs import ACCURACY, LOSS, collect, ends, missing, stored
+from .runs import ACCURACY, LOSS, collect, ends, missing, rate, stored
 from .section import Figure, Section, Table
 
 MEASURES = ACCURACY, LOSS
@@ -42,7 +42,7 @@ def table(groups, measure, found):
     rows = []
     for label, runs in groups.items():
         each, number = by_label.get(label), numbers[label]
-        row = [label, "-" if runs.lr is None else f"{runs.lr:g}", value(runs.values(measure))]
+        row = [label, rate(runs.lr), value(runs.values(measure))]
         if known:
             row.append("-" if number is None else f"{number:.4g}")
         if each is None or not each.difference.count:

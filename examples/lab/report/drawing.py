@@ -31,6 +31,7 @@ STYLE = {
     "svg.hashsalt": "emanest",
 }
 WIDTH, HEIGHT, LETTERS = 5.2, 3.9, 9  # of a panel in inches; of a title, in an inch
+TICKS = 8  # at most, of a logarithmic axis
 ROOM = 0.25  # of the lowest loss: what lies further above it is drawn at the edge
 
 
@@ -90,6 +91,16 @@ def shades(places):
     shade = matplotlib.colormaps["viridis_r"]
     span = max(1, len(places) - 1)
     return {at: (shade(0.15 + 0.85 * k / span), None) for k, at in enumerate(places)}
+
+
+def apart(places):
+    """Places on a logarithmic axis whose numbers have room beside each other."""
+    least = max(1.9, (places[-1] / places[0]) ** (1 / TICKS)) if places else 1.0
+    kept = []
+    for place in places:
+        if not kept or place > 0.999 * least * kept[-1]:
+            kept.append(place)
+    return kept
 
 
 def ceiling(values):

@@ -7,7 +7,7 @@ from emanest.tools.statistics import ERRORS, SEEDS, plus_minus, seeds
 from . import drawing
 from .axis import NAMES
 from .comparing import findings, mixed
-from .runs import collect, missing, stored
+from .runs import collect, missing, rate, stored
 from .section import Figure, Section, Table, counted, listed
 
 
@@ -100,7 +100,7 @@ def table(cells, names, base):
     lrs = sorted({runs.lr for each in cells.values() for runs in (each.runs, each.others)})
     caption = (
         f"Loss at the end less that of {base}, same seeds, at lr "
-        f"{listed(f'{lr:g}' for lr in lrs)}; * beyond {ERRORS} standard errors."
+        f"{listed(map(rate, lrs))}; * beyond {ERRORS} standard errors."
     )
     return Table(caption, head, rows)
 

@@ -37,6 +37,7 @@ def chapter(experiment, section):
     """The section of an experiment: question, answer, tables, figures, the command."""
     source = f" After {experiment.source}." if experiment.source else ""
     parts = [f"## {experiment.name}", f"**{section.question}** Size: {experiment.size}.{source}"]
+    parts += [experiment.note] * bool(experiment.note)
     parts += [paragraph(said) for said in section.answer if said]
     parts += map(str, section.tables)
     parts += [

@@ -3,7 +3,7 @@
 from emanest.tools.statistics import plus_minus
 
 from .comparing import compare, value
-from .runs import LOSS, collect, stored
+from .runs import LOSS, collect, rate, stored
 
 BEGIN, END = "<!-- make lab writes this table -->\n", "<!-- up to here -->\n"
 
@@ -19,7 +19,7 @@ def table(experiment, lines):
     for runs in groups.values():
         found = compare(runs, first)
         beside = (plus_minus(found.difference, sign=True), found.earlier.words)
-        cells = (runs.arm.label, f"{runs.lr:g}", value(runs.values(LOSS)))
+        cells = (runs.arm.label, rate(runs.lr), value(runs.values(LOSS)))
         rows.append(f"| {' | '.join((*cells, *(beside if runs is not first else ('', ''))))} |")
     where = [line["where"] for line in stored(groups).values()]
     about = ("commit", "processor", "torch")

@@ -139,3 +139,8 @@ def ends(groups):
     if not found:
         return []
     return [f"The best learning rate is the lowest or highest that was tried: {listed(found)}."]
+
+
+def rate(lr):
+    """A learning rate as text; a half step of a grid is of many digits."""
+    return "not found yet" if lr is None else f"{lr:.3g}"

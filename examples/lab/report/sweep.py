@@ -6,7 +6,7 @@ from emanest.tools.statistics import mean, plus_minus, track3
 
 from . import drawing
 from .comparing import compare, findings, mixed, per_cent, sentence, value
-from .runs import LOSS, collect, ends, missing, stored
+from .runs import LOSS, collect, ends, missing, rate, stored
 from .section import Figure, Section, Table
 
 MOST = 8  # arms of a figure
@@ -65,8 +65,7 @@ def outcome(base, members):
     """What each arm ends with at its best learning rate, and what it differs by."""
     rows = []
     for label, runs in members.items():
-        lr = "not found yet" if runs.lr is None else f"{runs.lr:g}"
-        row = [label, lr, value(runs.values(LOSS))]
+        row = [label, rate(runs.lr), value(runs.values(LOSS))]
         if label == base:
             rows.append([*row, *["-"] * 5])
             continue
@@ -82,7 +81,13 @@ def outcome(base, members):
             ]
         )
     columns = (
-        *("arm", "best lr", "loss at the end (seeds)", f"less that of {base}", "in %"),
+        *(
+            "arm",
+            "best lr" if searched(members) else "lr",
+            "loss at the end (seeds)",
+            f"less that of {base}",
+            "in %",
+        ),
         *("same loss so many steps earlier", "verdict", f"difference at {base}'s best lr (seeds)"),
     )
     whole = members[base].arm.settings["steps"]
@@ -108,7 +113,7 @@ def by_lr(base, members):
         if runs.best:
             cells[runs.lr] = f"**{cells[runs.lr]}**"
         rows.append([label, *cells.values()])
-    columns = ("loss at the end (seeds) at lr", *(f"{lr:g}" for lr in lrs))
+    columns = ("loss at the end (seeds) at lr", *map(rate, lrs))
     return Table(f"**{base}**: at each lr; the lowest mean is bold.", columns, rows)
 
 
@@ -181,7 +186,8 @@ def lr_panel(axes, members, colors):
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss at the end (nats)")
     axes.set_title("mean of seeds ± standard error, by learning rate")
     lrs = sorted({lr for runs in members.values() for lr in runs.cells if runs.cells[lr]})
-    axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+    ticks = drawing.apart(lrs)
+    axes.set_xticks(ticks, [rate(lr) for lr in ticks])
     axes.minorticks_off()
 
 
