@@ -25,6 +25,7 @@ from .runner import Stop, side_by_side, work
 from .settings import SettingsError
 from .store import RESULTS, ROOT, Store, commit
 
+
 def parse(argv):
     """The settings of a command line; exits with status 2 on one that cannot run."""
     parser = argparse.ArgumentParser(

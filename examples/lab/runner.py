@@ -72,8 +72,8 @@ def do(settings, path, stop=False, world=None, **options):
 def work(experiment, store, stop=False, world=ALONE, **options):
     """Do one run after another until none is left that nobody has.
 
-    Any number of processes may do this at the same time, on as many machines as share the folder;
-    those of one ``world`` do each run together.
+    Any number of processes may do this at the same time, on as many machines as share both folders
+    of the store; those of one ``world`` do each run together.
     """
     commit()
     while not same(bool(stop), world):
