@@ -13,7 +13,7 @@ import emanest
 
 from . import building, data, models
 from .numbers import rounded
-from .parallel import World, distribute, inside
+from .parallel import ParallelError, World, distribute, inside
 from .probe import Probe
 from .settings import SettingsError, checked
 
@@ -66,6 +66,9 @@ class Run:
 
     def __init__(self, settings, world=None, how="none", compiled=False, model=None):
         self.settings = settings = checked(settings)
+        if settings.get("probe") and how == "fsdp2":
+            # its weights are shards that are gathered inside the model: others are not seen
+            raise ParallelError("probe: not with how='fsdp2', choose ddp or one process")
         self.world = world or World(0, 1, torch.device("cpu"))
         self.data = loaded(settings)
         if model is None:

@@ -9,6 +9,7 @@ from shrunk import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.lab.experiments import EXPERIMENTS
+from examples.lab.parallel import ParallelError
 from examples.lab.runner import do
 from examples.lab.settings import SettingsError, key, merged
 from examples.lab.training import Run
@@ -134,6 +135,12 @@ def test_where_a_probed_run_stands_is_json_after_an_evaluation():
     while len(run.curves["probes"]) < 1:
         run.advance()
     assert json.loads(json.dumps(run.progress())) == run.progress()
+
+
+def test_a_probe_of_sharded_weights_is_refused():
+    settings = small(EXPERIMENTS["loss_along"].arms[0].settings)
+    with pytest.raises(ParallelError, match="probe: not with how='fsdp2'"):
+        Run(settings, how="fsdp2")
 
 
 def test_text_of_more_tokens_than_the_model_has_says_so():
