@@ -45,7 +45,9 @@ def parse(argv):
     add.add_argument("--lr", type=positive(float), help="of the base (default: a tuned one)")
     add.add_argument("--steps", type=positive(int), default=1000, help=given)
     add.add_argument("--seeds", type=positive(int), default=3, help=f"how many {given}")
-    add.add_argument("--corpus", help="folder of text (default: Python's standard library)")
+    add.add_argument(
+        "--corpus", type=whole_path, help="folder of text (default: Python's standard library)"
+    )
     add.add_argument("--workers", type=positive(int), default=os.cpu_count(), help=given)
     add = commands.add_parser("list", help="the experiments, and how many of their runs are stored")
     add.set_defaults(do=show)
@@ -84,10 +86,16 @@ def positive(kind):
     return convert
 
 
-def demo(args, store):
+def whole_path(text):
+    """An argument type: a path that is the same from wherever it is named."""
+    return Path(text).expanduser().resolve()
+
+
+def demo(args, _):
     asked = {name: getattr(args, name) for name in ("steps", "seeds", "lr", "corpus")}
     experiment = two_cores.demo(args.base, args.lookahead, **asked)
-    training.loaded(experiment.arms[0].settings)
+    # of a folder whose files have changed, or another Python, the stored runs do not count
+    store = Store(args.results, data=training.loaded(experiment.arms[0].settings).digest)
     whole = side_by_side(experiment, store, args.workers)
     found = report.section(experiment, store.lines())
     text = f"{found}\n"

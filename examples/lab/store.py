@@ -29,11 +29,13 @@ class Store:
     Args:
         folder: of the files, ``<experiment>.jsonl``.
         work: a folder for what is in progress.
-        commit: whose lines count; None: those of any, the last of a run that has several.
+        commit, data: whose lines count, those of a commit and of data with a digest; None: of any,
+            the last of a run that has several.
     """
 
-    def __init__(self, folder=RESULTS, work=WORK, commit=None):
-        self.folder, self.work, self.commit = Path(folder), Path(work), commit
+    def __init__(self, folder=RESULTS, work=WORK, commit=None, data=None):
+        self.folder, self.work = Path(folder), Path(work)
+        self.wanted = {"commit": commit, "data": data}
         for each in (self.folder, self.work):
             each.mkdir(parents=True, exist_ok=True)
         self._read = {}  # path -> its size when read, lines by key
@@ -50,7 +52,7 @@ class Store:
         return found
 
     def counts(self, line):
-        return self.commit in (None, line["where"]["commit"])
+        return all(value in (None, line["where"][name]) for name, value in self.wanted.items())
 
     def find(self, settings):
         """The line of a run, or None."""

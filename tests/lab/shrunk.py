@@ -57,3 +57,11 @@ def within(lookahead, steps):
     if "rest" not in lookahead:
         return lookahead
     return {**lookahead, "warmup": steps // 4, "rest": steps - steps // 4}
+
+
+def corpus(folder):
+    """Settings of data that other processes find as well: files in ``text`` of a folder."""
+    (folder / "text").mkdir(parents=True)
+    for k in range(3):
+        (folder / "text" / f"{k}.txt").write_text(f"{k} is a number. " * 60)
+    return {"name": "folder", "path": str(folder / "text")}

@@ -6,19 +6,16 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import time
 
 import pytest
-import torch
-from shrunk import small
+from shrunk import corpus, small
 
-from examples.lab import __main__ as command
 from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
 from examples.lab.runner import Progress, side_by_side, work
 from examples.lab.settings import key, merged
-from examples.lab.store import Store, commit, processor, read
+from examples.lab.store import Store, commit, read
 
 pytestmark = pytest.mark.usefixtures("made_up", "one_thread")
 
@@ -38,17 +35,8 @@ def lines(folder):
     return {line["key"]: line for line in read(folder / "results" / "few.jsonl")}
 
 
-def corpus(folder):
-    """Settings whose data other processes find as well."""
-    (folder / "text").mkdir(parents=True)
-    for k in range(3):
-        (folder / "text" / f"{k}.txt").write_text(f"{k} is a number. " * 60)
-    data = {"name": "folder", "path": str(folder / "text")}
-    return merged(ADAMW, {"data": data})
-
-
 def on_disk(folder, steps):
-    settings = {**small(ADAMW, steps), "data": corpus(folder)["data"]}
+    settings = {**small(ADAMW, steps), "data": corpus(folder)}
     settings["model"]["vocabulary"] = 256
     arms = [Arm("plain", settings), Arm("more", merged(settings, {"optimizer": {"lr": 0.01}}))]
     return Experiment("few", "Does it?", tuple(arms), stages=(Stage((0, 1, 2)),))
@@ -92,30 +80,6 @@ def test_lines_of_another_commit_can_be_set_aside(tmp_path):
     same, other = (Store(there.folder, there.work, each) for each in (commit(), "another"))
     assert len(same.lines()) == 6
     assert not other.lines()
-
-
-def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit.__wrapped__() == "unknown"
-
-
-def test_the_commit_of_a_repository_around_it_is_not_its_own(tmp_path, monkeypatch):
-    inside = tmp_path / "unpacked"
-    inside.mkdir()
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "c"]):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
-    monkeypatch.setattr("examples.lab.store.ROOT", inside)
-    assert commit.__wrapped__() == "unknown"
-    monkeypatch.setattr("examples.lab.store.ROOT", tmp_path)
-    assert len(commit.__wrapped__()) == 10
-
-
-def test_a_run_on_the_cpu_is_not_called_one_of_the_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
-    assert processor(torch.device("cpu")) != "a GPU"
-    assert processor(torch.device("cuda", 0)) == "a GPU"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
@@ -201,42 +165,6 @@ def test_an_interruption_ends_the_workers_and_is_passed_on(tmp_path, monkeypatch
     assert not store(tmp_path).lines()
 
 
-@pytest.fixture
-def two(monkeypatch):
-    """Two experiments that the command line knows, and the calls that do their runs."""
-    calls = []
-    monkeypatch.setattr(command, "EXPERIMENTS", {name: experiment(name=name) for name in "ab"})
-
-    def side_by_side(each, there, workers, seconds):
-        calls.append((each.name, seconds))
-        time.sleep(0.01)
-        return True
-
-    monkeypatch.setattr(command, "side_by_side", side_by_side)
-    return calls
-
-
-def test_the_minutes_are_those_of_all_experiments_together(two, tmp_path):
-    results = ["--results", str(tmp_path / "results")]
-    assert command.main(["run", "a", "b", "--minutes", "1", *results]) == 0
-    (a, first), (b, second) = two
-    assert (a, b) == ("a", "b")
-    assert 60 >= first >= second + 0.01
-    assert command.main(["run", "a", *results]) == 0
-    assert two[-1] == ("a", math.inf)
-
-
-def test_after_an_interruption_no_other_experiment_begins(two, tmp_path, monkeypatch, capsys):
-    def interrupted(each, *_):
-        two.append(each.name)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "side_by_side", interrupted)
-    assert command.main(["run", "a", "b", "--results", str(tmp_path / "results")]) == 130
-    assert two == ["a"]
-    assert "goes on" in capsys.readouterr().err
-
-
 def test_progress_tells_what_is_left(tmp_path):
     few, there, out = experiment(), store(tmp_path), io.StringIO()
     progress = Progress(few, there)
@@ -309,19 +237,3 @@ def test_every_learning_rate_is_multiplied():
         "optimizer": {"name": "muon", "lr": 0.01, "adamw": {"lr": 0.003, "eps": 1}},
         "seed": 3,
     }
-
-
-def test_the_command_line_lists_and_runs(tmp_path, monkeypatch, capsys):
-    few = on_disk(tmp_path, steps=2)
-    monkeypatch.setattr(command, "EXPERIMENTS", {"few": few})
-    monkeypatch.setattr(command, "side_by_side", lambda each, there, *_: work(each, there) or True)
-    results = ["--results", str(tmp_path / "results")]
-    assert command.main(["list", *results]) == 0
-    assert "0 of 6 runs" in capsys.readouterr().out
-    assert command.main(["run", "few", *results]) == 0
-    assert command.main(["list", *results]) == 0
-    assert "done" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit_:
-        command.main(["run", "nothing"])
-    assert exit_.value.code == 2
-    assert "few" in capsys.readouterr().err
