@@ -121,8 +121,8 @@ FASHION_MNIST = Experiment(
         "data set, another network (two convolutions of 64 channels and dense layers of 384 and "
         "192; this one has 61,706 parameters), 45,000 steps in place of 2,340, with as many "
         "halvings of the learning rate, images that are distorted, and the accuracy of training "
-        "batches, where ours is that of the test set. Published were two seeds. The learning rates are "
-        "the published ones, and not searched."
+        "batches, where ours is that of the test set. Published were two seeds. The learning rates "
+        "are the published ones, and not searched."
     ),
 )
 EXPERIMENTS = [FASHION_MNIST] + [table(n, d) for n in NETWORKS for d in DATA]
