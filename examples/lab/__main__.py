@@ -11,7 +11,9 @@ torchrun --nproc-per-node 8 -m examples.lab run figure_4 --device cuda --how ddp
 import argparse
 import math
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from . import report, training
@@ -20,6 +22,7 @@ from .experiments import EXPERIMENTS, byte_lm, two_cores
 from .parallel import WAYS, ParallelError, processes
 from .report.drawing import svg
 from .runner import Stop, side_by_side, work
+from .settings import SettingsError
 from .store import RESULTS, ROOT, Store, commit
 
 
@@ -108,13 +111,16 @@ def show(args, store):
 
 
 def run(args, store):
-    seconds = None if args.minutes is None else 60 * args.minutes
+    seconds = math.inf if args.minutes is None else 60 * args.minutes
+    end = time.monotonic() + seconds
     experiments = [EXPERIMENTS[name] for name in args.names]
     for each in experiments:
         # an error of the data is one line here, and not one of every worker
         training.loaded(each.arms[0].settings)
     if args.device == "cpu" and args.how == "none":
-        whole = [side_by_side(each, store, args.workers, seconds) for each in experiments]
+        whole = [
+            side_by_side(each, store, args.workers, end - time.monotonic()) for each in experiments
+        ]
         return 0 if all(whole) else 1
     with processes(args.device) as world:
         stop = Stop(seconds).listen()
@@ -142,10 +148,15 @@ def main(argv=None):
     args = parse(argv)
     try:
         return args.do(args, Store(args.results, commit=commit() if args.fresh else None))
-    except (DataError, ParallelError) as error:
+    except (DataError, ParallelError, SettingsError) as error:
         print(f"python -m examples.lab: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m examples.lab: stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
+    # workers are told, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

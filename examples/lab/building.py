@@ -21,10 +21,13 @@ def of_all(cls):
 
 
 def of_matrices(cls):
-    """An optimizer of hidden matrices; ``adamw`` has the options of the rest."""
+    """An optimizer of hidden matrices; ``adamw`` has the options of the rest.
 
-    def make(model, lookahead, adamw=(), **options):
-        rules = getattr(model, "split_rules", {})
+    ``rules`` are those of ``emanest.split_params``, before the model's own.
+    """
+
+    def make(model, lookahead, adamw=(), rules=None, **options):
+        rules = {**(rules or {}), **getattr(model, "split_rules", {})}
         groups = emanest.split_params(model, rules, adamw=dict(adamw), verbose=False)
         return cls(groups, lookahead=lookahead, **options)
 

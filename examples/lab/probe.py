@@ -37,18 +37,12 @@ class Probe:
     def take(self):
         """Losses by direction, in the order of the stepsizes."""
         average = emanest.probe_lookahead(self.run.optimizer, self._loss, self.stepsizes)
-        x = self._x()
+        x, before = self._x(), self.previous
+        # a step ends with this: nothing of it is to be kept where the run stands
+        self.previous = None
         # never written to the parameters, where the optimizer would take them for x
-        last = [
-            self._loss({k: x[k] + b * (x[k] - self.previous[k]) for k in x}) for b in self.stepsizes
-        ]
+        last = [self._loss({k: x[k] + b * (x[k] - before[k]) for k in x}) for b in self.stepsizes]
         return {"step": self.run.step, "average": average, "last step": last}
 
     def _loss(self, weights=None):
         return rounded(self.run.measured(weights)["loss"])
-
-    def state_dict(self):
-        return {"previous": self.previous}
-
-    def load_state_dict(self, state):
-        self.previous = state["previous"]

@@ -1,6 +1,7 @@
 """The runner: does the runs of an experiment side by side, and goes on where it was interrupted."""
 
 import contextlib
+import math
 import multiprocessing
 import signal
 import sys
@@ -22,8 +23,8 @@ WAIT = 0.5  # seconds until a worker looks again for a run that another has let 
 class Stop:
     """Whether to stop: after a time, or when a signal has come."""
 
-    def __init__(self, seconds=None):
-        self.end = None if seconds is None else time.monotonic() + seconds
+    def __init__(self, seconds=math.inf):
+        self.end = time.monotonic() + seconds
         self.asked = False
 
     def listen(self):
@@ -35,7 +36,7 @@ class Stop:
         self.asked = True
 
     def __bool__(self):
-        return self.asked or (self.end is not None and time.monotonic() > self.end)
+        return self.asked or time.monotonic() > self.end
 
 
 def do(settings, path, stop=False, world=None, **options):
@@ -71,8 +72,8 @@ def do(settings, path, stop=False, world=None, **options):
 def work(experiment, store, stop=False, world=ALONE, **options):
     """Do one run after another until none is left that nobody has.
 
-    Any number of processes may do this at the same time, on as many machines as share the folder;
-    those of one ``world`` do each run together.
+    Any number of processes may do this at the same time, on as many machines as share both folders
+    of the store; those of one ``world`` do each run together.
     """
     commit()
     while not same(bool(stop), world):
@@ -93,7 +94,8 @@ def _done_here(experiment, settings, store, stop, world, options):
         path = store.unfinished(settings)
         run = do(settings, path, stop, world, **options)
         if run.done and world.first:
-            store.add(experiment.name, settings, run.result(), run.data.digest)
+            digest, device = run.data.digest, run.world.device
+            store.add(experiment.name, settings, run.result(), digest, device)
             saving.remove(path)
         return run.done
 
@@ -111,11 +113,15 @@ def _worker(experiment, store, seconds):
     work(experiment, store, stop=Stop(seconds).listen())
 
 
-def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
+def side_by_side(experiment, store, workers, seconds=math.inf, out=sys.stderr):
     """Do the runs of an experiment in so many processes, one thread each, and say how far they are.
 
     Returns:
         Whether all runs are done.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; no worker is left.
+        RuntimeError: a worker failed.
     """
     progress = Progress(experiment, store)
     if progress.show(out, last=True):
@@ -131,9 +137,12 @@ def side_by_side(experiment, store, workers, seconds=None, out=sys.stderr):
                 each.join(WAIT)
             progress.show(out)
     except KeyboardInterrupt:
-        # they have it too, and keep where they stand
+        # after Ctrl-C they know already; they keep where they stand
+        for each in processes:
+            each.terminate()
         for each in processes:
             each.join()
+        raise
     failed = [each.exitcode for each in processes if each.exitcode]
     if failed:
         raise RuntimeError(f"{len(failed)} of {workers} workers failed: see above")

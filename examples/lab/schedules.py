@@ -21,7 +21,10 @@ def warmup_stable_decay(step, steps, warmup=0.1, decay=0.1, last=0.1):
 
 
 def power(step, steps, flat, exponent=1.2):
-    """Constant for ``flat`` steps, then as a power of the steps that are left (track 3)."""
+    """Constant for ``flat`` steps, then as a power of the steps that are left.
+
+    The schedule of later records of the NanoGPT optimizer benchmark.
+    """
     return 1.0 if step < flat else ((steps - step) / (steps - flat)) ** exponent
 
 

@@ -16,6 +16,7 @@ from .settings import key
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / "build" / "lab"  # locks, and runs that are not done
+CPU = torch.device("cpu")
 # what a run does not depend on
 OUTSIDE = [":!examples/lab/results", ":!docs", ":!README.md", ":!CHANGELOG.md", ":!tests"]
 
@@ -55,9 +56,14 @@ class Store:
         """The line of a run, or None."""
         return self.lines().get(key(settings))
 
-    def add(self, experiment, settings, result, data):
-        """Write a line, whole or not at all as seen by every reader."""
-        where = {**machine(), "data": data}
+    def add(self, experiment, settings, result, data, device=CPU):
+        """Write a line, whole or not at all as seen by every reader.
+
+        Args:
+            data: digest of what was trained on.
+            device: that it was done on.
+        """
+        where = {**machine(device), "data": data}
         line = {"key": key(settings), "settings": settings, "where": where, "result": result}
         path = self.folder / f"{experiment}.jsonl"
         text = json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n"
@@ -84,8 +90,8 @@ class Store:
             yield self.find(settings) is None
 
     def unfinished(self, settings):
-        """Where a run that is interrupted is kept."""
-        return self.work / f"{key(settings)}.pt"
+        """Where a run that is interrupted is kept; another commit begins it anew."""
+        return self.work / f"{key(settings)}-{commit()}.pt"
 
 
 def read(path):
@@ -102,11 +108,11 @@ def _last_byte(file):
     return file.read(1)
 
 
-def machine():
+def machine(device):
     """What a result depends on beside its settings."""
     return {
         "commit": commit(),
-        "processor": processor(),
+        "processor": processor(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -117,18 +123,23 @@ def commit():
     """The commit that is checked out, with a plus if files that matter differ from it."""
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", *arguments]
+        try:
+            found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        except OSError:  # there is no git
+            return ""
+        return found.stdout.strip()
 
+    if git("rev-parse", "--show-prefix"):
+        return "unknown"  # unpacked in a folder of another repository
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *OUTSIDE)
     return (git("rev-parse", "--short=10", "HEAD") or "unknown") + "+" * bool(changed)
 
 
-def processor():
-    """The name of the GPU where there is one, else of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def processor(device):
+    """The name of the GPU that the device is, else of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

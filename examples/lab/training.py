@@ -15,7 +15,7 @@ from . import building, data, models
 from .numbers import rounded
 from .parallel import World, distribute, inside
 from .probe import Probe
-from .settings import checked
+from .settings import SettingsError, checked
 
 STATISTICS_BATCHES = 20  # for the statistics of normalisation at x
 
@@ -33,6 +33,17 @@ def loaded(settings):
 def loss_of(logits, targets):
     """Mean cross-entropy in nats, of words and of images alike."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+
+def _check_vocabulary(name, model, text):
+    """Raise where the text has values that the model has no embedding of."""
+    embedding = getattr(model, "embed", None)
+    wanted = getattr(text, "vocabulary", 0)
+    if embedding is not None and embedding.num_embeddings < wanted:
+        raise SettingsError(
+            f"model {name} has a vocabulary of {embedding.num_embeddings:,}, and {text.name} one "
+            f"of {wanted:,}: give the model more, or data of another tokenizer"
+        )
 
 
 class Run:
@@ -61,6 +72,7 @@ class Run:
             model = models.make(settings["model"], settings["seed"])
         if compiled:
             models.compile_blocks(model)
+        _check_vocabulary(settings["model"]["name"], model, self.data)
         self.statistics = getattr(model, "statistics", False)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.model = distribute(model, how, self.world)
@@ -199,15 +211,12 @@ class Run:
             "step": self.step,
             "curves": self.curves,
             "unread": list(self._unread),
-            "probe": self.probe and self.probe.state_dict(),
         }
 
     def load_progress(self, state):
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.curves = state["step"], state["curves"]
         self._unread = list(state["unread"])
-        if self.probe:
-            self.probe.load_state_dict(state["probe"])
 
     def state_dict(self):
         """All that a run of one process needs to go on as if it had not been interrupted."""

@@ -6,9 +6,11 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import pytest
+import torch
 from shrunk import small
 
 from examples.lab import __main__ as command
@@ -16,7 +18,7 @@ from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
 from examples.lab.runner import Progress, side_by_side, work
 from examples.lab.settings import key, merged
-from examples.lab.store import Store, commit, read
+from examples.lab.store import Store, commit, processor, read
 
 pytestmark = pytest.mark.usefixtures("made_up", "one_thread")
 
@@ -92,6 +94,30 @@ def test_lines_of_another_commit_can_be_set_aside(tmp_path):
     assert not other.lines()
 
 
+def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit.__wrapped__() == "unknown"
+
+
+def test_the_commit_of_a_repository_around_it_is_not_its_own(tmp_path, monkeypatch):
+    inside = tmp_path / "unpacked"
+    inside.mkdir()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "c"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.setattr("examples.lab.store.ROOT", inside)
+    assert commit.__wrapped__() == "unknown"
+    monkeypatch.setattr("examples.lab.store.ROOT", tmp_path)
+    assert len(commit.__wrapped__()) == 10
+
+
+def test_a_run_on_the_cpu_is_not_called_one_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    assert processor(torch.device("cpu")) != "a GPU"
+    assert processor(torch.device("cuda", 0)) == "a GPU"
+
+
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
     few, there = experiment(), store(tmp_path)
     first = few.runs(there)[0]
@@ -134,6 +160,15 @@ def test_a_process_that_was_killed_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "work").glob("*.pt"))
 
 
+def test_a_run_is_not_begun_by_one_commit_and_ended_by_another(tmp_path, monkeypatch):
+    few, there = experiment(), store(tmp_path)
+    first = few.runs(there)[0]
+    before = there.unfinished(first)
+    assert there.unfinished(first) == before
+    monkeypatch.setattr("examples.lab.store.commit", lambda: "another")
+    assert there.unfinished(first) != before
+
+
 def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     few = experiment()
     work(few, store(tmp_path))
@@ -149,6 +184,57 @@ def test_a_time_that_is_over_begins_no_run(tmp_path):
     few = on_disk(tmp_path, steps=2)
     assert not side_by_side(few, store(tmp_path), workers=1, seconds=0, out=io.StringIO())
     assert not store(tmp_path).lines()
+
+
+def test_an_interruption_ends_the_workers_and_is_passed_on(tmp_path, monkeypatch):
+    few, show = on_disk(tmp_path, steps=100_000), Progress.show
+
+    def interrupted(progress, out, last=False):
+        if list((tmp_path / "work").glob("*.lock")):  # a worker is at a run
+            raise KeyboardInterrupt
+        return show(progress, out, last)
+
+    monkeypatch.setattr(Progress, "show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(few, store(tmp_path), workers=1, out=io.StringIO())
+    assert not multiprocessing.active_children()
+    assert not store(tmp_path).lines()
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two experiments that the command line knows, and the calls that do their runs."""
+    calls = []
+    monkeypatch.setattr(command, "EXPERIMENTS", {name: experiment(name=name) for name in "ab"})
+
+    def side_by_side(each, there, workers, seconds):
+        calls.append((each.name, seconds))
+        time.sleep(0.01)
+        return True
+
+    monkeypatch.setattr(command, "side_by_side", side_by_side)
+    return calls
+
+
+def test_the_minutes_are_those_of_all_experiments_together(two, tmp_path):
+    results = ["--results", str(tmp_path / "results")]
+    assert command.main(["run", "a", "b", "--minutes", "1", *results]) == 0
+    (a, first), (b, second) = two
+    assert (a, b) == ("a", "b")
+    assert 60 >= first >= second + 0.01
+    assert command.main(["run", "a", *results]) == 0
+    assert two[-1] == ("a", math.inf)
+
+
+def test_after_an_interruption_no_other_experiment_begins(two, tmp_path, monkeypatch, capsys):
+    def interrupted(each, *_):
+        two.append(each.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "side_by_side", interrupted)
+    assert command.main(["run", "a", "b", "--results", str(tmp_path / "results")]) == 130
+    assert two == ["a"]
+    assert "goes on" in capsys.readouterr().err
 
 
 def test_progress_tells_what_is_left(tmp_path):

@@ -128,6 +128,21 @@ def test_a_probe_changes_nothing():
         assert len(set(each["average"] + each["last step"])) == 5
 
 
+def test_where_a_probed_run_stands_is_json_after_an_evaluation():
+    # as several processes save it
+    run = Run(small(EXPERIMENTS["loss_along"].arms[0].settings, steps=4))
+    while len(run.curves["probes"]) < 1:
+        run.advance()
+    assert json.loads(json.dumps(run.progress())) == run.progress()
+
+
+def test_text_of_more_tokens_than_the_model_has_says_so():
+    settings = small(merged(BYTES, {"model": {"name": "llama_60m"}}))
+    settings["model"]["vocabulary"] = 31
+    with pytest.raises(SettingsError, match="llama_60m has a vocabulary of 31, and made up one"):
+        Run(settings)
+
+
 def test_a_run_that_diverges_says_when_and_stops():
     settings = small(merged(BYTES, {"optimizer": {"lr": 1e38}}), steps=20)
     result = do({**settings, "evaluations": 5}, NOTHING).result()

@@ -1,6 +1,9 @@
 """The Llama runs of EMA-Nesterov's paper (arXiv:2605.25395) at its size, for those with GPUs.
 
-Settings are those of the published scripts. Data comes from ``python -m examples.lab.data c4``.
+Settings are those of the published scripts. Data comes from ``python -m examples.lab.data c4``,
+with ``--tokenizer`` one of at most 32,000 tokens (T5's spiece.model has as many), and as many
+``--tokens`` as the steps take: 1.4B to 21B for figure 7 and the 1B model, 66B for the largest batch
+of figure 9. From fewer, text comes again.
 """
 
 from ..settings import merged
@@ -15,9 +18,11 @@ LLAMA = {
     "schedule": {"name": "warmup_stable_decay"},
     "evaluations": 25,
     "autocast": "bfloat16",
-    "micro": 256,
     "lookahead": None,
 }
+# rows of a forward pass that 80 GB hold: in MiB a row and layer keeps 7, 10, 14 and 28 for the way
+# back, and the logits 110
+ROWS = {"60M": 256, "130M": 256, "350M": 64, "1B": 32}
 
 
 def llama(size, steps, tokens, lr, stepsize, decay):
@@ -29,6 +34,7 @@ def llama(size, steps, tokens, lr, stepsize, decay):
         {
             "model": {"name": f"llama_{size.lower()}"},
             "feed": {"batch": batch, "context": TOKENS, "order": "sequential"},
+            "micro": ROWS[size],
             "steps": steps,
             "optimizer": {"name": "muon", "lr": lr, "weight_decay": 0.0, "adamw": rest},
         },

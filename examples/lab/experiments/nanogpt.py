@@ -173,16 +173,22 @@ def along(name, base, source):
     )
 
 
-# track 3 of the NanoGPT benchmark: 162M parameters, goal 3.28
+# track 3 of the NanoGPT benchmark: 162M parameters, goal 3.28. Record 39 is counted as 3,125 steps:
+# its loss is below the goal before the end of its schedule of 3,150, and here it is that of the end
 TRACK_3 = merged(
     NANOGPT,
     {
         "model": {"name": "nanogpt_162m"},
-        "steps": 3125,
-        "schedule": {"name": "power", "flat": 594},
+        "steps": 3150,
+        "schedule": {"name": "trapezoid", "warmup": 0, "decay": round(0.7 * 3150)},
         "optimizer": {
             **{"name": "muon", "lr": 0.035, "weight_decay": 0.025},
+            **{"ns_coefficients": [2, -1.5, 0.5], "ns_steps": 12},
             "adamw": {"lr": 1 / 320, "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0},
+            "rules": {
+                r"^embed\.": {"lr": 0.3},
+                r"(norm\d\.weight|bias)$": {"lr": 0.01},
+            },
         },
     },
 )
@@ -196,7 +202,7 @@ EXPERIMENTS = [
     Experiment(
         name="track_3",
         question="Does Muon with EMA-Nesterov reach 3.28 in fewer steps?",
-        arms=pair("Muon", TRACK_3, window(3125, 500, 2400, 0.6, 0.99)),
+        arms=pair("Muon", TRACK_3, window(3150, 500, 2400, 0.6, 0.99)),
         stages=FIVE_SEEDS,
         source="record 39 of the NanoGPT optimizer benchmark",
         goal=3.28,
