@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from emanest.tools.statistics import steps_earlier
+from examples.lab.store import read
 
 from . import source_tree  # noqa: F401  where emanest is not installed
 from .report import markdown
@@ -20,17 +21,6 @@ COLUMNS = (
     *("run", "steps", "lr", "loss at x", "loss at y", "ms per step", "optimizer ms"),
     *("optimizer's share", "bytes per parameter"),
 )
-
-
-def read(path):
-    """The lines of a file but for one that was cut off; none where there is no file."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 class Lines:
@@ -44,7 +34,7 @@ class Lines:
 
     def __init__(self, path, others, commit):
         self.path, self.commit = path, commit
-        every = [line for each in (*others, path) for line in read(each)]
+        every = [line for each in (*others, path) if each.exists() for line in read(each)]
         text = "".join(dict.fromkeys(json.dumps(line) + "\n" for line in every))
         # in place of what may end in half a line
         new = path.with_suffix(".new")

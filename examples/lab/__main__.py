@@ -91,11 +91,11 @@ def whole_path(text):
     return Path(text).expanduser().resolve()
 
 
-def demo(args, _):
+def demo(args, store):
     asked = {name: getattr(args, name) for name in ("steps", "seeds", "lr", "corpus")}
     experiment = two_cores.demo(args.base, args.lookahead, **asked)
     # of a folder whose files have changed, or another Python, the stored runs do not count
-    store = Store(args.results, data=training.loaded(experiment.arms[0].settings).digest)
+    store = store.of_data(training.loaded(experiment.arms[0].settings).digest)
     whole = side_by_side(experiment, store, args.workers)
     found = report.section(experiment, store.lines())
     text = f"{found}\n"
@@ -121,19 +121,21 @@ def show(args, store):
 def run(args, store):
     seconds = math.inf if args.minutes is None else 60 * args.minutes
     end = time.monotonic() + seconds
-    experiments = [EXPERIMENTS[name] for name in args.names]
-    for each in experiments:
-        # an error of the data is one line here, and not one of every worker
-        training.loaded(each.arms[0].settings)
+    # an error of the data is one line here, and not one of every worker; runs on other data of the
+    # same name, such as the text of another Python, do not count
+    chosen = []
+    for experiment in (EXPERIMENTS[name] for name in args.names):
+        digest = training.loaded(experiment.arms[0].settings).digest
+        chosen.append((experiment, store.of_data(digest)))
     if args.device == "cpu" and args.how == "none":
         whole = [
-            side_by_side(each, store, args.workers, end - time.monotonic()) for each in experiments
+            side_by_side(each, its, args.workers, end - time.monotonic()) for each, its in chosen
         ]
         return 0 if all(whole) else 1
     with processes(args.device) as world:
         stop = Stop(seconds).listen()
-        for each in experiments:
-            work(each, store, stop, world, how=args.how, compiled=args.compile)
+        for each, its in chosen:
+            work(each, its, stop, world, how=args.how, compiled=args.compile)
     return 0
 
 

@@ -20,6 +20,10 @@ ALONE = World(0, 1, torch.device("cpu"))
 WAIT = 0.5  # seconds until a worker looks again for a run that another has let go
 
 
+class WorkerError(RuntimeError):
+    """A worker that failed; what it raised has been printed."""
+
+
 class Stop:
     """Whether to stop: after a time, or when a signal has come."""
 
@@ -94,8 +98,9 @@ def _done_here(experiment, settings, store, stop, world, options):
         path = store.unfinished(settings)
         run = do(settings, path, stop, world, **options)
         if run.done and world.first:
+            how = {"processes": world.size, **options} if world.size > 1 else {}
             digest, device = run.data.digest, run.world.device
-            store.add(experiment.name, settings, run.result(), digest, device)
+            store.add(experiment.name, settings, run.result(), digest, device, **how)
             saving.remove(path)
         return run.done
 
@@ -121,7 +126,7 @@ def side_by_side(experiment, store, workers, seconds=math.inf, out=sys.stderr):
 
     Raises:
         KeyboardInterrupt: it was interrupted; no worker is left.
-        RuntimeError: a worker failed.
+        WorkerError: a worker failed; what it says is above.
     """
     progress = Progress(experiment, store)
     if progress.show(out, last=True):
@@ -145,7 +150,7 @@ def side_by_side(experiment, store, workers, seconds=math.inf, out=sys.stderr):
         raise
     failed = [each.exitcode for each in processes if each.exitcode]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {workers} workers failed: see above")
+        raise WorkerError(f"{len(failed)} of {workers} workers failed: see above")
     return progress.show(out, last=True)
 
 

@@ -20,14 +20,6 @@ def warmup_stable_decay(step, steps, warmup=0.1, decay=0.1, last=0.1):
     return min(1.0, step / up if up else 1.0) * last**falling
 
 
-def power(step, steps, flat, exponent=1.2):
-    """Constant for ``flat`` steps, then as a power of the steps that are left.
-
-    The schedule of later records of the NanoGPT optimizer benchmark.
-    """
-    return 1.0 if step < flat else ((steps - step) / (steps - flat)) ** exponent
-
-
 def stairs(step, steps, every, factor=0.5):
     """Times ``factor`` after every so many steps."""
     return factor ** (step // every)
@@ -44,7 +36,6 @@ def cosine(step, steps, warmup=0, last=0.0):
 SCHEDULES = {
     "trapezoid": trapezoid,
     "warmup_stable_decay": warmup_stable_decay,
-    "power": power,
     "stairs": stairs,
     "cosine": cosine,
 }

@@ -54,18 +54,23 @@ class Store:
     def counts(self, line):
         return all(value in (None, line["where"][name]) for name, value in self.wanted.items())
 
+    def of_data(self, digest):
+        """The same store, but only lines of data with this digest count."""
+        return Store(self.folder, self.work, self.wanted["commit"], digest)
+
     def find(self, settings):
         """The line of a run, or None."""
         return self.lines().get(key(settings))
 
-    def add(self, experiment, settings, result, data, device=CPU):
+    def add(self, experiment, settings, result, data, device=CPU, **how):
         """Write a line, whole or not at all as seen by every reader.
 
         Args:
             data: digest of what was trained on.
             device: that it was done on.
+            how: if not by one process that compiled nothing.
         """
-        where = {**machine(device), "data": data}
+        where = {**machine(device), "data": data, **how}
         line = {"key": key(settings), "settings": settings, "where": where, "result": result}
         path = self.folder / f"{experiment}.jsonl"
         text = json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n"

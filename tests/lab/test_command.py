@@ -1,10 +1,11 @@
 """The lab's command line: which runs it does, for how long, and which stored ones count."""
 
+import dataclasses
 import math
 import time
 
 import pytest
-from shrunk import corpus, small
+from shrunk import corpus, small, text
 
 from examples.lab import __main__ as command
 from examples.lab import training
@@ -72,6 +73,24 @@ def test_after_an_interruption_no_other_experiment_begins(two, tmp_path, monkeyp
     assert "goes on" in capsys.readouterr().err
 
 
+def test_runs_on_other_data_of_the_same_name_do_not_count(two, tmp_path, monkeypatch):
+    results = ["--results", str(tmp_path / "results")]
+    found = []
+
+    def side_by_side(each, there, *_):
+        found.append(len(there.lines()))
+        work(each, there)
+        return True
+
+    monkeypatch.setattr(command, "side_by_side", side_by_side)
+    call = ["run", "a", *results]
+    for digest in ("one", "one", "another"):
+        made = dataclasses.replace(text(), digest=digest)
+        monkeypatch.setattr(training, "loaded", lambda settings, made=made: made)
+        assert command.main(call) == 0
+    assert found == [0, 2, 0]
+
+
 def test_the_demo_of_a_folder_counts_runs_of_its_files_as_they_are(tmp_path, monkeypatch):
     asked = []
 
@@ -86,9 +105,9 @@ def test_the_demo_of_a_folder_counts_runs_of_its_files_as_they_are(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path)
     call = ["demo", "--corpus", "text", "--results", str(tmp_path / "results")]
-    for text in (None, None, "other words " * 99):
-        if text:
-            (tmp_path / "text" / "0.txt").write_text(text)
+    for words in (None, None, "other words " * 99):
+        if words:
+            (tmp_path / "text" / "0.txt").write_text(words)
             training._loaded.cache_clear()
         assert command.main(call) == 0
     path = str(tmp_path / "text")

@@ -63,7 +63,8 @@ def test_a_map_marks_what_is_beyond_two_errors():
     assert section.summary == [
         "Of 4 pairs 1 end more than 2 standard errors below Base and 1 above, 1 diverged; the "
         "lowest is -0.097 ± 0.015 at decay 0.9 and stepsize 0.5 (3 seeds; 5 are needed to call it "
-        "better)."
+        "better).",
+        "With 3 seeds chance alone would put 18 % of equals that far apart.",
     ]
     assert "end of what was tried: decay 0.9, stepsize 0.5" in str(section)
 

@@ -7,7 +7,7 @@ import torch
 from shrunk import small
 
 from examples.lab import models
-from examples.lab.experiments.two_cores import BASES, MOMENTUM_FREE, MORE, arm, lookaheads
+from examples.lab.experiments.byte_lm import BASES, MOMENTUM_FREE, MORE, arm, lookaheads
 from examples.lab.training import Run, loss_of
 
 pytestmark = pytest.mark.usefixtures("made_up", "one_thread")

@@ -3,7 +3,7 @@
 import pytest
 from shrunk import small
 
-from examples.lab.experiments.two_cores import BYTES, MUON
+from examples.lab.experiments.byte_lm import BYTES, MUON
 from examples.lab.schedules import SCHEDULES
 from examples.lab.settings import merged
 from examples.lab.training import Run
@@ -23,8 +23,6 @@ FACTORS = [
         *("warmup_stable_decay", 20, {"warmup": 0.2, "decay": 0.5, "last": 0.25}),
         {1: 0.25, 4: 1, 10: 1, 15: 0.5, 20: 0.25},
     ),
-    ("power", 10, {"flat": 2}, {0: 1, 2: 1, 6: 0.435275, 9: 0.0824692}),
-    ("power", 10, {"flat": 6, "exponent": 2}, {5: 1, 8: 0.25, 9: 0.0625}),
     ("stairs", 10, {"every": 3}, {0: 1, 2: 1, 3: 0.5, 5: 0.5, 6: 0.25}),
     ("stairs", 10, {"every": 4, "factor": 0.1}, {3: 1, 4: 0.1, 8: 0.01}),
     ("cosine", 8, {}, {0: 1, 2: 0.853553, 4: 0.5, 6: 0.146447, 8: 0}),

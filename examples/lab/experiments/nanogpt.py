@@ -132,6 +132,10 @@ FIGURE_5 = Experiment(
             for each in grid
         ),
     ),
+    note=(
+        "Where k does not divide 6,200 steps, the loss is that of x at the last sync, up to 56 "
+        "steps before the end; the authors evaluate the fast weights."
+    ),
     source="figure 5",
     size="8 GPUs of 80 GB, half an hour a run",
 )

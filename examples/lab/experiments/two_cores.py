@@ -10,6 +10,10 @@ from .sweep import Experiment, Stage
 FINER = Stage((), around=1, finer=True)
 SWEEP = Stage((0,)), Stage((1, 2), around=1), FINER, Stage((3, 4), around=0)
 SHORT_SWEEP = Stage((0,)), FINER, Stage((1, 2, 3, 4), around=0)
+BY_ONE_SEED = (
+    "The learning rate of an arm is the best of seed 0 alone, which is one of the five that are "
+    "compared."
+)
 
 
 # by how much a method multiplies the learning rate of its base where gradients are steady
@@ -19,7 +23,7 @@ GAINS = {
     "lookahead": lambda alpha, **_: alpha,
     "long_horizon": lambda stepsize, **_: 1 / (1 - stepsize),
     "snoo": lambda lr, momentum, **_: lr / (1 - momentum),
-    "nala": lambda mu, **_: 1 + mu,
+    "nala": lambda mu, every, **_: (1 + mu) * every / (every + 1),
 }
 
 
@@ -75,6 +79,7 @@ BYTE_LM_MORE = Experiment(
     + (arm("AdamW", None, None),),
     factors=(0.25, 0.5, 1.0, 2.0),
     stages=SHORT_SWEEP,
+    note=BY_ONE_SEED,
     source="figure 4 of arXiv:2605.25395",
 )
 LENGTHS = Experiment(
@@ -91,6 +96,7 @@ LENGTHS = Experiment(
     ),
     factors=(0.5, 1.0, 2.0),
     stages=SHORT_SWEEP,
+    note=BY_ONE_SEED,
     report="axis",
 )
 
@@ -114,6 +120,7 @@ def by_batch(name, base):
         arms=tuple(arms),
         factors=(0.5, 1.0, 2.0),
         stages=SHORT_SWEEP,
+        note=BY_ONE_SEED,
         report="axis",
         source="figures 7 and 9 of arXiv:2605.25395",
     )

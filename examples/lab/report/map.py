@@ -10,6 +10,9 @@ from .comparing import findings, mixed
 from .runs import collect, missing, rate, stored
 from .section import Figure, Section, Table, counted, listed
 
+# seeds -> how often, in %, Student's t with one degree of freedom fewer is beyond 2
+CHANCE = {2: 30, 3: 18, 4: 14, 5: 12}
+
 
 def report(experiment, lines):
     groups = collect(experiment, lines)
@@ -21,7 +24,7 @@ def report(experiment, lines):
     names = [name for name in found[0].runs.arm.at if name not in NAMES]
     cells = {tuple(each.runs.arm.at[name] for name in names): each for each in found}
     base = found[0].others.arm.label
-    section.summary = [sentence(cells, names, base)]
+    section.summary = [sentence(cells, names, base), *chance(cells)]
     whole = len(found) == len(findings(groups))
     section.answer += section.summary + (edge(cells, names) if whole else []) + mixed(found)
     section.tables.append(table(cells, names, base))
@@ -64,6 +67,15 @@ def sentence(cells, names, base):
     where = " and ".join(f"{name} {value:g}" for name, value in zip(names, at, strict=True))
     amount = plus_minus(cells[at].difference, sign=True)
     return f"{said}; the lowest is {amount} at {where} ({seeds(count)}{why})."
+
+
+def chance(cells):
+    """A sentence on how many pairs of equals would be told apart with so few seeds."""
+    fewest = min(each.difference.count for each in cells.values())
+    share = CHANCE.get(fewest)
+    if share is None:
+        return []
+    return [f"With {fewest} seeds chance alone would put {share} % of equals that far apart."]
 
 
 def edge(cells, names):
