@@ -137,7 +137,7 @@ LOSS_ALONG = Experiment(
     report="along",
     source="figures 2 and 8 of arXiv:2605.25395",
 )
-DECAYS, STEPSIZES = (0.0, 0.9, 0.95, 0.98, 0.99, 0.995), (0.1, 0.3, 0.5, 0.7, 0.9)
+DECAYS, STEPSIZES = (0.0, 0.9, 0.98, 0.99), (0.1, 0.3, 0.5, 0.7, 0.9)
 DECAY_STEPSIZE = Experiment(
     name="decay_stepsize",
     question="Which decay and stepsize does EMA-Nesterov want?",
@@ -168,7 +168,6 @@ EXPERIMENTS = [
     BYTE_LM,
     LENGTHS,
     by_batch("batches", "AdamW"),
-    by_batch("batches_muon", "Muon"),
     LOSS_ALONG,
     DECAY_STEPSIZE,
     BYTE_LM_MORE,
