@@ -22,11 +22,12 @@ class CpuProducts(products.Products):
         return _computed(_C.large_product, a, a, b, 0.0, 1.0)
 
     def sym_baddbmm(self, c, a, b, beta, alpha, out=None):
-        """As ``Products.sym_baddbmm``; nothing is copied if ``out`` has contiguous rows."""
+        """As ``Products.sym_baddbmm``; nothing is copied if matrices of ``out`` are aligned."""
         if out is None:
             return _computed(_C.symmetric_product, c, a, b, beta, alpha)
         products.check_out(out, a)
-        if not all(each.is_contiguous() for each in out):
+        # MKL on AMD's processors has other bits where a result is not aligned
+        if not (_aligned(out) and all(each.is_contiguous() for each in out)):
             return out.copy_(_computed(_C.symmetric_product, c, a, b, beta, alpha))
         return _C.symmetric_product(out, c, _placed(a), _placed(b), beta, alpha)
 
@@ -40,11 +41,15 @@ def _computed(function, c, a, b, beta, alpha):
     return function(out, c, _placed(a), _placed(b), beta, alpha)
 
 
+def _aligned(t):
+    """Whether every matrix of a batch begins at a multiple of the alignment."""
+    step = t.stride(0) * t.itemsize if len(t) > 1 else 0
+    return t.data_ptr() % products.ALIGNMENT == step % products.ALIGNMENT == 0
+
+
 def _placed(t):
     """A batch whose matrices are aligned and have contiguous rows, or columns."""
-    step = t.stride(0) * t.itemsize if len(t) > 1 else 0
-    aligned = t.data_ptr() % products.ALIGNMENT == step % products.ALIGNMENT == 0
-    if aligned and 1 in (t.stride(-1), t.stride(-2)):
+    if _aligned(t) and 1 in (t.stride(-1), t.stride(-2)):
         return t
     if products.transposed(t):
         return _placed(t.mT).mT

@@ -19,6 +19,7 @@ from ..backends.per_tensor import PerTensor, each
 from ..rules import MOMENTA
 from .batches import Batch, as_batch, as_whole, evenly_spaced, gathered, shaped_as, taken
 from .directions import at_once
+from .lapack import eigenvectors, orthonormal
 from .matrices import Matrices
 from .norms import with_products
 
@@ -147,7 +148,9 @@ class EigenDirections(Matrices):
             # what another base has left is in no basis
             for t in itertools.chain(*batch.averages):
                 t.zero_()
-        g = gathered([g.flatten(1).to(dtype).resolve_neg() for g in gs])
+        # rows in order: products round by the layout of their factors, and where a gradient does
+        # not define a basis, rounding does
+        g = gathered([g.flatten(1).to(dtype).resolve_neg() for g in gs]).contiguous()
         if self.before:
             self._take_in(batch, g, numbers)
         if moves:
@@ -226,9 +229,7 @@ class EigenDirections(Matrices):
         product = self._product("mm", bases.mT, grams)
         values = torch.einsum("bji,bij->bi", bases, product)
         order = values.sort(dim=-1, stable=True, descending=True).indices
-        reflections = torch.geqrf(taken(product, order, 0).mT)
-        # in memory that is there: of matrices so large, a new page costs more than a write to it
-        return torch.linalg.householder_product(*reflections, out=product.mT), order
+        return orthonormal(taken(product, order, 0).mT, product.mT), order
 
     def _wholes(self, found):
         """Matrices put together to tensors of the parameters' shapes."""
@@ -246,17 +247,3 @@ def _bare(batch):
     bases = [side[1][..., 0] for side in batch.sides if side]
     found = [base.any(1).tolist() for base in bases]
     return [k for k, *its in zip(batch.at, *found, strict=True) if not all(its)]
-
-
-def eigenvectors(grams):
-    """Of symmetric matrices, by descending eigenvalue; NaN for those that are not finite."""
-    finite = grams.isfinite().flatten(1).all(1)[:, None, None]
-    like = {"dtype": grams.dtype, "device": grams.device}
-    # no name keeps it: LAPACK needs as much memory as two of these
-    safe = torch.where(finite, grams, torch.eye(grams.shape[-1], **like))
-    try:
-        _, vectors = torch.linalg.eigh(safe)
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        # float32 may not converge where eigenvalues lie close together
-        _, vectors = torch.linalg.eigh(safe.double())
-    return torch.where(finite, vectors.flip(-1).to(grams.dtype), torch.nan)
