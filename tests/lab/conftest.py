@@ -1,8 +1,11 @@
-"""Data that is made up, and one thread, for the tests of the lab."""
+"""Data and tokens that are made up, and one thread, for the tests of the lab."""
+
+import base64
 
 import pytest
-import torch
 from shrunk import images, text
+
+from helpers import one_thread  # noqa: F401  (a fixture)
 
 
 @pytest.fixture
@@ -18,8 +21,10 @@ def made_up(monkeypatch):
 
 
 @pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def ranks(tmp_path):
+    """A file of ranks as GPT-2's, of all bytes and four merges."""
+    tokens = [bytes([k]) for k in range(256)] + [b"he", b"ll", b"hell", b" hell"]
+    lines = [f"{base64.b64encode(token).decode()} {k}" for k, token in enumerate(tokens)]
+    path = tmp_path / "small.tiktoken"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,6 +1,5 @@
 """Documents become shards, also where the making is interrupted."""
 
-import base64
 import hashlib
 import itertools
 import json
@@ -11,16 +10,6 @@ import torch
 from examples.lab.data import DataError, bpe, load, stream
 from examples.lab.data.__main__ import main, number
 from examples.lab.data.tokens import read_shard
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """A file of ranks as GPT-2's, of all bytes and four merges."""
-    tokens = [bytes([k]) for k in range(256)] + [b"he", b"ll", b"hell", b" hell"]
-    lines = [f"{base64.b64encode(token).decode()} {k}" for k, token in enumerate(tokens)]
-    path = tmp_path / "small.tiktoken"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def letters(vocabulary=257):

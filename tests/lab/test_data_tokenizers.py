@@ -1,6 +1,5 @@
 """Tokenizers from local files give the tokens that others know."""
 
-import base64
 import hashlib
 import os
 
@@ -26,16 +25,6 @@ def test_gpt2_gives_the_known_ids_of_five_strings():
         pytest.skip(f"GPT2_RANKS names no file of ranks: {error}")
     assert (tokenizer.vocabulary, tokenizer.end) == (50257, 50256)
     assert tokenizer.encode([*KNOWN]) == [*KNOWN.values()]
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """A file of ranks as GPT-2's, of all bytes and four merges."""
-    tokens = [bytes([k]) for k in range(256)] + [b"he", b"ll", b"hell", b" hell"]
-    lines = [f"{base64.b64encode(token).decode()} {k}" for k, token in enumerate(tokens)]
-    path = tmp_path / "small.tiktoken"
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_ranks_are_read_and_are_the_file_that_is_meant(ranks):
