@@ -1,0 +1,258 @@
+"""Every usual way to install, each in a fresh environment: ``make check-install``.
+
+    python tests/install_ways.py [--out FOLDER] [WAY ...]
+
+Installs the commit that is checked out, takes a step, runs ``python -m emanest.build``, takes a
+step again, and prints a table: seconds, whether the extension is there, what was printed. Exit
+status 1 if a way ends otherwise than its row says. Needs git, uv and a package index; takes minutes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+# a step on the CPU in another folder than the sources': what it warns of, where the extension is
+STEP = """
+import json, warnings, torch, emanest
+from emanest import backends
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+optimizer = emanest.AdamW([p], lookahead=emanest.EMANesterov())
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    optimizer.step()
+print(json.dumps({
+    "backend": backends.pick("cpu").__name__.rpartition(".")[2],
+    "version": emanest.__version__,
+    "printed": [str(w.message) for w in caught],
+}))
+"""
+BUILD = "python -m emanest.build"
+
+
+class Way(NamedTuple):
+    """A way to install."""
+
+    commands: tuple[
+        str, ...
+    ]  # of a shell, in a clone; ``python`` and ``pip`` are the environment's
+    extension: bool  # whether they leave the extension
+    built: bool = True  # whether ``python -m emanest.build`` then does
+    compiler: bool = True  # whether there is one on the path
+    needs: tuple[str, ...] = ()  # what the environment has beside torch
+
+
+SETUPTOOLS = ("setuptools", "wheel")
+WAYS = {
+    "pip": Way(("pip install .",), False),
+    "pip, not isolated": Way(("pip install --no-build-isolation .",), True, needs=SETUPTOOLS),
+    "pip, editable": Way(("pip install --no-build-isolation -e .",), True, needs=SETUPTOOLS),
+    "pip, editable, isolated": Way(("pip install -e .",), False),
+    "uv": Way(("uv pip install .",), False),
+    "uv, not isolated": Way(("uv pip install --no-build-isolation .",), True, needs=SETUPTOOLS),
+    "git line": Way(("pip install git+file://$PWD",), False),
+    "sdist": Way(("uv build --sdist -o dist", "pip install dist/*.tar.gz"), False),
+    "pure wheel": Way(("uv build --wheel -o dist", "pip install dist/*-py3-none-any.whl"), False),
+    "wheel of this platform": Way(
+        (
+            "pip wheel --no-deps --no-build-isolation -w dist .",
+            "pip install dist/*-linux_*.whl",
+        ),
+        True,
+        needs=SETUPTOOLS,
+    ),
+    "no compiler": Way(
+        (
+            "pip wheel --no-deps --no-build-isolation -w dist .",
+            "pip install dist/*-py3-none-any.whl",
+        ),
+        False,
+        built=False,
+        compiler=False,
+        needs=SETUPTOOLS,
+    ),
+}
+# from nothing, as README has it
+README = (
+    "python3 -m venv .env",
+    ".env/bin/pip install torch=={torch}",
+    ".env/bin/pip install .",
+    ".env/bin/python -m emanest.build",
+    ".env/bin/python examples/minimal.py",
+)
+
+
+class Done(NamedTuple):
+    """A command that has run."""
+
+    seconds: float
+    processor: float  # seconds of the processor, of all its processes
+    status: int
+    output: str
+
+
+def run(command, folder, environment):
+    """Run a command of a shell."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Done(seconds, used, done.returncode, done.stdout)
+
+
+def must(command, folder, environment):
+    """The same; what fails ends all with what it has printed."""
+    done = run(command, folder, environment)
+    if done.status:
+        sys.exit(f"{command!r} failed with status {done.status}:\n{done.output}")
+    return done
+
+
+def clone(folder):
+    """The commit that is checked out, in a folder of its own."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+
+
+def without_compiler(folder):
+    """A path on which there is what is needed but no compiler."""
+    folder.mkdir()
+    for tool in ("bash", "sh", "git", "uname", "ldd", "env", "uv"):
+        if path := shutil.which(tool):
+            (folder / tool).symlink_to(path)
+    return str(folder)
+
+
+def environment_of(folder, path, cache):
+    """Environment variables with an environment of Python in a folder, and a cache of its own."""
+    others = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "CC")}
+    home = Path.home() / ".cache"
+    return {
+        **others,
+        "PATH": f"{folder / 'env' / 'bin'}:{path}",
+        "VIRTUAL_ENV": str(folder / "env"),
+        "XDG_CACHE_HOME": str(cache),
+        # what is downloaded stays where it is
+        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(home / "pip")),
+        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(home / "uv")),
+    }
+
+
+def try_way(way, torch, folder):
+    """Install in one way; a row of the table."""
+    clone(folder / "clone")
+    path = os.environ["PATH"] if way.compiler else without_compiler(folder / "bin")
+    environment = environment_of(folder, path, folder / "cache")
+    must(f"uv venv --quiet --seed --python {sys.executable} env", folder, environment)
+    packages = " ".join([f"torch=={torch}", "numpy", *way.needs])
+    must(f"uv pip install --quiet {packages}", folder, environment)
+    installed = [must(command, folder / "clone", environment) for command in way.commands]
+    step = f"python -c '{STEP.replace(chr(39), chr(34))}'"
+    first = json.loads(must(step, folder, environment).output.splitlines()[-1])
+    built = run(BUILD, folder, environment)
+    second = json.loads(must(step, folder, environment).output.splitlines()[-1])
+    said = " ".join(first["printed"])
+    faults = [
+        *["the extension is not as expected"] * ((first["backend"] == "cpp") != way.extension),
+        *["the step does not name the command"] * (not way.extension and BUILD not in said),
+        *["the build does not end as expected"] * ((built.status == 0) != way.built),
+        *["no extension after the build"] * ((second["backend"] == "cpp") != (way.built)),
+        *["a warning in spite of it"] * bool(way.built and second["printed"]),
+    ]
+    return {
+        "commands": " && ".join(way.commands),
+        "seconds": sum(each.seconds for each in installed),
+        "extension": first["backend"] == "cpp",
+        "printed": said,
+        "build": built.seconds,
+        "processor": built.processor,
+        "build said": built.output.strip().splitlines()[-1],
+        "then": second["backend"],
+        "faults": faults,
+    }
+
+
+def try_readme(torch, folder):
+    """From nothing to the first result, with a cache of compiled code that is empty."""
+    clone(folder / "clone")
+    environment = environment_of(folder, os.environ["PATH"], folder / "cache")
+    environment.pop("VIRTUAL_ENV")
+    commands = [command.format(torch=torch) for command in README]
+    return [(command, must(command, folder / "clone", environment)) for command in commands]
+
+
+def table(rows):
+    """The rows as Markdown."""
+    titles = (
+        "way",
+        "seconds",
+        "extension",
+        "`python -m emanest.build`",
+        "then",
+        "the first step printed",
+    )
+    lines = [titles, ("---",) * len(titles)]
+    for name, row in rows.items():
+        build = f"{row['build']:.0f} s ({row['processor']:.0f} of processors): {row['build said']}"
+        extension = "yes" if row["extension"] else "no"
+        cells = (
+            name,
+            f"{row['seconds']:.0f}",
+            extension,
+            build,
+            row["then"],
+            row["printed"] or "-",
+        )
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments=None):
+    """Try all ways, or those that are named; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ways", nargs="*", choices=[*WAYS, "readme", []], help="all of them")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "install")
+    parser.add_argument("--torch", default="2.13.0", help="version of torch (%(default)s)")
+    args = parser.parse_args(arguments)
+    if shutil.which("uv") is None:
+        sys.exit("needs uv: pip install uv")
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    names, rows = args.ways or [*WAYS, "readme"], {}
+    for i, name in enumerate(name for name in WAYS if name in names):
+        folder = args.out / str(i)
+        folder.mkdir()
+        rows[name] = try_way(WAYS[name], args.torch, folder)
+        print(f"{name}: {rows[name]['faults'] or 'ok'}", flush=True)
+        shutil.rmtree(folder)
+    print(table(rows))
+    if "readme" in names:
+        (args.out / "readme").mkdir()
+        steps = try_readme(args.torch, args.out / "readme")
+        total = sum(done.seconds for _, done in steps)
+        print(f"\nFrom nothing to the first result: {total:.0f} s\n")
+        for command, done in steps:
+            print(f"    {done.seconds:6.1f} s  {done.processor:6.1f} s of processors  {command}")
+        print(f"\n{steps[-1][1].output.strip()}")
+        shutil.rmtree(args.out / "readme")
+    (args.out / "ways.json").write_text(json.dumps(rows, indent=2) + "\n")
+    return int(any(row["faults"] for row in rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
