@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env rules test test-all test-with test-integrations lint format demo lab figures bench kernels-report gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
+.PHONY: help env rules test test-all test-with test-integrations lint format demo lab figures bench kernels-report check-install release gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,16 @@ gpu-rehearsal: $(STAMP)  ## what `make gpu` does, to its end, without a GPU
 
 gpu-carry: $(STAMP)  ## compiled kernels, extension and peers, to be brought to a GPU machine
 	PYTHONPATH=. $(BIN)/python -m bench.carry $(ARGS)
+
+# with uv and Python of .venv, and torch of the package index in environments of their own
+check-install: $(STAMP)  ## every usual way to install, each in a fresh environment: a table
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/install_ways.py $(ARGS)
+
+release: $(STAMP)  ## sdist and wheels of the checked-out commit in dist/, checked in fresh environments
+	rm -rf dist
+	$(BIN)/uv build --quiet --sdist --wheel --out-dir dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/install_ways.py --dist dist
 
 clean:  ## remove every .venv and all that was built
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis

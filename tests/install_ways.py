@@ -1,10 +1,11 @@
 """Every usual way to install, each in a fresh environment: ``make check-install``.
 
-    python tests/install_ways.py [--out FOLDER] [WAY ...]
+    python tests/install_ways.py [--dist FOLDER] [WAY ...]
 
 Installs the commit that is checked out, takes a step, runs ``python -m emanest.build``, takes a
 step again, and prints a table: seconds, whether the extension is there, what was printed. Exit
-status 1 if a way ends otherwise than its row says. Needs git, uv and a package index; takes minutes.
+status 1 if a way ends otherwise than its row says. Needs git, uv and a package index. With --dist
+the distributions in a folder are checked and installed, which ``make release`` has made there.
 """
 
 import argparse
@@ -14,9 +15,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
+
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,45 +47,35 @@ BUILD = "python -m emanest.build"
 class Way(NamedTuple):
     """A way to install."""
 
-    commands: tuple[
-        str, ...
-    ]  # of a shell, in a clone; ``python`` and ``pip`` are the environment's
-    extension: bool  # whether they leave the extension
-    built: bool = True  # whether ``python -m emanest.build`` then does
+    install: str  # of a shell, in a clone; ``python`` and ``pip`` are the environment's
+    extension: bool  # whether it leaves the extension
+    make: str = ""  # makes what is installed, in dist/
+    built: bool = True  # whether ``python -m emanest.build`` then leaves the extension
     compiler: bool = True  # whether there is one on the path
     needs: tuple[str, ...] = ()  # what the environment has beside torch
 
 
-SETUPTOOLS = ("setuptools", "wheel")
+# what a build that is not isolated takes from the environment
+TOOLS = {"needs": ("setuptools", "wheel")}
+PLATFORM_WHEEL = "pip wheel --quiet --no-deps --no-build-isolation -w dist ."
 WAYS = {
-    "pip": Way(("pip install .",), False),
-    "pip, not isolated": Way(("pip install --no-build-isolation .",), True, needs=SETUPTOOLS),
-    "pip, editable": Way(("pip install --no-build-isolation -e .",), True, needs=SETUPTOOLS),
-    "pip, editable, isolated": Way(("pip install -e .",), False),
-    "uv": Way(("uv pip install .",), False),
-    "uv, not isolated": Way(("uv pip install --no-build-isolation .",), True, needs=SETUPTOOLS),
-    "git line": Way(("pip install git+file://$PWD",), False),
-    "sdist": Way(("uv build --sdist -o dist", "pip install dist/*.tar.gz"), False),
-    "pure wheel": Way(("uv build --wheel -o dist", "pip install dist/*-py3-none-any.whl"), False),
-    "wheel of this platform": Way(
-        (
-            "pip wheel --no-deps --no-build-isolation -w dist .",
-            "pip install dist/*-linux_*.whl",
-        ),
-        True,
-        needs=SETUPTOOLS,
-    ),
+    "pip": Way("pip install .", False),
+    "pip, not isolated": Way("pip install --no-build-isolation .", True, **TOOLS),
+    "pip, editable": Way("pip install -e .", False),
+    "pip, editable, not isolated": Way("pip install --no-build-isolation -e .", True, **TOOLS),
+    "uv": Way("uv pip install .", False),
+    "uv, not isolated": Way("uv pip install --no-build-isolation .", True, **TOOLS),
+    "git line": Way("pip install git+file://$PWD", False),
+    "sdist": Way("pip install dist/*.tar.gz", False, "uv build -q --sdist -o dist"),
+    "pure wheel": Way("pip install dist/*-none-any.whl", False, "uv build -q --wheel -o dist"),
+    "wheel of this platform": Way("pip install dist/*-linux_*.whl", True, PLATFORM_WHEEL, **TOOLS),
     "no compiler": Way(
-        (
-            "pip wheel --no-deps --no-build-isolation -w dist .",
-            "pip install dist/*-py3-none-any.whl",
-        ),
-        False,
-        built=False,
-        compiler=False,
-        needs=SETUPTOOLS,
+        *("pip install dist/*-none-any.whl", False, PLATFORM_WHEEL),
+        **{"built": False, "compiler": False, **TOOLS},
     ),
 }
+# those whose distributions are published
+RELEASED = ("sdist", "pure wheel", "wheel of this platform")
 # from nothing, as README has it
 README = (
     "python3 -m venv .env",
@@ -153,15 +148,18 @@ def environment_of(folder, path, cache):
     }
 
 
-def try_way(way, torch, folder):
+def try_way(way, torch, folder, dist):
     """Install in one way; a row of the table."""
     clone(folder / "clone")
+    if dist is not None:
+        shutil.copytree(dist, folder / "clone" / "dist")
     path = os.environ["PATH"] if way.compiler else without_compiler(folder / "bin")
     environment = environment_of(folder, path, folder / "cache")
     must(f"uv venv --quiet --seed --python {sys.executable} env", folder, environment)
     packages = " ".join([f"torch=={torch}", "numpy", *way.needs])
     must(f"uv pip install --quiet {packages}", folder, environment)
-    installed = [must(command, folder / "clone", environment) for command in way.commands]
+    commands = [way.make] * bool(way.make and dist is None) + [way.install]
+    installed = [must(command, folder / "clone", environment) for command in commands]
     step = f"python -c '{STEP.replace(chr(39), chr(34))}'"
     first = json.loads(must(step, folder, environment).output.splitlines()[-1])
     built = run(BUILD, folder, environment)
@@ -175,7 +173,7 @@ def try_way(way, torch, folder):
         *["a warning in spite of it"] * bool(way.built and second["printed"]),
     ]
     return {
-        "commands": " && ".join(way.commands),
+        "commands": " && ".join(commands),
         "seconds": sum(each.seconds for each in installed),
         "extension": first["backend"] == "cpp",
         "printed": said,
@@ -222,22 +220,47 @@ def table(rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def check_metadata(dist):
+    """What a package index would refuse in the distributions of a folder; they are three."""
+    files = sorted(dist.iterdir())
+    if len(files) != len(RELEASED):
+        sys.exit(f"{dist} must hold {len(RELEASED)} distributions, got {[f.name for f in files]}")
+    for file in files:
+        if file.suffix == ".whl":
+            archive = zipfile.ZipFile(file)
+            (member,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+            raw = archive.read(member)
+        else:
+            with tarfile.open(file) as archive:
+                raw = archive.extractfile(f"{file.name.removesuffix('.tar.gz')}/PKG-INFO").read()
+        found = Metadata.from_email(raw)
+        print(f"{file.name}: {found.name} {found.version}, {file.stat().st_size / 2**20:.1f} MiB")
+        if found.version.is_devrelease:
+            print(f"  {found.version} is no release: give its commit a tag, such as v0.1.0")
+
+
 def main(arguments=None):
     """Try all ways, or those that are named; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ways", nargs="*", choices=[*WAYS, "readme", []], help="all of them")
+    parser.add_argument("ways", nargs="*", help=f"of {[*WAYS, 'readme']}; by default all")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "install")
     parser.add_argument("--torch", default="2.13.0", help="version of torch (%(default)s)")
+    parser.add_argument("--dist", type=Path, help="install the distributions of this folder")
     args = parser.parse_args(arguments)
+    names = args.ways or (RELEASED if args.dist else [*WAYS, "readme"])
+    if unknown := set(names) - {*WAYS, "readme"}:
+        parser.error(f"no such way: {sorted(unknown)}; there are {[*WAYS, 'readme']}")
     if shutil.which("uv") is None:
-        sys.exit("needs uv: pip install uv")
+        sys.exit("needs uv, which requirements.txt has: make check-install")
+    if args.dist:
+        check_metadata(args.dist)
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
-    names, rows = args.ways or [*WAYS, "readme"], {}
+    rows = {}
     for i, name in enumerate(name for name in WAYS if name in names):
         folder = args.out / str(i)
         folder.mkdir()
-        rows[name] = try_way(WAYS[name], args.torch, folder)
+        rows[name] = try_way(WAYS[name], args.torch, folder, args.dist)
         print(f"{name}: {rows[name]['faults'] or 'ok'}", flush=True)
         shutil.rmtree(folder)
     print(table(rows))
