@@ -3,6 +3,7 @@
 from . import methods, optimizers, schedules
 from .matrix.newton_schulz import orthogonalize
 from .methods import *  # noqa: F403 (the list is written by a script)
+from .methods.method import METHODS
 from .optimizers import *  # noqa: F403
 from .tools.find import at_iterate, find, find_all
 from .tools.iterate import iterate_state_dict, update_bn
@@ -12,6 +13,7 @@ from .tools.split import split_params
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "METHODS",
     "at_iterate",
     "find",
     "find_all",
