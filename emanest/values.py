@@ -106,8 +106,25 @@ def choice(name, value, choices):
     """Return ``value`` if it is one of ``choices``; ValueError that lists them otherwise."""
     # no look-up: what cannot be hashed is none of them
     if value not in (choices := list(choices)):
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}{meant(value, choices)}")
     return value
+
+
+def meant(value, choices):
+    """A question for the choice that a string may stand for; empty where there is none.
+
+    That is one that is spelled with other capitals or marks, one that begins so, or a near one.
+    """
+    if not isinstance(value, str):
+        return ""
+    text, known = _letters(value), {_letters(c): c for c in choices if isinstance(c, str)}
+    longer = [each for each in known if text and each.startswith(text)]
+    near = longer or difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
+
+
+def _letters(text):
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def learning_rate(name, value):

@@ -88,10 +88,10 @@ OPTIONS = [
     (36, "backend", "cuda-graph", ValueError, "backend must be None or one of .*'cuda-graph'"),
 ]
 LOOKAHEADS = [
-    (0.5, TypeError, "lookahead must be None or one of EMANesterov.*got 0.5"),
-    (EMANesterov, TypeError, "lookahead must be None or one of"),
-    ("ema", ValueError, "lookahead must be one of .*'ema'"),
-    (["nag"], TypeError, "lookahead must be None or one of .*'nag'"),
+    (0.5, TypeError, r"lookahead must be a method such as emanest.EMANesterov\(\).*got 0.5"),
+    (EMANesterov, TypeError, r"got the class: write emanest.EMANesterov\(\)"),
+    ("ema", ValueError, "lookahead must be one of .*'ema'; did you mean 'ema_nesterov'"),
+    (["nag"], TypeError, "lookahead must be a method .*'nag'"),
 ]
 SETTINGS = [
     ("decay", 1.0, ValueError, r"decay must be in \[0, 1\), got 1.0"),

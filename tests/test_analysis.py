@@ -327,7 +327,7 @@ def test_a_callable_step_size_is_analysed_and_let_go():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: analysis.transition("nag", 0.1, 1.0), TypeError, "method must be"),
+        (lambda: analysis.transition(["nag"], 0.1, 1.0), TypeError, "method must be"),
         (lambda: analysis.transition(None, 0.1, 1.0, beta=0.9), TypeError, "beta is no option"),
         (lambda: analysis.transition(None, -0.1, 1.0), ValueError, "lr must be"),
         (lambda: analysis.transition(None, 0.1, 1.0, t=-1), ValueError, "t must be at least 0"),

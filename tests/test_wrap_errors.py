@@ -88,14 +88,14 @@ def test_what_cannot_be_wrapped_is_refused_and_untouched(make, error, match):
 
 # lookahead, options of the inner group -> error, and what makes it right
 GROUPS = {
-    "a name": ("ema_nesterov", {}, TypeError, "lookahead must be None or one of EMANesterov.*'ema"),
-    "a class": (EMANesterov, {}, TypeError, "lookahead must be None or one of"),
-    "a dict": ({"stepsize": 0.5}, {}, TypeError, "lookahead must be None or one of"),
+    "a name": ("EMANesterov", {}, ValueError, "lookahead must be one of .*mean 'ema_nesterov'"),
+    "a class": (EMANesterov, {}, TypeError, r"the class: write emanest.EMANesterov\(\)"),
+    "a dict": ({"stepsize": 0.5}, {}, TypeError, 'a mapping of its "name" and settings'),
     "stepsize": (EMA, {"lookahead_stepsize": 1.0}, ValueError, "stepsize must be in .*got 1.0"),
     "decay": (EMA, {"lookahead_decay": "x"}, TypeError, "decay must be a number, got 'x'"),
     "window": (EMA, {"lookahead_rest": 0}, ValueError, "rest must be above warmup"),
     "own name": (EMA, {"lookahead": "ema"}, ValueError, "lookahead must be one of .*'ema'"),
-    "own junk": (EMA, {"lookahead": 3}, TypeError, "lookahead must be None or one of"),
+    "own junk": (EMA, {"lookahead": 3}, TypeError, "lookahead must be a method .*got 3"),
     "momentum": (ScheduleFree(), {}, ValueError, "momentum=0, got momentum=0.9"),
     "own momentum": (EMA, {"lookahead": ScheduleFree()}, ValueError, "got momentum=0.9"),
     "capturable": (Lookahead(3), {"capturable": True}, ValueError, "capturable.*Lookahead"),

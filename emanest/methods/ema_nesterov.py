@@ -1,12 +1,19 @@
 """EMA-Nesterov: look ahead along an average of past updates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from .. import schedules
 from ..values import choice, count, flag, optional, real
 from .method import Method, Plan, checked
+
+
+def _published(total_steps):
+    """Warm-up and rest of a run: 30 % and 80 % of it, with no rest where that is the end."""
+    # halves are rounded up: the first is below the second then, however short the run
+    warmup, rest = (3 * total_steps + 5) // 10, (8 * total_steps + 5) // 10
+    return warmup, rest if rest < total_steps else None
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class EMANesterov(Method):
             callable of the step index t, which then gives b itself (``follow_lr`` has no effect);
             a callable is not saved by ``state_dict``.
         decay: the paper's gamma, in [0, 1); 0.99 up to a few 100M parameters, 0.995 beyond.
-        warmup: first step (counted from 0) whose gradient is taken ahead; about 30 % of the run.
+        warmup: first step (counted from 0) whose gradient is taken ahead; about 30 % of the run,
+            which ``for_run`` finds.
         rest: first step whose gradient is taken at x again, an absolute index; None is never.
         follow_lr: make b proportional to the group's learning rate of the step before.
         init: ``"zero"``, ``"copy"`` (m starts at the first update) or ``"debias"``, by the number
@@ -66,6 +74,44 @@ class EMANesterov(Method):
 
     def _check_stepsize(self, name, value):
         return real(name, value, -(1 + self.decay) / (1 - self.decay), 1, "()")
+
+    def fitted(self, total_steps, given):
+        """Look ahead from 30 % of the run to 80 % of it, both rounded.
+
+        That is the paper's rule, by which its Llama runs go; its NanoGPT runs rest from 90 % on.
+        ``stepsize`` and ``decay`` stay: those that were published depend on the length of a run and
+        on the size of the model, by no rule that is stated. A bound that would leave no step
+        between it and a given one is not set, nor is the rest of a run of one or two steps.
+
+        Source: arXiv:2605.25395, and the scripts of its authors (the table in docs/methods.md).
+        """
+        warmup, rest = _published(total_steps)
+        windows = {k: v for k, v in {"warmup": warmup, "rest": rest}.items() if k not in given}
+        first, end = windows.get("warmup", self.warmup), windows.get("rest", self.rest)
+        return self if end is not None and end <= first else replace(self, **windows)
+
+    def misses(self, total_steps):
+        """Say whether no gradient is taken ahead, or whether a rest that was asked for never comes.
+
+        At the first step m is zero still, and ahead of x is x.
+        """
+        windows = {"warmup": self.warmup or None, "rest": self.rest}
+        given = ", ".join(f"{k}={v}" for k, v in windows.items() if v is not None)
+        name = f"{type(self).__name__}({given})"
+        run = f"in a run of {total_steps} step{'s' * (total_steps > 1)}"
+        warmup, rest = _published(total_steps)
+        if total_steps == 1:
+            return f"{name} never looks ahead {run}: the first has no past updates"
+        if max(self.warmup, 1) >= min(total_steps, self.rest or total_steps):
+            fix = f"for_run({total_steps}) gives warmup={warmup}, rest={rest}"
+            return f"{name} never looks ahead {run}: {fix}"
+        if self.rest is not None and self.rest >= total_steps:
+            return (
+                f"{name} never rests {run}: its last gradients are taken ahead, where "
+                f"published runs take them at x; for_run({total_steps}) gives rest={rest}, and "
+                "rest=None says that no rest is wanted"
+            )
+        return ""
 
     @property
     def capturable(self):

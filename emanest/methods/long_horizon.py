@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, checked
+from .syncs import is_sync, never_syncs
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class LongHorizon(Method):
 
     every: int = field(metadata=checked(count))
     stepsize: float = field(default=0.5, metadata=checked(real, -1, 1, "()"))
+
+    def misses(self, total_steps):
+        """Say whether no gradient comes after a sync, at which x is still y."""
+        return never_syncs(self, self.every + 1, total_steps)
 
     def plan(self, info, memory):
         """Extrapolate at a sync."""

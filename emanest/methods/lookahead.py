@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, checked
+from .syncs import is_sync, never_syncs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Lookahead(Method):
 
     every: int = field(default=5, metadata=checked(count))
     alpha: float = field(default=0.5, metadata=checked(real, 0, 2, "[)"))
+
+    def misses(self, total_steps):
+        """Say whether there is no sync."""
+        return never_syncs(self, self.every, total_steps)
 
     def plan(self, info, memory):
         """Pull at a sync, else leave the fast weights alone."""

@@ -6,13 +6,15 @@ A method is a small frozen dataclass. A group holds its name (``lookahead``) and
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ..rules import State
-from ..values import by, choice
+from ..values import by, choice, count, meant, warn
+
+Self = TypeVar("Self", bound="Method")  # typing has it from Python 3.11 on
 
 
 class StepInfo(NamedTuple):
@@ -35,11 +37,6 @@ class Plan(NamedTuple):
     ahead: Any = 0.0
     options: Mapping = MappingProxyType({})  # options of the base that this step overrides
     base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
-
-
-def is_sync(t, every):
-    """Whether a method that acts at every k-th step acts at the end of step t."""
-    return (t + 1) % every == 0
 
 
 def momentum_of(group):
@@ -112,6 +109,60 @@ class Method:
         """Whether it looks ahead along a direction m, which is then its first state."""
         return self.points[1] == "y_along"
 
+    @classmethod
+    def with_settings(cls: type[Self], settings: Mapping[str, Any]) -> Self:
+        """The method with settings of a mapping.
+
+        Raises:
+            TypeError: one is unknown or missing, or of the wrong kind; the message names it.
+            ValueError: one is out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                question = meant(str(name).removeprefix("lookahead_"), known)
+                raise TypeError(
+                    f"lookahead {cls.name!r} has no setting {name!r} (it has {known}){question}"
+                )
+        missing = [name for name in _needed(cls) if name not in settings]
+        if missing:
+            entries = "".join(f', "{name}": ...' for name in missing)
+            beside = ", ".join(f"lookahead_{name}=..." for name in missing)
+            raise TypeError(
+                f"lookahead {cls.name!r} needs {' and '.join(missing)}: pass "
+                f'{{"name": "{cls.name}"{entries}}}, or {beside} where settings stand beside a name'
+            )
+        return cls(**settings)
+
+    @classmethod
+    def for_run(cls: type[Self], total_steps: int, **settings: Any) -> Self:
+        """The method for a run of a known length, with windows by the published fractions of it.
+
+        Methods without windows are ``cls(**settings)``. A warning says what will never happen in
+        so short a run; see ``misses``.
+
+        Args:
+            total_steps: steps of the optimizer in the whole run, at least 1.
+            settings: of the method; windows among them win over the published ones.
+
+        Raises:
+            TypeError, ValueError: an argument is unknown, missing, of the wrong kind or out of
+                range.
+        """
+        total_steps = count("total_steps", total_steps)
+        method = cls.with_settings(settings).fitted(total_steps, settings)
+        if missed := method.misses(total_steps):
+            warn(missed)
+        return method
+
+    def fitted(self: Self, total_steps: int, given: Container[str]) -> Self:
+        """The method with windows by the length of a run, but for the settings named in given."""
+        return self
+
+    def misses(self, total_steps: int) -> str:
+        """What of the method never happens in a run of so many steps, in a sentence; else empty."""
+        return ""
+
     def settings(self):
         """The settings as the plain entries of a parameter group."""
         return {f"lookahead_{f.name}": getattr(self, f.name) for f in fields(self)}
@@ -147,20 +198,63 @@ class NoLookahead(Method):
 NO_LOOKAHEAD = NoLookahead()
 
 
-def group_entries(method, base=None):
-    """The entries that a method (or None) puts into a parameter group.
+# what stands for a method wherever one is taken: itself, its name, a mapping of its "name" and
+# settings (as YAML and JSON have them), or None
+MethodLike = Method | str | Mapping[str, Any] | None
+
+
+def as_method(given: MethodLike, what: str = "lookahead") -> Method:
+    """The method that a user means.
 
     Args:
-        method: the method, or None.
+        given: a method; its name in ``METHODS``, for its defaults; a mapping of "name" and of
+            settings; or None, for none.
+        what: what messages call it.
+
+    Raises:
+        TypeError: something else, or a setting is unknown, missing or of the wrong kind.
+        ValueError: no method has that name, or a setting is out of range.
+    """
+    if given is None:
+        return NO_LOOKAHEAD
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, str):
+        given = {"name": given}
+    if isinstance(given, Mapping) and "name" in given:
+        settings = {key: value for key, value in given.items() if key != "name"}
+        return METHODS[choice(what, given["name"], METHODS)].with_settings(settings)
+    raise TypeError(
+        f"{what} must be a method such as emanest.EMANesterov(), the name of one, a mapping of its "
+        f'"name" and settings, or None, got {_instead(given)}'
+    )
+
+
+def _instead(given):
+    """What was given in place of a method, and what was meant by it."""
+    if not (isinstance(given, type) and issubclass(given, Method)):
+        return repr(given)
+    package = "emanest." if given.__module__.startswith(__name__.partition(".")[0] + ".") else ""
+    needed = ", ".join(f"{name}=..." for name in _needed(given))
+    return f"the class: write {package}{given.__qualname__}({needed})"
+
+
+def _needed(cls):
+    """The settings of a method that have no default."""
+    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def group_entries(method, base=None):
+    """The entries that a method puts into a parameter group.
+
+    Args:
+        method: as ``as_method`` takes it.
         base: the options of the base as it was made, where the group has one already.
 
     Raises:
-        TypeError: neither a method nor None.
+        TypeError, ValueError: as in ``as_method``.
     """
-    method = NO_LOOKAHEAD if method is None else method
-    if not isinstance(method, Method):
-        names = ", ".join(m.__name__ for m in METHODS.values())
-        raise TypeError(f"lookahead must be None or one of {names}, got {method!r}")
+    method = as_method(method)
     memory = zip(method.memory_entries, method.memory.values(), strict=True)
     notes = {} if base is None else method.note_base(base)
     return {"lookahead": method.name, **method.settings(), **dict(memory), **notes}

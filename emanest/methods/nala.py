@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ..values import count, real
 from .method import Method, Plan, State, checked
+from .syncs import never_syncs
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class NALA(Method):
     every: int = field(default=5, metadata=checked(count))
     lr: float = field(default=1e-3, metadata=checked(real, 0))
     mu: float = field(default=-0.5, metadata=checked(real, -1, 1, "()"))
+
+    def misses(self, total_steps):
+        """Say whether no gradient moves the slow weights."""
+        return never_syncs(self, self.every + 1, total_steps)
 
     def plan(self, info, memory):
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""

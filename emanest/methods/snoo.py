@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, checked
+from .syncs import is_sync, never_syncs
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class SNOO(Method):
     every: int = field(metadata=checked(count))
     lr: float = field(default=0.7, metadata=checked(real, 0, 2, "()"))
     momentum: float = field(default=0.5, metadata=checked(real, 0, 1, "[)"))
+
+    def misses(self, total_steps):
+        """Say whether there is no sync."""
+        return never_syncs(self, self.every, total_steps)
 
     def plan(self, info, memory):
         """Take the outer step at a sync."""

@@ -44,7 +44,8 @@ class AdamW(Optimizer):
         weight_decay: decoupled decay per unit of lr, at least 0; it acts at y (GPA: on z).
         amsgrad: divide by the largest second moment so far.
         lookahead: a method (``EMANesterov``, ``NAG``, ``Lookahead``, ``LongHorizon``, ``SNOO``,
-            ``GPA``, ``ScheduleFree``, ``NALA``) or None; groups may override it.
+            ``GPA``, ``ScheduleFree``, ``NALA``), its name in ``emanest.METHODS``, a mapping of
+            "name" and settings, or None; groups may override it.
         backend: name of a back end, or None for the best that works on the parameters' device.
         maximize: ascend.
         foreach, fused: accepted for compatibility and recorded; the step is one pass anyway.

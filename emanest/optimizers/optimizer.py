@@ -121,7 +121,8 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group):
         """Add a group, as in torch; it joins the optimizer's clock and mode.
 
-        ``lookahead`` may be a method or None; ``lookahead_*`` entries override single settings.
+        ``lookahead`` may be all that a constructor takes; ``lookahead_*`` entries override single
+        settings.
 
         Raises:
             TypeError, ValueError: an option or a parameter is not valid; nothing is added.

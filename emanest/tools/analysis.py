@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..methods.method import NO_LOOKAHEAD, Method, Plan, StepInfo
+from ..methods.method import Plan, StepInfo, as_method
 from ..optimizers.sgd import BASE as SGD
 from ..rules import BASES, LOOKAHEADS, POINTS, step
 from ..values import count, real
@@ -38,7 +38,7 @@ def period(method):
     Raises:
         TypeError: neither a method nor None.
     """
-    method, word, half = _method(method), [], 0
+    method, word, half = as_method(method, "method"), [], 0
     rules = (plan.rule for _, plan in _plans(method, 1.0, 0.0))
     # before its first sync a method with syncs has not shown what it repeats
     while not half or word[:half] != word[half:] or (method.syncs and set(word) == {Plan().rule}):
@@ -51,7 +51,7 @@ def transition(method, lr, curvature, *, t=SETTLED, **base):
     """The companion matrix: one period of the method on f(y) = curvature * y ** 2 / 2.
 
     Args:
-        method: a lookahead method, or None.
+        method: a lookahead method, its name, a mapping of "name" and settings, or None.
         lr: learning rate of the base, at least 0.
         curvature: a number, or a tensor of them.
         t: the period is the one that contains step t.
@@ -65,7 +65,7 @@ def transition(method, lr, curvature, *, t=SETTLED, **base):
         TypeError, ValueError: an argument is of the wrong kind or out of range, or the method does
             not work with this base.
     """
-    method = _method(method)
+    method = as_method(method, "method")
     group = _group(method, lr, **base)
     curvature = torch.as_tensor(curvature, dtype=torch.float64).unsqueeze(-1)
     names = (*BASES[SGD.rule(group)].state, *method.state)
@@ -99,7 +99,7 @@ def frequency_response(method, frequencies, *, t=SETTLED):
     frequencies, w + 2 pi k / period; the response is the component at w itself.
 
     Args:
-        method: a lookahead method, or None.
+        method: a lookahead method, its name, a mapping of "name" and settings, or None.
         frequencies: w in radians per step, a number or a tensor.
         t: the period is the one that contains step t.
 
@@ -110,7 +110,7 @@ def frequency_response(method, frequencies, *, t=SETTLED):
         TypeError, ValueError: neither a method nor None; t is no count.
     """
     return _response(
-        _method(method),
+        as_method(method, "method"),
         frequencies,
         t,
         drive=lambda plan, x, y, state, update: update,
@@ -129,7 +129,7 @@ def direction_response(method, frequencies, *, t=SETTLED):
         ValueError: y is x, so there is no direction, or some steps leave x where it is, so that
             its displacements cannot be chosen freely.
     """
-    method = _method(method)
+    method = as_method(method, "method")
 
     def drive(plan, x, y, state, delta):
         # the update that moves x by delta
@@ -153,7 +153,7 @@ def trajectory(method, gradient, start, lr, steps, **base):
     """Run a method on SGD from step 0.
 
     Args:
-        method: a lookahead method, or None.
+        method: a lookahead method, its name, a mapping of "name" and settings, or None.
         gradient: function of y, a float64 tensor shaped as ``start``; it may be noisy.
         start: where x and y begin.
         lr: learning rate, at least 0; constant.
@@ -166,7 +166,7 @@ def trajectory(method, gradient, start, lr, steps, **base):
     Raises:
         TypeError, ValueError: as in ``transition``.
     """
-    method = _method(method)
+    method = as_method(method, "method")
     group = _group(method, lr, **base)
     x = y = torch.as_tensor(start, dtype=torch.float64)
     names = (*BASES[SGD.rule(group)].state, *method.state)
@@ -178,14 +178,6 @@ def trajectory(method, gradient, start, lr, steps, **base):
         xs.append(_iterate(method, y, state, plan.ahead))
         ys.append(y)
     return Trajectory(torch.stack(xs), torch.stack(ys))
-
-
-def _method(method):
-    if method is None:
-        return NO_LOOKAHEAD
-    if not isinstance(method, Method):
-        raise TypeError(f"method must be None or a lookahead method, got {method!r}")
-    return method
 
 
 def _group(method, lr, **base):
