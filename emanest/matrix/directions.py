@@ -95,7 +95,7 @@ class Directions(Matrices):
         columns = [self.matrices(column) for column in columns]
         rows = self.of_matrices(numbers.rows)
         factors = self.even(owners, self.matrices(directions), columns, rows, skip)
-        return directions, [each.flatten() for each in self.wholes(factors)], numbers.step
+        return directions, self.wholes(factors, vectors=True), numbers.step
 
     def _scales(self):
         """Factors of directions: of each of ``blocks`` a vector of one element; for the last pass.
@@ -110,10 +110,11 @@ class Directions(Matrices):
         vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
         scales = list(vector.split(1))
         rows = [
-            scale if s.start is None else scale.expand(*s.stack, s.split * s.rows)
+            scale if s.start is None else scale.expand(s.per_param * s.rows)
             for (s, _), scale in zip(self.blocks, scales, strict=True)
         ]
-        return scales, [self.here(i, each).flatten() for i, each in enumerate(self.wholes(rows))]
+        wholes = self.wholes(rows, vectors=True)
+        return scales, [self.here(i, each) for i, each in enumerate(wholes)]
 
     def here(self, i, scales):
         """Of the factors of a parameter's rows those of the rows that lie here."""
@@ -183,9 +184,9 @@ class Directions(Matrices):
             columns: of the row rule's state, cut like these.
 
         Returns:
-            Factors for each owner, of a stack for each of its first indices.
+            A vector for each owner.
         """
-        wholes = [scale.new_empty((*s.stack, s.split * s.rows)) for s, scale in owners]
+        wholes = [scale.new_empty(s.per_param * s.rows) for s, scale in owners]
         parts = [w.view(s.per_param, s.rows) for w, (s, _) in zip(wholes, owners, strict=True)]
         factors = [each for part in parts for each in part.unbind()]
         scales = [scale for s, scale in owners for _ in range(s.per_param)]

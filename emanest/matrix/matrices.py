@@ -74,11 +74,12 @@ class Matrices:
         ]
         return batches, layouts
 
-    def wholes(self, pieces):
+    def wholes(self, pieces, vectors=False):
         """For each parameter one tensor, put together where it has several shapes.
 
         Args:
-            pieces: for each of ``blocks`` a tensor of its rows, or of values for them.
+            pieces: for each of ``blocks`` a tensor of its rows; or a vector of values for them.
+            vectors: whether they are vectors; so is the result then.
         """
         found: list[Any] = [None] * len(self.layouts)
         cut = {}
@@ -89,7 +90,12 @@ class Matrices:
                 cut[i, shape.start] = piece
         for i in self._several:
             shapes = self.layouts[i]
-            found[i] = torch.cat([cut[i, each.start] for each in shapes], len(shapes[0].stack))
+            stack, its = shapes[0].stack, [cut[i, s.start] for s in shapes]
+            if vectors:
+                # with their lengths: a stack may be empty
+                its = [t.view(*stack, s.split * s.rows) for t, s in zip(its, shapes, strict=True)]
+            whole = torch.cat(its, len(stack))
+            found[i] = whole.flatten() if vectors else whole
         return found
 
     def of_matrices(self, numbers):

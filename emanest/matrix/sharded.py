@@ -75,13 +75,15 @@ class ShardedDirections(Directions):
 
     def here(self, i, scales):
         """As ``Directions``, cut as the rows are."""
-        (placement,) = self.joint.params[i].placements
-        if scales.numel() == 1 or not placement.is_shard() or placement.dim >= scales.dim():
+        (placement,), shapes = self.joint.params[i].placements, self.layouts[i]
+        stack = shapes[0].stack
+        if len(shapes) == 1 or not placement.is_shard() or placement.dim > len(stack):
             return scales
+        scales = scales.view(*stack, sum(s.split * s.rows for s in shapes))
         group = self.bucket.mesh.get_group()
         rank, count = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         begin, end = Sharding(tuple(scales.shape), placement.dim).part(rank, count)
-        return scales.narrow(placement.dim, begin, end - begin)
+        return scales.narrow(placement.dim, begin, end - begin).flatten()
 
     def tensors(self):
         """What matrices are made of: the parameters as wholes."""
