@@ -18,7 +18,7 @@ GATED_NAME = re.compile(r"gate_up(_proj)?|w1_?w3|w12|w13")
 # those of these names may, in an order that is not known
 FUSED_NAME = re.compile(
     r"(.*_)?w?qkv(_.*)?|query_key_value|c_attn|(to_)?kv(_proj|_b_proj)?|Wkv"
-    r"|(gate_up|up_gate)(_.*)?|w1_?w3|w12|w13|in_proj|Wi|dense_h_to_4h",
+    r"|(gate_up|up_gate)(_.*)?|w1_?w3|w12|w13|in_proj|Wi",
     re.IGNORECASE,
 )
 ROUTER_NAME = re.compile(r"(.*_)?(router|gate|gating|switch)|wg")
