@@ -80,6 +80,52 @@ def test_each_block_is_stepped_as_a_parameter_of_its_own(name, backend, run):
         assert [bits(b) for b in held] == [bits(many.state[p][key]) for p in alone]
 
 
+@each_backend
+@each_class
+def test_matrices_beside_them_are_stepped_as_before(name, backend):
+    """Of another group that is iterated together with theirs, and of blocks of their size."""
+    (fused,), plain = (
+        helpers.parameters(shapes=[(20, 8)]),
+        helpers.parameters(shapes=[(12, 8), (4, 8)]),
+    )
+    alone = [nn.Parameter(p.detach().clone()) for p in plain]
+    groups = [{"params": [fused], "split": SPLIT}, {"params": plain}]
+    options = {"lookahead": METHODS["ema"], "backend": backend}
+    one, other = CLASSES[name](groups, LR, **options), CLASSES[name](alone, LR, **options)
+    for t in range(4):
+        helpers.set_gradients([*plain, fused], t)
+        for p, q in zip(alone, plain, strict=True):
+            p.grad = q.grad.clone()
+        one.step()
+        other.step()
+    assert [bits(p) for p in plain] == [bits(p) for p in alone]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("stack", [False, True])
+@each_class
+def test_larger_blocks_on_any_device_are_stepped_alike(name, stack, device):
+    """But for the products, which may round by the size of a batch on a GPU."""
+    split, shapes = (96, 32, 32), [(3, 160, 64) if stack else (160, 64)] * 2
+    start = helpers.parameters(shapes=shapes)
+    fused = [nn.Parameter(p.detach().to(device)) for p in start]
+    alone = [nn.Parameter(b.clone()) for p in fused for b in blocks(p.detach(), split, stack)]
+    options = {} if name == "SOAP" else {"ns_dtype": "float32"}
+    one = CLASSES[name](fused, LR, split=split, stack=stack, **options)
+    many = CLASSES[name](alone, LR, stack=False, **options)
+    for t in range(4):
+        for p, g in zip(fused, helpers.gradients(start, t), strict=True):
+            p.grad = g.to(device)
+        grads = [b.clone() for p in fused for b in blocks(p.grad, split, stack)]
+        for p, g in zip(alone, grads, strict=True):
+            p.grad = g
+        one.step()
+        many.step()
+    found = [b for p in fused for b in blocks(p.detach(), split, stack)]
+    for a, b in zip(found, alone, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-5)
+
+
 @each_class
 def test_equal_blocks_are_those_of_an_integer(name):
     """Whatever form the sequence has; state has the same shapes, too."""
