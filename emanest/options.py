@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
 import torch
 
@@ -79,9 +79,14 @@ def own_options(optimizer, *check_together):
             f"{optimizer.__name__} does not say how {bare} are checked: annotate each in its "
             "constructor, as in eps: Annotated[float, check], without postponed annotations"
         )
-    SEQUENCES.update((name, None) for name in own if isinstance(options[name], tuple))
+    SEQUENCES.update((name, None) for name in own if _takes_sequences(parameters[name].annotation))
     checks = {**CHECKS, **{name: parameters[name].annotation.__metadata__[0] for name in own}}
     return options, functools.partial(check_group, checks, (_check_all, *check_together))
+
+
+def _takes_sequences(annotation):
+    kind, *_ = get_args(annotation)
+    return any(get_origin(each) is Sequence for each in (kind, *get_args(kind)))
 
 
 def check_group(checks, check_together, group):

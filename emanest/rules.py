@@ -298,8 +298,8 @@ class State(str):
     Args:
         name: in ``optimizer.state[p]``; that alone is shaped as the parameter and starts at zero.
         shape: (parameter, group) -> how many of its first dimensions are the parameter's, sharded
-            with them, and the sizes of its others; perhaps, whether matrices lie column by column.
-            None: as the parameter.
+            with them, and the sizes of its others; perhaps, whether matrices lie column by column;
+            perhaps, what else tells apart what has one shape. None: as the parameter.
         options: names of the group's options that the shape depends on, which then have to stay.
         position: whether it holds a point, which starts as a copy of the parameter.
     """

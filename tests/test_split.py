@@ -59,7 +59,7 @@ def kinds(model, rules=None, **options):
 
 def reasons(model, capsys, rules=None):
     """Parameter -> (where it goes, why), as printed."""
-    split_params(model, rules)
+    split_params(model, rules, verbose="all")
     first, *lines, _ = capsys.readouterr().out.splitlines()
     columns = [first.index(title) for title in ("to", "because")]
     return {
@@ -111,7 +111,7 @@ def test_the_table_gives_each_reason(capsys):
         "conv.bias": ("adamw", "vector"),
         "depth.weight": ("adamw", "depthwise"),
         "depth.bias": ("adamw", "vector"),
-        "attention.in_proj_weight": ("muon", "fused matrices"),
+        "attention.in_proj_weight": ("muon", "fused: split=3"),
         "attention.in_proj_bias": ("adamw", "vector"),
         "attention.out_proj.weight": ("muon", "matrix"),
         "attention.out_proj.bias": ("adamw", "vector"),
@@ -134,7 +134,7 @@ def test_the_table_gives_each_reason(capsys):
 
 def test_every_reason_is_documented():
     table = split_params.__doc__
-    for reason, *_ in emanest.tools.split._TABLE:
+    for reason, *_ in emanest.tools.parameters.TABLE:
         assert f"\n        {reason} " in table
 
 
@@ -341,6 +341,76 @@ def test_bad_arguments_are_named(model, rules, error, message):
 def test_adamws_entries_name_no_other_base():
     with pytest.raises(ValueError, match="got base 'soap': name it in muon, or in a rule"):
         split_params(Model(), adamw={"base": "soap"}, verbose=False)
+
+
+# ---- vectors ------------------------------------------------------------------------------------
+
+
+def settings(groups):
+    """Parameter -> the entries of its group."""
+    return {
+        n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
+    }
+
+
+def test_vectors_have_entries_of_their_own():
+    options = {"adamw": {"weight_decay": 0.1, "lr": 0.2}, "vectors": {"weight_decay": 0}}
+    rules = {r"0\.norm": {"weight_decay": 0.3}}
+    found = settings(split_params(Model(), rules, muon={"lr": 1}, verbose=False, **options))
+    decays = {name: its["weight_decay"] for name, its in found.items() if "base" in its}
+    assert decays == {
+        **dict.fromkeys(("pos", "embed.weight", "head.weight"), 0.1),
+        **{f"blocks.0.norm.{name}": 0.3 for name in ("weight", "bias")},
+        **{f"blocks.1.norm.{name}": 0 for name in ("weight", "bias")},
+        **{f"blocks.{k}.up.bias": 0 for k in range(2)},
+        "temperature": 0,
+    }
+    assert {its["lr"] for its in found.values() if "base" in its} == {0.2}
+    assert {n for n, its in found.items() if "base" not in its} == {
+        f"blocks.{k}.{layer}.weight" for k in range(2) for layer in ("up", "down")
+    }
+
+
+def test_what_is_thin_a_bias_or_per_element_is_a_vector():
+    model = Kinds()
+    model.norm, model.A_log = nn.LayerNorm((4, 4)), nn.Parameter(torch.ones(4, 8))
+    found = settings(split_params(model, vectors={"weight_decay": 0}, verbose=False))
+    of_many_dimensions = {
+        n for n, its in found.items() if "weight_decay" in its and model.get_parameter(n).dim() > 1
+    }
+    assert of_many_dimensions == {
+        *("row", "experts_bias", "biases.0", "norm.weight", "norm.bias", "A_log")
+    }
+    assert all("weight_decay" in found[n] for n, p in model.named_parameters() if p.dim() < 2)
+
+
+def test_all_parameters_may_go_to_adamw():
+    groups = split_params(Model(), {"": "adamw"}, vectors={"weight_decay": 0}, verbose=False)
+    optimizer = emanest.AdamW(groups, 0.1, weight_decay=0.5)
+    found = {p.dim() < 2: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert found == {False: 0.5, True: 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"vectors": {"base": "soap"}},
+            ValueError,
+            "vectors has entries of AdamW's groups, got bas",
+        ),
+        (
+            {"vectors": 0},
+            TypeError,
+            r"vectors must be a dict of entries .*'weight_decay': 0.*got 0",
+        ),
+        ({"adamw": [1]}, TypeError, r"adamw must be a dict of entries of groups, .*got \[1\]"),
+        ({"muon": "soap"}, TypeError, r"muon must be a dict of entries .*got 'soap' \(str\)"),
+    ],
+)
+def test_bad_entries_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        split_params(Model(), verbose=False, **options)
 
 
 def test_a_rule_cannot_send_a_vector_to_muon():

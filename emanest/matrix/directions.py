@@ -73,7 +73,8 @@ class Directions(Matrices):
         super().__init__(joint)
         self.polar = polar(self.group, self.bucket.device, self.bucket.param_dtype)
         self.row_rule: Any = row_rule
-        self.scales = self.kept("scales", (*self.LAYOUT, "adjust_lr_fn"), self._scales)
+        options = *self.LAYOUT, "adjust_lr_fn"
+        self.of_blocks, self.scales = self.kept("scales", options, self._scales)
 
     def __call__(self, gs, numbers, skip):
         """Directions, a scale for each or for each of its rows, and the numbers of the pass.
@@ -87,26 +88,37 @@ class Directions(Matrices):
         directions = self.found(gs, numbers.momentum, skip)
         if not self.row_rule:
             return directions, self.scales, numbers.step
-        owners = [(shape, i) for shape in self.shapes for i in shape.params]
+        owners = [
+            (shape, scale) for (shape, _), scale in zip(self.blocks, self.of_blocks, strict=True)
+        ]
         columns = self.joint.columns(ROWS[self.row_rule].state)
         columns = [self.matrices(column) for column in columns]
         rows = self.of_matrices(numbers.rows)
         factors = self.even(owners, self.matrices(directions), columns, rows, skip)
-        scales = list(self.scales)
-        for (_, i), factor in zip(owners, factors, strict=True):
-            scales[i] = factor
-        return directions, scales, numbers.step
+        return directions, self.wholes(factors, vectors=True), numbers.step
 
     def _scales(self):
-        """For each parameter the factor of its directions, a vector of one element."""
-        scales, owners = [0.0] * len(self.joint.params), self.owners()
-        for shape in self.shapes:
-            for i in shape.params:
-                scale = SCALES[owners[i].group["adjust_lr_fn"] or "original"]
-                # an empty matrix has no scale, but must not be an error
-                scales[i] = scale(max(shape.rows, 1), max(shape.columns, 1))
+        """Factors of directions: of each of ``blocks`` a vector of one element; for the last pass.
+
+        That takes a vector of one element for each parameter, or of one for each of its rows.
+        """
+        owners, scales = self.owners(), []
+        for shape, i in self.blocks:
+            scale = SCALES[owners[i].group["adjust_lr_fn"] or "original"]
+            # an empty matrix has no scale, but must not be an error
+            scales.append(scale(max(shape.rows, 1), max(shape.columns, 1)))
         vector = torch.tensor(scales, dtype=self.bucket.dtype, device=self.bucket.device)
-        return list(vector.split(1))
+        scales = list(vector.split(1))
+        rows = [
+            scale if s.start is None else scale.expand(s.per_param * s.rows)
+            for (s, _), scale in zip(self.blocks, scales, strict=True)
+        ]
+        wholes = self.wholes(rows, vectors=True)
+        return scales, [self.here(i, each) for i, each in enumerate(wholes)]
+
+    def here(self, i, scales):
+        """Of the factors of a parameter's rows those of the rows that lie here."""
+        return scales
 
     def average(self, us, gs, state, numbers, skip):
         """Run the momentum pass over tensors; the squares of the updates' norms."""
@@ -153,32 +165,31 @@ class Directions(Matrices):
         """For each parameter the orthogonal factor of its update; the momentum moves on."""
         updates, norms = self.momentum(gs, numbers, skip)
         factors = self.polar.inverses(norms).split([len(u) for u in updates])
-        found = [torch.empty(0, device=self.bucket.device)] * len(gs)
+        pieces = []
         for (_, batch), its in zip(self.batches, factors, strict=True):
             # taken off the list: it is not needed any more, and memory may be short
             o = self.orthogonal(updates.pop(0), its)
             for s, some in zip(batch, o.split([s.matrices for s in batch]), strict=True):
                 # all at once: a view of each costs as much as a launch
                 some = some.view(len(s.params), *s.stack, s.split * s.rows, *s.row)
-                for i, each in zip(s.params, some.unbind(), strict=True):
-                    found[i] = each
-        return found
+                pieces += some.unbind()
+        return self.wholes(pieces)
 
     def even(self, owners, os, columns, numbers, skip):
         """Find a factor for each row, which evens rows out and includes the scale.
 
         Args:
-            owners: whose rows: shapes, and indices of parameters.
+            owners: whose rows: shapes, and for each the scale of its matrices.
             os: the orthogonal matrices of all of them.
             columns: of the row rule's state, cut like these.
 
         Returns:
             A vector for each owner.
         """
-        wholes = [self.scales[i].new_empty(s.per_param * s.rows) for s, i in owners]
+        wholes = [scale.new_empty(s.per_param * s.rows) for s, scale in owners]
         parts = [w.view(s.per_param, s.rows) for w, (s, _) in zip(wholes, owners, strict=True)]
         factors = [each for part in parts for each in part.unbind()]
-        scales = [self.scales[i] for s, i in owners for _ in range(s.per_param)]
+        scales = [scale for s, scale in owners for _ in range(s.per_param)]
         # a process may own none
         if os:
             os = [o.flatten(1) for o in os]

@@ -22,6 +22,7 @@ from .directions import at_once
 from .lapack import eigenvectors, orthonormal
 from .matrices import Matrices
 from .norms import with_products
+from .shapes import squares
 
 # what becomes of a basis once the gradient is taken in: it stays, is turned by a step of orthogonal
 # iteration, or is found
@@ -110,30 +111,40 @@ class EigenDirections(Matrices):
     def _batches_of_state(self):
         """All matrices with their state, cut where it is not evenly spaced."""
         averages = [self.matrices(c) for c in self.joint.columns(MOMENTA["adam"].state)]
-        squares = [[self._squares(c) for c in self.joint.columns(names)] for names in SIDES]
+        sides = [
+            [
+                self._squares(column, side, by_columns)
+                for by_columns, column in enumerate(self.joint.columns(names))
+            ]
+            for side, names in enumerate(SIDES)
+        ]
         sizes = [(s.rows, s.columns) for s in self.shapes for _ in range(s.matrices)]
         together = {}
         for k, size in enumerate(sizes):
-            rotated = tuple(grams[k].numel() > 0 for grams, _ in squares)
+            rotated = tuple(grams[k].numel() > 0 for grams, _ in sides)
             together.setdefault((size, rotated), []).append(k)
         batches = []
         for (size, rotated), all_of_size in together.items():
-            sides = [side for side, has in zip(squares, rotated, strict=True) if has]
+            has_bases = [side for side, has in zip(sides, rotated, strict=True) if has]
             most = at_once(max(size) * (max(size) if all(rotated) else min(size)))
-            for at in evenly_spaced(all_of_size, [c for side in sides for c in side], most):
+            for at in evenly_spaced(all_of_size, [c for side in has_bases for c in side], most):
                 own = [
                     tuple(as_batch([column[k] for k in at]) for column in side) if has else None
-                    for side, has in zip(squares, rotated, strict=True)
+                    for side, has in zip(sides, rotated, strict=True)
                 ]
                 batches.append(Batch(at, [[c[k] for k in at] for c in averages], own))
         return batches
 
-    def _squares(self, tensors):
+    def _squares(self, tensors, side, by_columns):
         """The square matrices of state that is shaped by ``square``."""
-        tensors = [tensors[i] for s in self.shapes for i in s.params]
-        while any(t.dim() > 2 for t in tensors):
-            tensors = [m for t in tensors for m in (t.unbind() if t.dim() > 2 else [t])]
-        return tensors
+        owners = self.owners()
+        return [
+            matrix
+            for shape, i in self.blocks
+            for matrix in squares(
+                tensors[i], shape, self.layouts[i], side, by_columns, owners[i].group
+            )
+        ]
 
     def _directions(self, batch, gs, numbers, momenta):
         """Directions, as matrices shaped like gradients; state moves on."""
@@ -233,13 +244,11 @@ class EigenDirections(Matrices):
 
     def _wholes(self, found):
         """Matrices put together to tensors of the parameters' shapes."""
-        wholes = self.tensors()
-        matrices = iter([found[k] for k in range(len(found))])
-        for shape in self.shapes:
-            for i in shape.params:
-                its = [*itertools.islice(matrices, shape.per_param)]
-                wholes[i] = as_whole(its, wholes[i])
-        return wholes
+        params, matrices, pieces = self.tensors(), iter([found[k] for k in range(len(found))]), []
+        for shape, i in self.blocks:
+            its = [*itertools.islice(matrices, shape.per_param)]
+            pieces.append(as_whole(its, shape.part(params[i])))
+        return self.wholes(pieces)
 
 
 def _bare(batch):

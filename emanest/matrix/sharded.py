@@ -53,58 +53,90 @@ class ShardedDirections(Directions):
         us = [torch.empty(g.shape, dtype=self.polar.update_dtype, device=g.device) for g in gs]
         state = self.joint.columns(MOMENTA["ema"].state)
         self.average(us, gs, state, numbers.momentum, skip)
-        found, scales, start = list(us), list(self.scales), 0
-        for shape in self.shapes:
-            indices = [*itertools.product(*map(range, shape.stack))]
-            units = [Unit(i, index) for i in shape.params for index in indices]
-            one, parts, factors = shape._replace(stack=()), {}, {}
-            size = at_once(one.per_param * one.rows * one.columns) * self.bucket.mesh.size()
+        found, scales, start, kinds = list(us), list(self.scales), 0, {}
+        for i, shapes in enumerate(self.layouts):
+            kinds.setdefault(shapes, []).append(i)
+        for shapes, members in kinds.items():
+            stack = shapes[0].stack
+            indices = [*itertools.product(*map(range, stack))]
+            units = [Unit(i, index) for i in members for index in indices]
+            one, parts, factors = [s._replace(stack=()) for s in shapes], {}, {}
+            size = at_once(sum(s.per_param * s.rows * s.columns for s in one))
+            size *= self.bucket.mesh.size()
             for k in range(0, len(units), size):
                 some = units[k : k + size]
                 self._together(one, some, start, us, parts, factors, numbers.rows, skip)
                 start += len(some)
             for i, each in parts.items():
-                found[i] = torch.stack(each) if shape.stack else each[0]
+                found[i] = torch.stack(each) if stack else each[0]
             for i, each in factors.items():
                 scales[i] = torch.cat(each)
         return found, scales, numbers.step
+
+    def here(self, i, scales):
+        """As ``Directions``, cut as the rows are."""
+        (placement,), shapes = self.joint.params[i].placements, self.layouts[i]
+        stack = shapes[0].stack
+        if len(shapes) == 1 or not placement.is_shard() or placement.dim > len(stack):
+            return scales
+        scales = scales.view(*stack, sum(s.split * s.rows for s in shapes))
+        group = self.bucket.mesh.get_group()
+        rank, count = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        begin, end = Sharding(tuple(scales.shape), placement.dim).part(rank, count)
+        return scales.narrow(placement.dim, begin, end - begin).flatten()
 
     def tensors(self):
         """What matrices are made of: the parameters as wholes."""
         return self.joint.params
 
-    def _together(self, shape, units, start, us, parts, factors, numbers, skip):
-        """Find directions of some units of one shape, and factors of them, by parameter."""
+    def _together(self, shapes, units, start, us, parts, factors, numbers, skip):
+        """Find directions of some units of one kind, and factors of them, by parameter.
+
+        Args:
+            shapes: of each unit, from its first row to its last.
+            units, us, numbers, skip: as in ``__call__``.
+            start: how many units came before.
+            parts, factors: by parameter, receive what is found.
+        """
         mesh, params = self.bucket.mesh, self.tensors()
         owners = [(start + k) % mesh.size() for k in range(len(units))]
         exchange = Exchange(mesh.get_group(), owners)
         shardings = [unit.sharding(params) for unit in units]
         wholes = exchange.gather(shardings, [unit.of(us) for unit in units])
-        os = self._iterated(shape, wholes)
+        os = self._iterated(shapes, wholes)
         if self.row_rule:
-            self._even_rows(exchange, shape, units, os, factors, numbers, skip)
+            self._even_rows(exchange, shapes, units, os, factors, numbers, skip)
         like = torch.empty(0, dtype=self.polar.dtype, device=us[0].device)
         new = exchange.scatter(shardings, os, like)
         for unit, part in zip(units, new, strict=True):
             parts.setdefault(unit.member, []).append(part)
 
-    def _iterated(self, shape, wholes):
+    def _iterated(self, shapes, wholes):
         if not wholes:
             return []
-        u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
-        o = self.orthogonal(u, self.polar.inverses(norms_of(u, self.joint.backend)))
-        return list(o.view(len(wholes), *wholes[0].shape).unbind())
+        found = []
+        for shape in shapes:
+            u = torch.stack([m.flatten(1) for m in shape.cut(wholes)])
+            o = self.orthogonal(u, self.polar.inverses(norms_of(u, self.joint.backend)))
+            found.append(o.view(len(wholes), shape.split * shape.rows, *shape.row))
+        return list(_joined(found, 1).unbind())
 
-    def _even_rows(self, exchange, shape, units, os, factors, numbers, skip):
+    def _even_rows(self, exchange, shapes, units, os, factors, numbers, skip):
         """Find a factor for each row; an average over rows lies beside the rows."""
         params = self.tensors()
         shardings = [unit.sharding(params, dims=1) for unit in units]
         columns = self.joint.columns(ROWS[self.row_rule].state)
         held = [[unit.of(column) for unit in units] for column in columns]
         wholes = [exchange.gather(shardings, parts) for parts in held]
-        owners = [(shape, units[k].member) for k in exchange.mine]
-        cut = [shape.cut(column) for column in wholes]
-        news = self.even(owners, shape.cut(os), cut, numbers, skip)
+        mine = [units[k].member for k in exchange.mine]
+        scales = {
+            (i, s.start): scale for (s, i), scale in zip(self.blocks, self.of_blocks, strict=True)
+        }
+        owners = [(shape, scales[i, shape.start]) for shape in shapes for i in mine]
+        cut = [[m for shape in shapes for m in shape.cut(column)] for column in wholes]
+        matrices = [m for shape in shapes for m in shape.cut(os)]
+        news = self.even(owners, matrices, cut, numbers, skip)
+        news = [_joined(news[k :: len(mine)], 0) for k in range(len(mine))]
         like = self.scales[0].new_empty(0)
         for parts, column in zip(held, wholes, strict=True):
             for part, new in zip(parts, exchange.scatter(shardings, column, like), strict=True):
@@ -112,6 +144,10 @@ class ShardedDirections(Directions):
         news = [new.view(-1, 1) for new in news]
         for unit, new in zip(units, exchange.scatter(shardings, news, like), strict=True):
             factors.setdefault(unit.member, []).append(new.view(-1))
+
+
+def _joined(tensors, dim):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def alike(polar, part):

@@ -6,7 +6,7 @@ from ..matrix.balanced import Balanced
 from ..options import AtLeastZero, Flag, LearningRate, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
-from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Stack, base_of
+from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Split, Stack, base_of
 from .optimizer import Optimizer
 
 
@@ -59,7 +59,7 @@ class Aurora(Optimizer):
         pp_iterations: Count = 2,
         pp_beta: Annotated[float, by(real, 0, 1, "(]")] = 0.5,
         *,
-        split: Count = 1,
+        split: Split = 1,
         stack: Stack = None,
         ns_form: Form = None,
         ns_dtype: Dtype = None,

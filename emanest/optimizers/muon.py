@@ -11,7 +11,7 @@ from ..matrix.directions import Numbers
 from ..matrix.newton_schulz import FORMS, check_dtype
 from ..matrix.norms import NORMS
 from ..matrix.polar import Polar
-from ..matrix.shapes import SCALES, is_stack, rows
+from ..matrix.shapes import SCALES, check_split, is_stack, rows
 from ..matrix.sharded import alike, divided
 from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
 from ..rules import MOMENTA, ROWS, State
@@ -23,6 +23,7 @@ from .optimizer import Optimizer
 # options of Muon and its relatives
 Coefficients = Annotated[str | Sequence[Any], check_coefficients]
 Count = Annotated[int, count]
+Split = Annotated[int | Sequence[int], check_split]
 Scale = Annotated[str | None, by(choice, (None, *SCALES))]
 Stack = Annotated[bool | None, by(optional, flag)]
 Form = Annotated[str | None, by(choice, (None, *FORMS))]
@@ -81,8 +82,14 @@ def check_layout(name, p, group):
     if p.dim() < 2:
         return
     count = shape[1 if is_stack(p, stack) else 0]
-    if count % split:
-        raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
+    if isinstance(split, int):
+        if count % split:
+            raise ValueError(f"split={split} does not divide the {count} rows of {name}, {shape}")
+    elif count != sum(split):
+        raise ValueError(
+            f"split={split} has {sum(split)} rows, but {name}, {shape}, has {count}: give a number "
+            "of rows for each block, or an integer for so many equal ones"
+        )
 
 
 def base_of(optimizer, *check_together, row_rule=None, row_numbers=lambda group: (), polar=Polar):
@@ -160,7 +167,9 @@ class Muon(Optimizer):
             ``"spectral_norm"`` are not symmetric: of weights (inputs, outputs), as many experts
             have them, they take the inputs for rows.
         split: each parameter is so many matrices below each other, each orthogonalised and scaled
-            by itself: 3 for a fused (3n, n) projection to queries, keys and values.
+            by itself: 3 for a fused (3n, n) projection to queries, keys and values. A sequence
+            gives each its rows, which add up to those of the parameter: ``(q, kv, kv)`` where keys
+            and values have fewer heads. During a step these take one more value per entry.
         stack: what parameters of three and more dimensions are. True: a stack of matrices (E, rows,
             columns) or kernels (E, rows, ...), such as the weights of experts, each of which is
             updated as a parameter of its own would be. False: one kernel. None: a kernel of four
@@ -201,7 +210,7 @@ class Muon(Optimizer):
         ns_steps: Count = 5,
         adjust_lr_fn: Scale = None,
         *,
-        split: Count = 1,
+        split: Split = 1,
         stack: Stack = None,
         ns_form: Form = None,
         ns_dtype: Dtype = None,

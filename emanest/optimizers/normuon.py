@@ -5,7 +5,7 @@ from typing import Annotated
 from ..options import AtLeastZero, Flag, LearningRate, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
-from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Stack, base_of
+from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Split, Stack, base_of
 from .optimizer import Optimizer
 
 
@@ -51,7 +51,7 @@ class NorMuon(Optimizer):
         adjust_lr_fn: Scale = None,
         beta2: Annotated[float, by(real, 0, 1, "[)")] = 0.95,
         *,
-        split: Count = 1,
+        split: Split = 1,
         stack: Stack = None,
         ns_form: Form = None,
         ns_dtype: Dtype = None,

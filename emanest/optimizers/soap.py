@@ -19,7 +19,7 @@ from ..rules import MOMENTA, State
 from ..values import by, choice, count, optional, real, suggesting
 from .adamw import ADAMW
 from .base import Base
-from .muon import Count, Stack, check_layout
+from .muon import Count, Split, Stack, check_layout
 from .optimizer import Optimizer
 
 When = Annotated[str, by(choice, ("after", "before"))]
@@ -99,7 +99,7 @@ class SOAP(Optimizer):
         *,
         update_basis: When = "after",
         decay: When = "after",
-        split: Count = 1,
+        split: Split = 1,
         stack: Stack = None,
         lookahead=None,
         backend=None,

@@ -369,9 +369,9 @@ def shaped(p, kind):
     """A tensor that has the shape and the strides of a parameter's state; of no other use."""
     if kind is None:
         return p
-    dims, sizes, *by_columns = kind
+    dims, sizes, *layout = kind
     shape = *p.shape[:dims], *sizes
-    if any(by_columns):
+    if any(layout[:1]):
         return torch.empty((*shape[:-2], shape[-1], shape[-2]), device="meta").mT
     return torch.empty(shape, device="meta")
 
