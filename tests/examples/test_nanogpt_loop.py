@@ -110,7 +110,8 @@ def test_a_checkpoint_of_other_settings_is_refused(small):
 
 def test_from_the_command_line_with_the_bytes_of_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main("--steps 2 --every 1 --layers 1 --width 8 --context 8 --batch 4 --validation 1".split())
+    given = {"steps": 2, "every": 1, "layers": 1, "width": 8, "context": 8, "validation": 1}
+    main([word for name, value in given.items() for word in (f"--{name}", str(value))])
     *_, first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 1: loss 5.5")
     assert "validation at x 5." in second
