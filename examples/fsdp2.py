@@ -83,18 +83,8 @@ class Trainer:
         model = GPT2(**{name: getattr(settings, name) for name in sizes}).to(self.device)
         self.model = shard(model, self.size, self.device.type)
         # emanest: groups of the sharded parameters; every matrix is put together in one process
-        groups = emanest.split_params(
-            self.model,
-            {r"qkv\.weight": {"split": 3}},
-            adamw={"lr": settings.adamw_lr},
-            verbose=self.rank == 0,
-        )
-        ahead = emanest.EMANesterov(
-            stepsize=0.5,
-            decay=0.95,
-            warmup=settings.steps * 3 // 10,
-            rest=settings.steps * 9 // 10,
-        )
+        groups = emanest.split_params(self.model, adamw={"lr": settings.adamw_lr})
+        ahead = emanest.EMANesterov.for_run(settings.steps, decay=0.95)
         self.optimizer = emanest.Muon(groups, lr=settings.lr, lookahead=ahead)
         self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, settings.steps)
         self.step = 0

@@ -34,7 +34,7 @@ def train(lr, lookahead, seed):
 
 
 def main():
-    ahead = emanest.EMANesterov(stepsize=0.5, warmup=STEPS // 10, rest=STEPS * 9 // 10)
+    ahead = emanest.EMANesterov.for_run(STEPS)
     # lookahead goes up to twice as far along slow directions: twice the learning rate beside it
     runs = ("AdamW", LR, None), ("AdamW", 2 * LR, None), ("AdamW + EMA-Nesterov", LR, ahead)
     for name, lr, lookahead in runs:

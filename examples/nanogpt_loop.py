@@ -73,17 +73,13 @@ def batch_of(row, settings, *key):
 
 
 def optimizer_of(settings, model):
-    # emanest: windows as shares of the run; beside a sweep of the learning rate (docs/methods.md)
-    ahead = emanest.EMANesterov(
-        stepsize=settings.stepsize,
-        warmup=settings.steps * 3 // 10,
-        rest=settings.steps * 9 // 10,
-    )
+    # emanest: windows by the length of the run; compare with a sweep of lr (docs/methods.md)
+    ahead = emanest.EMANesterov.for_run(settings.steps, stepsize=settings.stepsize)
     common = {"lr": settings.lr, "lookahead": ahead if settings.stepsize else None}
     if settings.optimizer == "muon":
-        # emanest: hidden matrices to Muon, the rest to AdamW, in one optimizer; qkv is three
+        # emanest: hidden matrices to Muon, the rest to AdamW, in one optimizer
         adamw = {"lr": settings.adamw_lr, "betas": (0.9, 0.95), "weight_decay": 0.0}
-        groups = emanest.split_params(model, {r"qkv\.weight": {"split": 3}}, adamw=adamw)
+        groups = emanest.split_params(model, adamw=adamw)
         return emanest.Muon(groups, weight_decay=settings.weight_decay, **common)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
