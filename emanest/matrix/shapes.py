@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 def is_stack(p, stack):
@@ -62,6 +62,11 @@ class Shape(NamedTuple):
             tensors = [m for t in tensors for m in t.unflatten(0, (self.split, -1)).unbind()]
         return tensors
 
+
+# the rows of the table below, for annotations
+ScaleName = Literal[
+    "original", "match_rms_adamw", "spectral_norm", "spectral_unclamped", "unit_rms", "none"
+]
 
 # rule -> factor of an orthogonal update of a matrix (rows, columns), whose entries have a root mean
 # square of 1 / sqrt(max(rows, columns))

@@ -1,10 +1,10 @@
 """Long-horizon lookahead: look ahead along the displacement of the last k steps."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, StepInfo, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LongHorizon(Method):
     every: int = field(metadata=checked(count))
     stepsize: float = field(default=0.5, metadata=checked(real, -1, 1, "()"))
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate at a sync."""
         if is_sync(info.t, self.every):
             return Plan("long_horizon", (self.stepsize,), 1.0)

@@ -1,10 +1,10 @@
 """Lookahead: k steps forward, one step back."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, StepInfo, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Lookahead(Method):
     every: int = field(default=5, metadata=checked(count))
     alpha: float = field(default=0.5, metadata=checked(real, 0, 2, "[)"))
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Pull at a sync, else leave the fast weights alone."""
         if is_sync(info.t, self.every):
             return Plan("lookahead", (self.alpha,))

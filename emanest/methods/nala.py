@@ -1,10 +1,10 @@
 """NALA: lookahead whose slow weights take a gradient step of their own."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class NALA(Method):
     lr: float = field(default=1e-3, metadata=checked(real, 0))
     mu: float = field(default=-0.5, metadata=checked(real, -1, 1, "()"))
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""
         if info.ahead == self.EXTRAPOLATED:
             return Plan("anchor", base=("direction", (self.lr, 0.0)))

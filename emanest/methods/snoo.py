@@ -1,10 +1,10 @@
 """SNOO: a Nesterov SGD step of the slow weights at every sync."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked, is_sync
+from .method import Method, Plan, State, StepInfo, checked, is_sync
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SNOO(Method):
     lr: float = field(default=0.7, metadata=checked(real, 0, 2, "()"))
     momentum: float = field(default=0.5, metadata=checked(real, 0, 1, "[)"))
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Take the outer step at a sync."""
         if is_sync(info.t, self.every):
             return Plan("snoo", (self.lr, self.momentum))

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +31,14 @@ _MADE_BY_TORCH = "torch.nn.utils.parametrize", "torch.distributed."
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.(\w+)\.original\d*$")
 
 
-def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
+def split_params(
+    model: nn.Module,
+    rules: Mapping[str, str | dict[str, Any]] | None = None,
+    *,
+    muon: Mapping[str, Any] | None = None,
+    adamw: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> list[dict[str, Any]]:
     """Split a model's parameters into groups for one optimizer: ``Muon(split_params(model))``.
 
     Hidden matrices, convolution kernels and experts go to Muon (or NorMuon, Aurora, SOAP: whatever
@@ -92,14 +101,14 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         raise ValueError(
             f"adamw has entries of AdamW's groups, got base {base!r}: name it in muon, or in a rule"
         )
-    rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
+    compiled = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
     rows, groups, found = [], {}, set()
     for names, p, reason, to in _classified(model):
         name = names[0]
         if to is None:
             rows.append((name, p, "-", reason))
             continue
-        for expression, text, entries in rules:
+        for expression, text, entries in compiled:
             if any(map(expression.search, names)):
                 reason, to = f"rule {text!r}", _changed(to, entries)
                 found.add(text)
@@ -112,7 +121,7 @@ def split_params(model, rules=None, *, muon=None, adamw=None, verbose=True):
         key = kind != MUON, tuple(sorted((k, _comparable(v)) for k, v in entries.items()))
         groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
         rows.append((name, p, entries.get("base", MUON), reason))
-    unused = [text for _, text, _ in rules if text not in found]
+    unused = [text for _, text, _ in compiled if text not in found]
     if unused:
         raise ValueError(
             f"rules {unused} find no parameter that requires a gradient and that no earlier rule "
