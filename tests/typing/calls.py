@@ -48,12 +48,12 @@ optimizers = {"AdamW": make_optimizer}
 
 
 class Row(NamedTuple):
-    """A call with a mistake, the same call without it, and what mypy and pyright call it."""
+    """A call with a mistake, one without it, and what mypy and pyright call the mistake."""
 
     wrong: str
     right: str
-    mypy: str
-    pyright: str
+    mypy: str  # the codes of its errors
+    pyright: str  # their rules
 
 
 def value(wrong, right):
@@ -120,7 +120,9 @@ REJECTED = {
     "every is text": value('SNOO(every="30")', "SNOO(every=30, lr=0.7)"),
     "a Wrap without a method": argument("Wrap(adam)", "Wrap(adam, None)"),
     "a Wrap of a model": value("Wrap(model, EMA)", 'Wrap(adam, "ema_nesterov")'),
-    "a Wrap of parameters": value("Wrap([loss], EMA)", "Wrap([adam], EMA)"),
+    "a Wrap of parameters": Row(
+        "Wrap([loss], EMA)", "Wrap([adam], EMA)", "list-item", "reportArgumentType"
+    ),
     "nesterov is text": muon('nesterov="yes"', "nesterov=False"),
     "no such form": muon('ns_form="fast"', 'ns_form="gram"'),
     "no such dtype": muon('ns_dtype="float8"', 'ns_dtype="float16"'),
@@ -146,7 +148,10 @@ REJECTED = {
         "emanest.split_params(model, muon=0.02)", 'emanest.split_params(model, muon={"lr": 0.02})'
     ),
     "a loss for a closure": Row(
-        "opt.step(loss)", "opt.step(number)", "call-overload", "reportArgumentType"
+        "opt.step(loss)",
+        "opt.step(number)",
+        "call-overload",
+        "reportCallIssue reportArgumentType",
     ),
     "at_iterate of a step": argument("opt.at_iterate(3)", "opt.at_iterate()"),
     "no such method": Row(
@@ -178,9 +183,11 @@ REJECTED = {
         "compare(make_model, make_batches, optimizers, 3, 80)",
         "compare(make_model, make_batches, optimizers, range(3), 80)",
     ),
-    "an optimizer to compare": value(
+    "an optimizer to compare": Row(
         'compare(make_model, make_batches, {"AdamW": opt}, range(3), 80)',
         'compare(make_model, make_batches, {"AdamW": make_optimizer}, [1], 80, progress=print)',
+        "dict-item",
+        "reportArgumentType",
     ),
     "values are a number": value("statistics.mean(0.5)", "statistics.mean([0.5]).error"),
     "curvature is text": value(

@@ -22,14 +22,15 @@ ENVIRONMENT = {
     "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1",
 }
 
-# strict, but for functions of the user's own, which are his to annotate, and for torch's, whose
-# packages name what they import, and which are partly without annotations
+# strict, but for what is not ours: functions of the user's own; torch's, which are partly without
+# annotations, and in packages that do not list what they export; classes of untyped frameworks
 MYPY = """\
 [mypy]
 strict = True
 allow_untyped_defs = True
 allow_incomplete_defs = True
 allow_redefinition = True
+disallow_subclassing_any = False
 cache_dir = {cache}
 untyped_calls_exclude = {modules}
 [mypy-torch.*]
@@ -37,8 +38,6 @@ implicit_reexport = True
 # they have no annotations for others: no py.typed
 [mypy-accelerate.*,torchtitan.*]
 ignore_missing_imports = True
-[mypy-frameworks_page_*]
-disallow_subclassing_any = False
 """
 # likewise; that nothing of emanest's is unknown, test_completeness.py says
 NOT_OURS = [

@@ -2,8 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import checkers
 import pytest
+
+import checkers
 from pages import UNITS
 from test_calls import FILES
 

@@ -1,7 +1,8 @@
 """Both checkers accept all code of the documentation."""
 
-import checkers
 import pytest
+
+import checkers
 from pages import UNITS
 
 # what is right, and others' annotations do not allow -> why
