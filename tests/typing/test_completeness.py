@@ -29,7 +29,7 @@ NAMES = [
 ]
 
 # of all modules together: raise it, never lower it
-SCORE = 0.56
+SCORE = 0.58
 
 
 def public():
