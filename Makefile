@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env rules test test-all test-with test-integrations lint format demo lab figures bench kernels-report check-install release gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
+.PHONY: help env rules test test-all test-with test-integrations types lint format demo lab figures bench kernels-report check-install release gpu gpu-test gpu-bench gpu-rehearsal gpu-carry clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ $(FRAMEWORKS): $(STAMP) requirements-integrations.txt
 # one process: importing the frameworks takes longer than the tests
 test-integrations: $(FRAMEWORKS)  ## install the frameworks as well, and run the tests with them
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
+
+# docs/frameworks.md is left out where the frameworks are not installed: test-integrations does that
+types: $(STAMP)  ## have mypy and pyright read the documentation's code, and calls that they must reject
+	$(BIN)/python -m pytest tests/typing $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check

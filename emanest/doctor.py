@@ -10,6 +10,8 @@ import json
 import platform
 import sys
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,7 +26,7 @@ _WIDTH = 160
 _TOLERANCE = 1e-5
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m emanest.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -34,7 +36,7 @@ def main(arguments=None):
     return 0 if all(device["chosen"] for device in found["devices"].values()) else 1
 
 
-def report():
+def report() -> dict[str, Any]:
     """Everything that the doctor knows, as plain data."""
     return {
         "versions": {
@@ -52,7 +54,7 @@ def report():
     }
 
 
-def present():
+def present() -> dict[str, list[str]]:
     """The device types of this machine, and the names of the devices."""
     found = {"cpu": [_cpu_name()]}
     accelerator = torch.accelerator.current_accelerator()
@@ -172,7 +174,7 @@ def _cpu_name():
 # ---- for people ---------------------------------------------------------------------------------
 
 
-def text(found):
+def text(found: dict[str, Any]) -> str:
     """The report as aligned lines."""
     rows = dict(found["versions"])
     extension = found["extension"]

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import torch
 
@@ -25,6 +25,9 @@ Betas = Annotated[Sequence[float], betas]
 AtLeastZero = Annotated[float, at_least_zero]
 Flag = Annotated[bool, flag]
 
+# what a step does about gradients that are not finite
+Nonfinite = Literal["propagate", "skip", "raise"]
+
 # options of all bases
 CHECKS = {
     "maximize": flag,
@@ -32,7 +35,7 @@ CHECKS = {
     "differentiable": flag,
     "foreach": by(optional, flag),
     "fused": by(optional, flag),
-    "nonfinite": by(choice, ("propagate", "skip", "raise")),
+    "nonfinite": by(choice, get_args(Nonfinite)),
 }
 
 # options of some base that are sequences of numbers, and kept as tuples

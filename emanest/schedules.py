@@ -5,46 +5,53 @@ that a step captured in a CUDA graph can evaluate it on the device.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 
-def window(t, warmup, rest):
+def window(t: Any, warmup: int, rest: int | None) -> Any:
     """1 for ``warmup <= t < rest``, else 0; steps are counted from 0, ``rest=None`` is never."""
     # 0 * t: of a condition on a tensor, torch would make a float32
     return (t >= warmup) * (t < (math.inf if rest is None else rest)) + 0 * t
 
 
-def largest(a, b):
+def largest(a: Any, b: Any) -> Any:
     """The larger of two finite numbers, bit for bit."""
     larger = (a > b) + 0 * a + 0 * b
     return larger * a + (1 - larger) * b
 
 
-def ratio(lr, peak):
+def ratio(lr: Any, peak: Any) -> Any:
     """``lr / peak``, for ``lr <= peak``; 1 where both are 0 (a warm-up that starts from 0)."""
     idle = peak == 0
     return (lr + idle) / (peak + idle)
 
 
-def zero(decay, step):
+def zero(decay: float, step: Any) -> float:
     """Weight of the newest update in an average that starts at zero."""
     return 1.0 - decay
 
 
-def copy(decay, step):
+def copy(decay: float, step: Any) -> Any:
     """As ``zero``, but the average starts at the first update."""
     first = (step == 0) + 0 * step
     return first + (1 - first) * (1.0 - decay)
 
 
-def debias(decay, step):
+def debias(decay: float, step: Any) -> Any:
     """Weight that makes the average the bias-corrected one, ``m / (1 - decay ** steps)``."""
     return (1.0 - decay) / (1.0 - decay ** (step + 1))
 
 
-INITS = {"zero": zero, "copy": copy, "debias": debias}
+# the rows of the table below, for annotations
+Init = Literal["zero", "copy", "debias"]
+
+INITS: dict[str, Callable[[float, Any], Any]] = {"zero": zero, "copy": copy, "debias": debias}
 
 
-def proportional(stepsize, lr_lambda, peak=1.0):
+def proportional(
+    stepsize: float, lr_lambda: Callable[[int], float], peak: float = 1.0
+) -> Callable[[int], float]:
     """A step size that follows a learning-rate schedule known in advance.
 
     Pass the function given to ``LambdaLR``: the step size used at step t then follows the learning

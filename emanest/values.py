@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Set
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -208,7 +208,7 @@ def suggesting(init: Init) -> Init:
     return checked  # pyright: ignore[reportReturnType]
 
 
-def check_params(params):
+def check_params(params: Any) -> Any:
     """Return ``params`` as a list or a set, refusing what is not an iterable of tensors or groups.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -26,6 +26,9 @@ class Backend(NamedTuple):
     # (device type, environment variable): served by explicit choice only, where the variable is 1
     asked: tuple[tuple[str, str], ...] = ()
 
+
+# the rows of the table below, for annotations
+BackendName = Literal["triton", "cpp", "eager"]
 
 # in order of preference; torch calls hip devices "cuda" too
 BACKENDS = {

@@ -2,11 +2,17 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 from ..tools.find import at_iterate, eval_all, find_all, train_all
 
 try:
-    from lightning.pytorch import Callback, callbacks  # pyright: ignore[reportMissingImports]
+    from lightning.pytorch import (  # pyright: ignore[reportMissingImports]
+        Callback,
+        LightningModule,
+        Trainer,
+        callbacks,
+    )
 except ImportError as error:
     raise ImportError(
         "emanest.integrations.lightning needs lightning: pip install 'emanest[lightning]'"
@@ -41,7 +47,7 @@ class EvalAtIterate(Callback):
             library.
     """
 
-    def setup(self, trainer, pl_module, stage):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have checkpoints written at x: no hook comes before all of them."""
         if stage == "fit":
             all_of_them = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
@@ -49,24 +55,28 @@ class EvalAtIterate(Callback):
         if not isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = _SaveAtIterate(trainer)
 
-    def teardown(self, trainer, pl_module, stage):
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Undo ``setup``."""
         if isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = trainer.save_checkpoint.save
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Bring back y."""
         train_all(find_all(trainer.optimizers))
 
-    def on_validation_start(self, trainer, pl_module):
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to x, until the next training batch."""
         _eval(trainer)
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model at x."""
         _eval(trainer)
 
-    def on_exception(self, trainer, pl_module, exception):
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Leave the model at x, if there is memory for y."""
         try:
             # if there are none of ours, that may be what the exception says

@@ -1,11 +1,17 @@
 """Hugging Face Trainer: evaluate, save and end at x."""
 
 import warnings
+from typing import Any
 
 from ..tools.find import eval_all, find_all
 
 try:
-    from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 except ImportError as error:
     raise ImportError(
         "emanest.integrations.transformers needs transformers and accelerate: "
@@ -31,20 +37,48 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
         TypeError: as training begins, if the Trainer's optimizer is none of this library.
     """
 
-    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """See that there is an optimizer to act on."""
         find_all(optimizer)
 
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Go to x if the Trainer is about to save; nothing in it is called just before that."""
         if control.should_save:
             _eval(optimizer)
 
-    def on_epoch_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Go to x; the next training step brings back y."""
         _eval(optimizer)
 
-    def on_save(self, args, state, control, optimizer=None, **kwargs):
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Warn of a model that was saved at y because a later callback had decided to save."""
         if any(each.param_groups[0]["train_mode"] for each in find_all(optimizer)):
             warnings.warn(
@@ -53,7 +87,14 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
                 stacklevel=2,
             )
 
-    def on_train_end(self, args, state, control, optimizer=None, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Leave the model at x."""
         _eval(optimizer)
 

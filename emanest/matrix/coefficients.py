@@ -4,7 +4,7 @@ A step maps every singular value s to ``a s + b s**3 + c s**5``; ``tests/test_co
 the range in which each set leaves them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..values import choice, count, items, real
 
@@ -20,19 +20,31 @@ class Coefficients(NamedTuple):
         margin: the norm is multiplied by it.
     """
 
-    rows: tuple[Any, ...]
+    rows: tuple[tuple[float, float, float], ...]
     source: str
     safety: float = 1.0
     margin: float = 1.0
 
-    def steps(self, count):
+    def steps(self, count: int) -> list[tuple[float, float, float]]:
         """The polynomials of ``count`` steps."""
         f, (*first, last) = self.safety, self.rows
         safe = [(a / f, b / f**3, c / f**5) for a, b, c in first]
         return [safe[i] if i < len(safe) else last for i in range(count)]
 
 
-COEFFICIENTS = {
+# the rows of the table below, for annotations
+CoefficientsName = Literal[
+    "keller",
+    "you",
+    "polar_express",
+    "polar_express_cushioned",
+    "cans",
+    "cubic",
+    "simple",
+    "quintic",
+]
+
+COEFFICIENTS: dict[str, Coefficients] = {
     "keller": Coefficients(
         ((3.4445, -4.7750, 2.0315),), "Jordan et al. 2024; the default of torch.optim.Muon"
     ),
@@ -107,7 +119,7 @@ def polynomials(coefficients, steps):
     Returns:
         A list of ``steps`` triples, and the factor of the norm.
     """
-    found = check_coefficients("coefficients", coefficients)
+    found: Any = check_coefficients("coefficients", coefficients)
     if isinstance(found, str):
         row = COEFFICIENTS[found]
     else:

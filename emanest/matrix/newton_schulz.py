@@ -14,6 +14,8 @@ form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 
@@ -22,8 +24,8 @@ from ..backends.layout import NATIVE
 from ..backends.products import padded
 from ..backends.storage import check, waited
 from ..values import choice, real
-from .coefficients import polynomials
-from .norms import NORMS, frobenius, norms_of, with_products
+from .coefficients import CoefficientsName, polynomials
+from .norms import NORMS, NormName, frobenius, norms_of, with_products
 
 # ---- the two forms ------------------------------------------------------------------------------
 
@@ -94,6 +96,9 @@ def _polynomial(x, rows, products, start):
     return x, q
 
 
+# the rows of the table below, for annotations
+FormName = Literal["standard", "gram"]
+
 FORMS = {"standard": standard, "gram": gram}
 
 # ---- which form is cheaper ----------------------------------------------------------------------
@@ -130,19 +135,22 @@ def cheapest(n, m, rows, dtype, share):
 
 # ---- what callers use ---------------------------------------------------------------------------
 
+# dtypes of the iteration
+DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
+
 
 @torch.no_grad()
 def orthogonalize(
-    g,
-    steps=5,
-    coefficients="keller",
+    g: torch.Tensor,
+    steps: int = 5,
+    coefficients: CoefficientsName | Sequence[float] | Sequence[Sequence[float]] = "keller",
     *,
-    eps=0.0,
-    form=None,
-    dtype=None,
-    norm="frobenius",
-    backend=None,
-):
+    eps: float = 0.0,
+    form: FormName | None = None,
+    dtype: DtypeName | torch.dtype | None = None,
+    norm: NormName = "frobenius",
+    backend: backends.BackendName | None = None,
+) -> torch.Tensor:
     """Return U V^T of g = U S V^T, as nearly as the coefficients bring it.
 
     Args:
@@ -183,16 +191,16 @@ def orthogonalize(
     check("g", g)
     backends.require(g.device.type, backend)
     rows, margin = polynomials(coefficients, steps)
-    form, dtype = choice("form", form, (None, *FORMS)), check_dtype("dtype", dtype)
-    dtype = working_dtype(g.device, g.dtype, form, dtype)
+    form = choice("form", form, (None, *FORMS))
+    working = working_dtype(g.device, g.dtype, form, check_dtype("dtype", dtype))
     # back ends read memory as it is
     matrices = g.detach().resolve_neg().reshape(math.prod(g.shape[:-2]), *g.shape[-2:])
-    eps, norm = real("eps", eps, 0), NORMS[choice("norm", norm, NORMS)]
+    eps, divisor = real("eps", eps, 0), NORMS[choice("norm", norm, NORMS)]
     norms = norms_of(matrices, backend)
     # float16 and bfloat16 have too small a range, or too few digits, for factors
-    factors = norm.factors(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
-    start = functools.partial(norm.start, factors=factors, eps=eps, margin=margin)
-    found = orthogonal(matrices, factors, rows, dtype, form, backend, start=start)
+    factors = divisor.factors(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
+    start = functools.partial(divisor.start, factors=factors, eps=eps, margin=margin)
+    found = orthogonal(matrices, factors, rows, working, form, backend, start=start)
     return found.to(g.dtype).view(g.shape)
 
 
@@ -200,7 +208,7 @@ def check_dtype(name, value):
     """Return the name of a dtype of the iteration, or None; ValueError for anything else."""
     # a name, not a dtype: state dicts hold plain types
     named = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-    return choice(name, named, (None, "float16", "bfloat16", "float32", "float64"))
+    return choice(name, named, (None, *get_args(DtypeName)))
 
 
 def working_dtype(device, dtype, form=None, asked=None):

@@ -1,7 +1,7 @@
 """The norms that matrices are divided by, so that no singular value exceeds 1."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -86,6 +86,9 @@ class Norm(NamedTuple):
     factors: Callable
     start: Callable
 
+
+# the rows of the table below, for annotations
+NormName = Literal["frobenius", "schatten4"]
 
 # all are found from Frobenius norms, after which X X^T is in the range of any dtype
 NORMS = {

@@ -4,7 +4,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..values import count, items
 
@@ -150,6 +150,11 @@ def squares(tensor, shape, shapes, side, by_columns, group):
         found = [each for t in found for each in t.unbind()]
     return found
 
+
+# the rows of the table below, for annotations
+ScaleName = Literal[
+    "original", "match_rms_adamw", "spectral_norm", "spectral_unclamped", "unit_rms", "none"
+]
 
 # rule -> factor of an orthogonal update of a matrix (rows, columns), whose entries have a root mean
 # square of 1 / sqrt(max(rows, columns))

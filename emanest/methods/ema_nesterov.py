@@ -1,12 +1,12 @@
 """EMA-Nesterov: look ahead along an average of past updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .. import schedules
 from ..values import choice, count, flag, optional, real
-from .method import Method, Plan, checked
+from .method import Method, Plan, StepInfo, checked
 
 
 def _published(total_steps):
@@ -58,9 +58,9 @@ class EMANesterov(Method):
     warmup: int = field(default=0, metadata=checked(count, 0))
     rest: int | None = field(default=None, metadata=checked(optional, count, 0))
     follow_lr: bool = field(default=True, metadata=checked(flag))
-    init: str = field(default="zero", metadata=checked(choice, schedules.INITS))
+    init: schedules.Init = field(default="zero", metadata=checked(choice, schedules.INITS))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check what depends on other settings."""
         super().__post_init__()
         if not callable(self.stepsize):
@@ -72,10 +72,10 @@ class EMANesterov(Method):
                 "(rest is an absolute step index, None means never)"
             )
 
-    def _check_stepsize(self, name, value):
+    def _check_stepsize(self, name: str, value: float) -> float:
         return real(name, value, -(1 + self.decay) / (1 - self.decay), 1, "()")
 
-    def fitted(self, total_steps, given):
+    def fitted(self, total_steps: int, given: Container[str]) -> "EMANesterov":
         """Look ahead from 30 % of the run to 80 % of it, both rounded.
 
         That is the paper's rule, by which its Llama runs go; its NanoGPT runs rest from 90 % on.
@@ -90,7 +90,7 @@ class EMANesterov(Method):
         first, end = windows.get("warmup", self.warmup), windows.get("rest", self.rest)
         return self if end is not None and end <= first else replace(self, **windows)
 
-    def misses(self, total_steps):
+    def misses(self, total_steps: int) -> str:
         """Say whether no gradient is taken ahead, or whether a rest that was asked for never comes.
 
         At the first step m is zero still, and ahead of x is x.
@@ -114,16 +114,16 @@ class EMANesterov(Method):
         return ""
 
     @property
-    def capturable(self):
+    def capturable(self) -> bool:
         """A callable of t cannot be evaluated on a device."""
         return not callable(self.stepsize)
 
-    def remember(self, t, lr, initial_lr, memory):
+    def remember(self, t: Any, lr: Any, initial_lr: Any, memory: dict[str, Any]) -> dict[str, Any]:
         """Keep the largest learning rate so far."""
         peak = schedules.largest(memory["peak"], initial_lr)
         return {"peak": schedules.largest(peak, lr)}
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Advance the average and step ahead for step t + 1."""
         weight = schedules.INITS[self.init](self.decay, info.step)
         ahead = schedules.window(info.t + 1, self.warmup, self.rest) * self._size(info, memory)

@@ -1,10 +1,10 @@
 """GPA: take gradients between an average x and the base optimizer's own iterate z."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 
 
 def between(c, mu, decay=0.0, options=None):
@@ -42,7 +42,7 @@ class GPA(Method):
     mu_x: float = field(default=0.9967, metadata=checked(real, 0, 1, "[)"))
     mu_y: float = field(default=0.7, metadata=checked(real, 0, 1, "(]"))
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Average, with the decay moved from y to z."""
         return between(
             1.0 - self.mu_x, self.mu_y, info.lr * info.weight_decay, {"weight_decay": 0.0}

@@ -1,10 +1,10 @@
 """Long-horizon lookahead: look ahead along the displacement of the last k steps."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 from .syncs import is_sync, never_syncs
 
 
@@ -35,11 +35,11 @@ class LongHorizon(Method):
     every: int = field(metadata=checked(count))
     stepsize: float = field(default=0.5, metadata=checked(real, -1, 1, "()"))
 
-    def misses(self, total_steps):
+    def misses(self, total_steps: int) -> str:
         """Say whether no gradient comes after a sync, at which x is still y."""
         return never_syncs(self, self.every + 1, total_steps)
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate at a sync."""
         if is_sync(info.t, self.every):
             return Plan("long_horizon", (self.stepsize,), 1.0)

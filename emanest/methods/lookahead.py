@@ -1,10 +1,10 @@
 """Lookahead: k steps forward, one step back."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 from .syncs import is_sync, never_syncs
 
 
@@ -36,11 +36,11 @@ class Lookahead(Method):
     every: int = field(default=5, metadata=checked(count))
     alpha: float = field(default=0.5, metadata=checked(real, 0, 2, "[)"))
 
-    def misses(self, total_steps):
+    def misses(self, total_steps: int) -> str:
         """Say whether there is no sync."""
         return never_syncs(self, self.every, total_steps)
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Pull at a sync, else leave the fast weights alone."""
         if is_sync(info.t, self.every):
             return Plan("lookahead", (self.alpha,))

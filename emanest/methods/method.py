@@ -9,7 +9,7 @@ import functools
 from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from ..rules import State
 from ..values import by, choice, count, meant, warn
@@ -31,12 +31,14 @@ class Plan(NamedTuple):
     """What one step does to a parameter."""
 
     rule: str = "none"  # a row of rules.LOOKAHEADS
-    numbers: tuple = ()
+    numbers: tuple[Any, ...] = ()
     # where y is after the step. 0: y is x; else, of a method that looks ahead along a direction or
     # between two points, how far; of others a number that says at which point
     ahead: Any = 0.0
-    options: Mapping = MappingProxyType({})  # options of the base that this step overrides
-    base: tuple | None = None  # another base for this step: a row of rules.BASES and its numbers
+    # options of the base that this step overrides
+    options: Mapping[str, Any] = MappingProxyType({})
+    # another base for this step: a row of rules.BASES and its numbers
+    base: tuple[str, tuple[Any, ...]] | None = None
 
 
 def momentum_of(group):
@@ -74,7 +76,7 @@ class Method:
     positions: ClassVar[tuple[str, ...]]  # state that holds a point, not a direction
     memory_entries: ClassVar[tuple[str, ...]]  # of a group, which hold the memory
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         """Make the method known by its name, and name what follows from state and memory."""
         super().__init_subclass__()
         if vars(cls).get("name") is not None:
@@ -92,7 +94,7 @@ class Method:
         cls.positions = tuple(each for each in state if each.position)
         cls.memory_entries = tuple(f"lookahead_{name}" for name in cls.memory)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the settings, each by its ``checked``."""
         for f in fields(self):
             if "check" in f.metadata:
@@ -100,12 +102,12 @@ class Method:
                 object.__setattr__(self, f.name, value)
 
     @property
-    def capturable(self):
+    def capturable(self) -> bool:
         """Whether ``plan`` can be evaluated on a device."""
         return not self.syncs
 
     @property
-    def along(self):
+    def along(self) -> bool:
         """Whether it looks ahead along a direction m, which is then its first state."""
         return self.points[1] == "y_along"
 
@@ -163,22 +165,22 @@ class Method:
         """What of the method never happens in a run of so many steps, in a sentence; else empty."""
         return ""
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """The settings as the plain entries of a parameter group."""
         return {f"lookahead_{f.name}": getattr(self, f.name) for f in fields(self)}
 
-    def note_base(self, group):
+    def note_base(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Entries of the group that say what its base was like as it was made."""
         return {}
 
-    def check_base(self, group):
+    def check_base(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError for options of the base that the method cannot work with."""
 
-    def remember(self, t, lr, initial_lr, memory):
+    def remember(self, t: Any, lr: Any, initial_lr: Any, memory: dict[str, Any]) -> dict[str, Any]:
         """The memory, brought up to step t; initial_lr is a scheduler's, 0 without one."""
         return memory
 
-    def plan(self, info: StepInfo, memory: dict) -> Plan:
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """What step ``info.t`` does; ``memory`` includes that step."""
         raise NotImplementedError
 
@@ -190,7 +192,7 @@ class NoLookahead(Method):
     state: ClassVar[tuple[str, ...]] = ()
     points: ClassVar[tuple[None, None]] = (None, None)
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Nothing is added."""
         return Plan()
 
@@ -200,7 +202,7 @@ NO_LOOKAHEAD = NoLookahead()
 
 # what stands for a method wherever one is taken: itself, its name, a mapping of its "name" and
 # settings (as YAML and JSON have them), or None
-MethodLike = Method | str | Mapping[str, Any] | None
+MethodLike: TypeAlias = Method | str | Mapping[str, Any] | None
 
 
 def as_method(given: MethodLike, what: str = "lookahead") -> Method:

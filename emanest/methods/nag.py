@@ -1,10 +1,11 @@
 """NAG: look ahead along the last displacement."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import real
-from .method import Method, Plan, checked, momentum_of
+from .method import Method, Plan, StepInfo, checked, momentum_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class NAG(Method):
 
     momentum: float = field(metadata=checked(real, -1, 1, "()"))
 
-    def note_base(self, group):
+    def note_base(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Whether the base has a momentum of its own; if that was noted, what was."""
         name = "lookahead_on_momentum"
         return {name: group.get(name, bool(momentum_of(group)))}
 
-    def check_base(self, group):
+    def check_base(self, group: Mapping[str, Any]) -> None:
         """A base that was made without momentum must stay without: two would multiply."""
         momentum = momentum_of(group)
         if momentum and not group.get("lookahead_on_momentum", True):
@@ -50,6 +51,6 @@ class NAG(Method):
                 "base with a momentum to have both"
             )
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Step ahead along the last displacement."""
         return Plan("nag", (info.ahead, self.momentum), self.momentum)

@@ -1,10 +1,10 @@
 """NALA: lookahead whose slow weights take a gradient step of their own."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 from .syncs import never_syncs
 
 
@@ -44,11 +44,11 @@ class NALA(Method):
     lr: float = field(default=1e-3, metadata=checked(real, 0))
     mu: float = field(default=-0.5, metadata=checked(real, -1, 1, "()"))
 
-    def misses(self, total_steps):
+    def misses(self, total_steps: int) -> str:
         """Say whether no gradient moves the slow weights."""
         return never_syncs(self, self.every + 1, total_steps)
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""
         if info.ahead == self.EXTRAPOLATED:
             return Plan("anchor", base=("direction", (self.lr, 0.0)))

@@ -1,12 +1,13 @@
 """Schedule-Free: averaging in place of a learning-rate schedule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .. import schedules
 from ..values import real
 from .gpa import between
-from .method import Method, State, checked, momentum_of
+from .method import Method, Plan, State, StepInfo, checked, momentum_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ScheduleFree(Method):
     r: float = field(default=0.0, metadata=checked(real, 0))
     weight_lr_power: float = field(default=2.0, metadata=checked(real, 0))
 
-    def check_base(self, group):
+    def check_base(self, group: Mapping[str, Any]) -> None:
         """The base must not have a momentum of its own."""
         momentum = momentum_of(group)
         if momentum:
@@ -52,13 +53,13 @@ class ScheduleFree(Method):
                 f"got {momentum}{where}; OneCycleLR and CyclicLR need cycle_momentum=False"
             )
 
-    def remember(self, t, lr, initial_lr, memory):
+    def remember(self, t: Any, lr: Any, initial_lr: Any, memory: dict[str, Any]) -> dict[str, Any]:
         """Add this step's weight."""
         peak = schedules.largest(memory["peak"], lr)
         weight = (t + 1) ** self.r * peak**self.weight_lr_power
         return {"peak": peak, "weight": weight, "weight_sum": memory["weight_sum"] + weight}
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Average with the weight of this step."""
         total = memory["weight_sum"]
         c = memory["weight"] / (total + (total == 0))

@@ -1,10 +1,10 @@
 """SNOO: a Nesterov SGD step of the slow weights at every sync."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..values import count, real
-from .method import Method, Plan, State, checked
+from .method import Method, Plan, State, StepInfo, checked
 from .syncs import is_sync, never_syncs
 
 
@@ -41,11 +41,11 @@ class SNOO(Method):
     lr: float = field(default=0.7, metadata=checked(real, 0, 2, "()"))
     momentum: float = field(default=0.5, metadata=checked(real, 0, 1, "[)"))
 
-    def misses(self, total_steps):
+    def misses(self, total_steps: int) -> str:
         """Say whether there is no sync."""
         return never_syncs(self, self.every, total_steps)
 
-    def plan(self, info, memory):
+    def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Take the outer step at a sync."""
         if is_sync(info.t, self.every):
             return Plan("snoo", (self.lr, self.momentum))

@@ -1,6 +1,12 @@
 """AdamW: its options, its numbers, its class."""
 
-from ..options import AtLeastZero, Betas, Flag, LearningRate, options_of, own_options
+from typing import Literal
+
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Betas, Flag, LearningRate, Nonfinite, options_of, own_options
 from ..values import suggesting
 from .base import Base
 from .optimizer import Optimizer
@@ -67,22 +73,22 @@ class AdamW(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 1e-3,
         betas: Betas = (0.9, 0.999),
         eps: AtLeastZero = 1e-8,
         weight_decay: AtLeastZero = 1e-2,
         amsgrad: Flag = False,
         *,
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

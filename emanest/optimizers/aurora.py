@@ -1,9 +1,13 @@
 """Aurora: its options, its class, with AdamW in groups that ask for it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName
 from ..matrix.balanced import Balanced
-from ..options import AtLeastZero, Flag, LearningRate, options_of
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
 from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Split, Stack, base_of
@@ -47,7 +51,7 @@ class Aurora(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 0.05,
         weight_decay: AtLeastZero = 0.025,
         momentum: AtLeastZero = 0.95,
@@ -64,15 +68,15 @@ class Aurora(Optimizer):
         ns_form: Form = None,
         ns_dtype: Dtype = None,
         ns_norm: Norm = "frobenius",
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

@@ -3,17 +3,21 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from ..backends import shards
-from ..matrix.coefficients import check_coefficients
+import torch
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName, shards
+from ..matrix.coefficients import CoefficientsName, check_coefficients
 from ..matrix.directions import Numbers
-from ..matrix.newton_schulz import FORMS, check_dtype
-from ..matrix.norms import NORMS
+from ..matrix.newton_schulz import FORMS, DtypeName, FormName, check_dtype
+from ..matrix.norms import NORMS, NormName
 from ..matrix.polar import Polar
-from ..matrix.shapes import SCALES, check_split, is_stack, rows
+from ..matrix.shapes import SCALES, ScaleName, check_split, is_stack, rows
 from ..matrix.sharded import alike, divided
-from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of, own_options
 from ..rules import MOMENTA, ROWS, State
 from ..values import by, choice, count, flag, optional, suggesting
 from .adamw import ADAMW
@@ -21,14 +25,16 @@ from .base import Base
 from .optimizer import Optimizer
 
 # options of Muon and its relatives
-Coefficients = Annotated[str | Sequence[Any], check_coefficients]
+Coefficients = Annotated[
+    CoefficientsName | Sequence[float] | Sequence[Sequence[float]], check_coefficients
+]
 Count = Annotated[int, count]
 Split = Annotated[int | Sequence[int], check_split]
-Scale = Annotated[str | None, by(choice, (None, *SCALES))]
+Scale = Annotated[ScaleName | None, by(choice, (None, *SCALES))]
 Stack = Annotated[bool | None, by(optional, flag)]
-Form = Annotated[str | None, by(choice, (None, *FORMS))]
-Dtype = Annotated[str | None, check_dtype]
-Norm = Annotated[str, by(choice, (*NORMS,))]
+Form = Annotated[FormName | None, by(choice, (None, *FORMS))]
+Dtype = Annotated[DtypeName | torch.dtype | None, check_dtype]
+Norm = Annotated[NormName, by(choice, (*NORMS,))]
 
 ELSEWHERE = "emanest.split_params(model) sends what is no matrix to AdamW, in one optimizer"
 
@@ -200,7 +206,7 @@ class Muon(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 1e-3,
         weight_decay: AtLeastZero = 0.1,
         momentum: AtLeastZero = 0.95,
@@ -215,15 +221,15 @@ class Muon(Optimizer):
         ns_form: Form = None,
         ns_dtype: Dtype = None,
         ns_norm: Norm = "frobenius",
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

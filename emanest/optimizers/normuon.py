@@ -1,8 +1,12 @@
 """NorMuon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from ..options import AtLeastZero, Flag, LearningRate, options_of
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of
 from ..values import by, real, suggesting
 from .adamw import ADAMW
 from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Split, Stack, base_of
@@ -40,7 +44,7 @@ class NorMuon(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 1e-3,
         weight_decay: AtLeastZero = 0.1,
         momentum: AtLeastZero = 0.95,
@@ -56,15 +60,15 @@ class NorMuon(Optimizer):
         ns_form: Form = None,
         ns_dtype: Dtype = None,
         ns_norm: Norm = "frobenius",
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

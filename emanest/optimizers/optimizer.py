@@ -1,22 +1,27 @@
 """The optimizer: one step from gradients to passes, the modes, and what torch asks of it."""
 
 import contextlib
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of
-from ..methods.method import group_entries
+from ..methods.method import MethodLike, group_entries
 from ..state import modes
 from ..state.clock import CLOCK
 from ..state.edits import restart_edited
 from ..state.metrics import metrics
 from ..step import nonfinite, plan
-from ..step.select import Selection
+from ..step.select import Part, Selection
 from ..values import check_params, choice
 from . import checkpoint
 from .base import Base
+
+Loss = TypeVar("Loss")
+This = TypeVar("This", bound="Optimizer")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -47,7 +52,9 @@ class Optimizer(torch.optim.Optimizer):
 
     bases: ClassVar[dict[str, Base]] = {}
 
-    def __init__(self, params, defaults, lookahead=None):
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], lookahead: MethodLike = None
+    ) -> None:
         """Check everything; state is allocated at the first step."""
         name, base = next(iter(self.bases.items()))
         defaults = {
@@ -59,12 +66,11 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(check_params(params), defaults)
         self._begin()
 
-    @property
-    def _step_supports_amp_scaling(self):
-        """Whether GradScaler leaves unscaling and skipping to us: where we need not wait for it."""
-        return plan.scales_on_device(self)
+    # Whether GradScaler leaves unscaling and skipping to us: where we need not wait for it. For
+    # type checkers a plain attribute, which a subclass may set.
+    _step_supports_amp_scaling: bool = property(plan.scales_on_device)  # pyright: ignore[reportAssignmentType]
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.
 
         What ``state`` lacks stays as it is. After an error nothing has changed.
@@ -107,18 +113,19 @@ class Optimizer(torch.optim.Optimizer):
         """The optimizers that hold the groups and the state."""
         return [self]
 
+    # Any: what it is, only modules of the package have to know
     @property
-    def buckets(self):
+    def buckets(self) -> Any:
         """Where the parameters' state is."""
         return self._selection.buckets
 
-    def with_state(self, wanted=None):
+    def with_state(self, wanted: Callable[..., bool] | None = None) -> list[Part]:
         """The parts that hold state; see ``Selection.with_state``."""
         return self._selection.with_state(self, wanted)
 
     # ---- groups ---------------------------------------------------------------------------------
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; it joins the optimizer's clock and mode.
 
         ``lookahead`` may be all that a constructor takes; ``lookahead_*`` entries override single
@@ -143,9 +150,15 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- one step -------------------------------------------------------------------------------
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+
     # unlike torch.compiler.disable this does not import dynamo
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
-    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Take one step from the gradients at y.
 
         Args:
@@ -236,11 +249,11 @@ class Optimizer(torch.optim.Optimizer):
     # ---- x and y --------------------------------------------------------------------------------
 
     @property
-    def training(self):
+    def training(self) -> bool:
         """Whether the parameters hold y; in eval mode they hold x."""
         return self.param_groups[0]["train_mode"]
 
-    def eval(self):
+    def eval(self) -> None:
         """Write x into the parameters, for evaluation and saving; nothing if already there.
 
         y is kept aside (one value of the parameter's dtype for every parameter that is ahead) and
@@ -251,7 +264,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.training:
             modes.to_x(self)
 
-    def train(self):
+    def train(self) -> None:
         """Bring y back, bit for bit; nothing if already there.
 
         A parameter that was written since ``eval()`` (by ``model.load_state_dict``, say) is taken
@@ -262,7 +275,7 @@ class Optimizer(torch.optim.Optimizer):
             modes.to_y(self)
 
     @contextlib.contextmanager
-    def at_iterate(self):
+    def at_iterate(self: This) -> Iterator[This]:
         """``eval()`` for the length of a ``with`` block; ``train()`` after it if it was in that."""
         was_training = self.training
         self.eval()
@@ -273,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.train()
 
     @contextlib.contextmanager
-    def part_of_step(self):
+    def part_of_step(self: This) -> Iterator[This]:
         """What is written to parameters in a ``with`` block belongs to the step.
 
             opt.step()
@@ -303,14 +316,14 @@ class Optimizer(torch.optim.Optimizer):
         with modes.part_of_step(self):
             yield self
 
-    def resync(self):
+    def resync(self) -> None:
         """Tell that parameters were written through ``.data``, which leaves no trace.
 
         All parameters are then treated as written since the last step, or since ``eval()``.
         """
         modes.mark_edited(self)
 
-    def metrics(self):
+    def metrics(self) -> dict[str, torch.Tensor]:
         """Figures about the lookahead, computed now.
 
         Takes a pass over all parameters, and memory for four copies of the largest in float64.
@@ -332,13 +345,13 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- checkpoints ----------------------------------------------------------------------------
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The state in torch's format, of plain types only; a callable step size becomes None."""
         # before hooks of the user, which may make something else of it
         with self.register_state_dict_post_hook(checkpoint.plain, prepend=True):
             return super().state_dict()
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned; everything is checked first, then copied.
 
         Parameters are never written. Saved entries replace those of the groups, except ``backend``

@@ -1,8 +1,12 @@
 """SGD with momentum: its options, its numbers, its class."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from ..options import AtLeastZero, Flag, LearningRate, options_of, own_options
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of, own_options
 from ..values import real, suggesting
 from .base import Base
 from .optimizer import Optimizer
@@ -59,22 +63,22 @@ class SGD(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 1e-3,
         momentum: AtLeastZero = 0.0,
         dampening: Annotated[float, real] = 0.0,
         weight_decay: AtLeastZero = 0.0,
         nesterov: Flag = False,
         *,
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

@@ -1,9 +1,11 @@
 """SOAP: its options, its numbers, its class."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from ..backends import shards
+from torch.optim.optimizer import ParamsT
+
+from ..backends import BackendName, shards
 from ..matrix.eigenbasis import (
     FOUND,
     KEPT,
@@ -14,7 +16,8 @@ from ..matrix.eigenbasis import (
     Numbers,
 )
 from ..matrix.shapes import is_stack, square
-from ..options import AtLeastZero, Betas, Flag, LearningRate, options_of, own_options
+from ..methods.method import MethodLike
+from ..options import AtLeastZero, Betas, Flag, LearningRate, Nonfinite, options_of, own_options
 from ..rules import MOMENTA, State
 from ..values import by, choice, count, optional, real, suggesting
 from .adamw import ADAMW
@@ -22,7 +25,8 @@ from .base import Base
 from .muon import Count, Split, Stack, check_layout
 from .optimizer import Optimizer
 
-When = Annotated[str, by(choice, ("after", "before"))]
+Order = Literal["after", "before"]
+When = Annotated[Order, by(choice, get_args(Order))]
 
 
 class SOAP(Optimizer):
@@ -87,7 +91,7 @@ class SOAP(Optimizer):
     @suggesting
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: LearningRate = 3e-3,
         betas: Betas = (0.95, 0.95),
         shampoo_beta: Annotated[float | None, by(optional, by(real, 0, 1, "[)"))] = None,
@@ -101,15 +105,15 @@ class SOAP(Optimizer):
         decay: When = "after",
         split: Split = 1,
         stack: Stack = None,
-        lookahead=None,
-        backend=None,
-        maximize=False,
-        foreach=None,
-        fused=None,
-        capturable=False,
-        differentiable=False,
-        nonfinite="propagate",
-    ):
+        lookahead: MethodLike = None,
+        backend: BackendName | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: Literal[False] = False,
+        differentiable: Literal[False] = False,
+        nonfinite: Nonfinite = "propagate",
+    ) -> None:
         """See the class."""
         super().__init__(params, options_of(locals()), lookahead)
 

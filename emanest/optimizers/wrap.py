@@ -1,13 +1,14 @@
 """A lookahead around any torch optimizer."""
 
 from collections import defaultdict
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 
 from ..backends import storage
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
-from ..methods.method import group_entries
+from ..methods.method import MethodLike, group_entries
 from ..state.clock import CLOCK
 from ..values import learning_rate, suggesting, warn_of_typos
 from . import checkpoint
@@ -74,10 +75,14 @@ class Wrap(Optimizer):
     """
 
     @suggesting
-    def __init__(self, optimizer, lookahead):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        lookahead: MethodLike,
+    ) -> None:
         """See the class."""
-        several = isinstance(optimizer, (list, tuple))
-        inner: list[torch.optim.Optimizer] = list(optimizer) if several else [optimizer]
+        given: Any = optimizer
+        inner = list(given) if isinstance(given, (list, tuple)) else [given]
         if not inner:
             raise ValueError("optimizer must be an optimizer or a list of them, got an empty list")
         for each in inner:
@@ -88,8 +93,8 @@ class Wrap(Optimizer):
                 "some parameters belong to more than one of the optimizers, or to one of them "
                 "twice: they would be updated twice"
             )
-        self.optimizers = inner
-        self.defaults = {**inner[0].defaults, **group_entries(lookahead), **CLOCK}
+        self.optimizers: list[torch.optim.Optimizer] = inner
+        self.defaults: dict[str, Any] = {**inner[0].defaults, **group_entries(lookahead), **CLOCK}
         groups = [(each, group) for each in inner for group in each.param_groups]
         for i, (each, group) in enumerate(groups):
             complete = self._completed(each, group)
@@ -98,11 +103,11 @@ class Wrap(Optimizer):
         self._warned_capturable_if_run_uncaptured = True
         self._hold(self.__getstate__())
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Everything is in the inner optimizers."""
         return {"defaults": self.defaults, "optimizers": self.optimizers}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a deep copy, or hand a loaded state to the inner optimizers.
 
         What ``state`` lacks stays as it is. After an error nothing has changed.
@@ -137,7 +142,7 @@ class Wrap(Optimizer):
             load_all(self.optimizers, state, param_groups)
 
     @property
-    def param_groups(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' groups themselves; a group added to one of them joins here."""
         first, *others = self.optimizers
         for inner in self.optimizers:
@@ -149,12 +154,12 @@ class Wrap(Optimizer):
         return first.param_groups
 
     @property
-    def state(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self) -> MutableMapping[torch.Tensor, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The inner optimizers' state, as one mapping."""
         return self._state
 
     @state.setter
-    def state(self, mapping):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self, mapping: MutableMapping[torch.Tensor, Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         # it may be our own, which shows those that are emptied here
         mapping = dict(mapping)
         for inner in self.optimizers:
@@ -163,7 +168,7 @@ class Wrap(Optimizer):
         self._state.update(mapping)
 
     @property
-    def _step_supports_amp_scaling(self):
+    def _step_supports_amp_scaling(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(getattr(o, "_step_supports_amp_scaling", False) for o in self.optimizers)
 
     @staticmethod
@@ -171,7 +176,7 @@ class Wrap(Optimizer):
         # names of the inner optimizer's state must stay free
         return name if name == "lookahead" else f"lookahead_{name}"
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the inner optimizer.
 
         Raises:

@@ -8,7 +8,7 @@ from .modes import by_ahead, x_of
 
 
 @torch.no_grad()
-def metrics(optimizer, skips):
+def metrics(optimizer, skips) -> dict[str, torch.Tensor]:
     """See ``Optimizer.metrics``."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device if params else torch.device("cpu")

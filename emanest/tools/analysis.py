@@ -12,11 +12,12 @@ float64 on the CPU.
 
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
-from ..methods.method import Plan, StepInfo, as_method
+from ..methods.method import MethodLike, Plan, StepInfo, as_method
 from ..optimizers.sgd import BASE as SGD
 from ..rules import BASES, LOOKAHEADS, POINTS, step
 from ..values import count, real
@@ -32,7 +33,7 @@ class Trajectory(NamedTuple):
     y: torch.Tensor
 
 
-def period(method):
+def period(method: MethodLike) -> int:
     """Steps after which the method's rules repeat; 1 for a method without syncs.
 
     Raises:
@@ -47,7 +48,14 @@ def period(method):
     return half
 
 
-def transition(method, lr, curvature, *, t=SETTLED, **base):
+def transition(
+    method: MethodLike,
+    lr: float,
+    curvature: float | torch.Tensor,
+    *,
+    t: int = SETTLED,
+    **base: Any,
+) -> torch.Tensor:
     """The companion matrix: one period of the method on f(y) = curvature * y ** 2 / 2.
 
     Args:
@@ -77,7 +85,14 @@ def transition(method, lr, curvature, *, t=SETTLED, **base):
     return torch.stack(torch.broadcast_tensors(y, *state.values()), dim=-2)
 
 
-def spectral_radius(method, lr, curvature, *, t=SETTLED, **base):
+def spectral_radius(
+    method: MethodLike,
+    lr: float,
+    curvature: float | torch.Tensor,
+    *,
+    t: int = SETTLED,
+    **base: Any,
+) -> torch.Tensor:
     """The factor per step by which a run on a quadratic mode shrinks or grows in the long run.
 
     The largest eigenvalue of ``transition``, to the power 1 / period; arguments as there. At
@@ -90,7 +105,9 @@ def spectral_radius(method, lr, curvature, *, t=SETTLED, **base):
     return radius ** (1 / period(method))
 
 
-def frequency_response(method, frequencies, *, t=SETTLED):
+def frequency_response(
+    method: MethodLike, frequencies: float | torch.Tensor, *, t: int = SETTLED
+) -> torch.Tensor:
     """The closed loop: from the base's updates u to the iterate's displacements x' - x.
 
     Its value at 0 is the gain of a steady drift, ``1 / (1 - stepsize)`` for EMA-Nesterov.
@@ -118,7 +135,9 @@ def frequency_response(method, frequencies, *, t=SETTLED):
     )
 
 
-def direction_response(method, frequencies, *, t=SETTLED):
+def direction_response(
+    method: MethodLike, frequencies: float | torch.Tensor, *, t: int = SETTLED
+) -> torch.Tensor:
     """The filter of the lookahead direction: from displacements x' - x to y' - x'.
 
     It is scaled to 1 at frequency 0, which takes the step size out. Arguments, and the meaning for
@@ -149,7 +168,14 @@ def direction_response(method, frequencies, *, t=SETTLED):
     return _response(method, frequencies, t, drive, direction) / steady
 
 
-def trajectory(method, gradient, start, lr, steps, **base):
+def trajectory(
+    method: MethodLike,
+    gradient: Callable[[torch.Tensor], torch.Tensor],
+    start: float | torch.Tensor,
+    lr: float,
+    steps: int,
+    **base: Any,
+) -> Trajectory:
     """Run a method on SGD from step 0.
 
     Args:

@@ -1,15 +1,19 @@
 """Our optimizers inside the wrappers of frameworks."""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from ..optimizers import Optimizer
 from ..state.modes import restart_all_edited, unseen_by
+
+Holder = TypeVar("Holder")
 
 # under which wrappers, schedulers and trainers keep optimizers
 _ATTRIBUTES = ("optimizer", "_optimizer", "optim", "optimizers", "_optimizers")
 
 
-def find(holder):
+def find(holder: object) -> Optimizer:
     """The optimizer of this library that something holds: a wrapper, a scheduler, a trainer.
 
     Follows ``.optimizer``, ``._optimizer``, ``.optim``, ``.optimizers`` and ``._optimizers``, lists
@@ -34,7 +38,7 @@ def find(holder):
     return found[0]
 
 
-def find_all(holder):
+def find_all(holder: object) -> list[Optimizer]:
     """All optimizers of this library that something holds, each once, in order; see ``find``.
 
     Optimizers of other libraries beside them are passed over.
@@ -56,7 +60,7 @@ def find_all(holder):
 
 
 @contextlib.contextmanager
-def at_iterate(holder):
+def at_iterate(holder: Holder) -> Iterator[Holder]:
     """``Optimizer.at_iterate`` of all optimizers that something holds; see ``find``.
 
     Those in train mode come back to it, bit for bit, when the ``with`` block ends or raises. Not
@@ -81,7 +85,7 @@ def at_iterate(holder):
         train_all(were_training)
 
 
-def eval_all(optimizers):
+def eval_all(optimizers: Iterable[Optimizer]) -> None:
     """``eval()`` of optimizers that may share parameters."""
     to_eval = [each for each in optimizers if each.training]
     if len(to_eval) > 1:
@@ -93,7 +97,7 @@ def eval_all(optimizers):
             each.eval()
 
 
-def train_all(optimizers):
+def train_all(optimizers: Sequence[Optimizer]) -> None:
     """``train()`` of optimizers that may share parameters, in the order opposite to ``eval_all``.
 
     An error of one does not keep the others from coming back.

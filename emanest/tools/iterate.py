@@ -1,7 +1,10 @@
 """A model at x: its state dict, its BatchNorm statistics."""
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import swa_utils
 
@@ -10,7 +13,7 @@ from .find import at_iterate, find_all
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def iterate_state_dict(model, optimizer):
+def iterate_state_dict(model: nn.Module, optimizer: object) -> dict[str, Any]:
     """The state dict of a model at x; the model and the optimizer stay as they are.
 
     Buffers, and parameters that the optimizer does not step, are in it as they are. Tied parameters
@@ -32,7 +35,12 @@ def iterate_state_dict(model, optimizer):
         return copy.deepcopy(model.state_dict())
 
 
-def update_bn(loader, model, optimizer, device=None):
+def update_bn(
+    loader: Iterable[Any],
+    model: nn.Module,
+    optimizer: object,
+    device: torch.device | str | int | None = None,
+) -> None:
     """Recompute the running statistics of BatchNorm layers at x, where the model is evaluated.
 
     While training they are collected at y. ``torch.optim.swa_utils.update_bn`` inside
@@ -62,7 +70,8 @@ def update_bn(loader, model, optimizer, device=None):
     before = [(layer, layer.momentum, [b.clone() for b in layer.buffers()]) for layer in layers]
     try:
         with at_iterate(optimizer):
-            swa_utils.update_bn(_not_empty(loader), model, device)
+            # names of devices do as well
+            swa_utils.update_bn(_not_empty(loader), model, device)  # pyright: ignore[reportArgumentType]
     except BaseException:
         for layer, momentum, statistics in before:
             layer.momentum = momentum

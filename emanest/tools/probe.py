@@ -1,5 +1,7 @@
 """The loss along the lookahead direction."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 from ..methods.method import method_of
@@ -9,7 +11,11 @@ from ..values import real
 
 
 @torch.no_grad()
-def probe_lookahead(optimizer, loss_fn, stepsizes):
+def probe_lookahead(
+    optimizer: Optimizer,
+    loss_fn: Callable[[], float | torch.Tensor],
+    stepsizes: Iterable[float],
+) -> list[float]:
     """Evaluate the loss at ``x + b * m`` for several b; parameters come back bit for bit.
 
     A loss that grows with b from the start says that looking ahead does not pay at this point of

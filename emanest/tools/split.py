@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +13,15 @@ from .listing import Row, show
 from .parameters import ADAMW, MUON, classified
 
 
-def split_params(model, rules=None, *, muon=None, adamw=None, vectors=None, verbose=True):
+def split_params(
+    model: nn.Module,
+    rules: Mapping[str, str | dict[str, Any]] | None = None,
+    *,
+    muon: Mapping[str, Any] | None = None,
+    adamw: Mapping[str, Any] | None = None,
+    vectors: Mapping[str, Any] | None = None,
+    verbose: bool | Literal["all"] = True,
+) -> list[dict[str, Any]]:
     """Split a model's parameters into groups for one optimizer: ``Muon(split_params(model))``.
 
     Hidden matrices, convolution kernels and experts go to Muon (or NorMuon, Aurora, SOAP: whatever
@@ -100,14 +109,14 @@ def split_params(model, rules=None, *, muon=None, adamw=None, vectors=None, verb
                 f"{name} has entries of AdamW's groups, got base {entries['base']!r}: name it in "
                 "muon, or in a rule"
             )
-    rules = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
+    compiled = [(_compiled(text), text, _entries(text, to)) for text, to in (rules or {}).items()]
     rows, groups, used = [], {}, set()
     for names, p, reason, to, vector in classified(model):
         name = names[0]
         if to is None:
             rows.append(Row(name, tuple(p.shape), "-", reason))
             continue
-        for expression, text, entries in rules:
+        for expression, text, entries in compiled:
             if any(map(expression.search, names)):
                 reason, to = f"rule {text!r}", _changed(to, entries)
                 used.add(text)
@@ -121,7 +130,7 @@ def split_params(model, rules=None, *, muon=None, adamw=None, vectors=None, verb
         key = kind != MUON, tuple(sorted((k, _comparable(v)) for k, v in entries.items()))
         groups.setdefault(key, {**entries, "params": []})["params"].append((name, p))
         rows.append(Row(name, tuple(p.shape), entries.get("base", MUON), reason))
-    unused = [text for _, text, _ in rules if text not in used]
+    unused = [text for _, text, _ in compiled if text not in used]
     if unused:
         raise ValueError(
             f"rules {unused} find no parameter that requires a gradient and that no earlier rule "

@@ -1,0 +1,19 @@
+"""One run of each checker over all files, for all tests."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import checkers
+from pages import UNITS
+from test_calls import FILES
+
+
+@pytest.fixture(scope="session")
+def findings():
+    """Checker -> all that it reports; the two run side by side."""
+    present = {name: unit.code() for name, unit in UNITS.items() if not unit.missing()}
+    checkers.write({**present, **FILES})
+    with ThreadPoolExecutor() as pool:
+        running = {name: pool.submit(check) for name, check in checkers.CHECKERS.items()}
+        return {name: run.result() for name, run in running.items()}
