@@ -39,8 +39,7 @@ def build(target, folder, say=print, torch_version=None):
     try:
         import torch
     except ImportError as error:
-        reason = f"torch could not be imported where emanest was built ({error})"
-        raise BuildError(reason) from error
+        raise BuildError("torch was not there: pip builds packages apart from others") from error
     torch_version = torch_version or str(torch.__version__)
     fitting, csrc = sources.wanted(torch_version), sources.csrc()
     if fitting is None or csrc is None:
