@@ -89,8 +89,10 @@ class Build(build_ext):
     def run(self):
         folder = ROOT / "emanest" if self.inplace else Path(self.build_lib, "emanest")
         target = folder / places.NAME
+        # pip's folder for temporary things is another each time
+        objects = ROOT / "build" / "objects" if self.inplace else self.build_temp
         try:
-            compiling.build(target, self.build_temp, say)
+            compiling.build(target, objects, say)
         except Exception as error:
             print(getattr(error, "output", ""), file=sys.stderr)
             give_up(error)

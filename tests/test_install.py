@@ -208,6 +208,7 @@ def test_in_place_it_is_built_beside_the_package_and_the_reason_of_a_failure_goe
     assert (built.exists(), reason.exists()) == (False, True)
     assert setup(tiny, "build_ext", "--inplace").returncode == 0
     assert (built.exists(), reason.exists()) == (True, False)
+    assert "info.cpp  unchanged" in setup(tiny, "build_ext", "--inplace").stdout
     # one that may still fit is left
     assert setup(tiny, "build_ext", "--inplace", CXX="false").returncode == 0
     assert (built.exists(), reason.exists()) == (True, True)
