@@ -21,9 +21,13 @@ help:  ## list the targets
 
 env: $(STAMP)  ## create .venv: pinned packages, and this one built and installed in place
 
+# where nvcc is, CUDA is built and tested, even with a torch that has none
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+export EMANEST_CUDA ?= $(if $(NVCC),1,)
+
 # without this, an extension that cannot be built is only a warning
 $(STAMP): export EMANEST_REQUIRE_EXTENSION := 1
-$(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/*)
+$(STAMP): requirements.txt pyproject.toml setup.py $(wildcard csrc/* emanest/extension/*.py)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

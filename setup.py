@@ -1,181 +1,153 @@
-"""The package list and the extension, which pyproject.toml cannot express.
+"""Packages, version and extension, which pyproject.toml cannot express.
 
-``kernels/`` installs as a subpackage. ``emanest._C`` is built where torch can be imported, which
-needs ``pip install --no-build-isolation``; without it the package is pure Python and says so at the
-first step on a CPU. Where nvcc is, the extension serves GPUs too, whatever torch it is built with:
-the CUDA code has no need of torch, and brings its own copy of the CUDA runtime.
+``kernels/`` and ``csrc/`` install as folders of the package. ``emanest/extension/``, loaded by its
+path, knows how ``emanest._C`` is built; that needs torch, so ``pip install --no-build-isolation``.
+Without torch or a compiler the package is pure Python, has the reason in it, and
+``python -m emanest.build`` builds the extension later.
 
 Environment:
-    EMANEST_CUDA=0: leave CUDA out.
+    EMANEST_CUDA: 0 leaves CUDA out, 1 demands it; else it is in where torch has it and nvcc is.
     EMANEST_REQUIRE_EXTENSION=1: an extension that cannot be built is an error, not a warning.
 """
 
-import hashlib
+import importlib.util
 import os
-import shlex
-import shutil
+import re
 import subprocess
+import sys
 import warnings
-from glob import glob
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-NAMES = ["bindings", "cpu", "gather", "guards", "info", "products", "storage", "target"]
-SOURCES = [f"csrc/{name}.cpp" for name in NAMES]
-# no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
-# no errno and no traps: else sqrt and comparisons stay scalar
-ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS = ["-O3", "-fopenmp", "-fvisibility=hidden", "-g0", *ARITHMETIC]
-
-CUDA_SOURCE, WITHOUT_CUDA = "csrc/step_cuda.cu", "csrc/no_cuda.cpp"
-# machine code; newer GPUs compile the last one's PTX
-CUDA_ARCHS = ("80", "90")
+ROOT = Path(__file__).absolute().parent
 
 
-def standard(version):
-    """The flag of C++17 where the headers of this torch allow it; else none: torch sets its own.
+def extension_modules():
+    """Modules of ``emanest.extension`` under another name, so that no torch is imported."""
+    name = "emanest_extension"
+    if name not in sys.modules:
+        folder = ROOT / "emanest" / "extension"
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return [
+        importlib.import_module(f"{name}.{part}") for part in ("compiling", "places", "sources")
+    ]
 
-    torch 2.11 sets C++17: with the same flag, code that it could not compile fails here as well.
+
+compiling, places, sources = extension_modules()
+
+
+# ---- the version --------------------------------------------------------------------------------
+
+FIRST = "0.1.0"
+
+
+def version(root=ROOT):
+    """The version: of the archive that this is, else from git's tags, else of a tree without both.
+
+    The tag v1.2.3 makes 1.2.3; what comes later, or is changed, is 1.2.4.devN+gCOMMIT.
     """
-    return ["-std=c++17"] if tuple(map(int, version.split(".")[:2])) < (2, 14) else []
+    archived = root / "PKG-INFO"
+    if archived.exists():
+        return re.search(r"^Version: (\S+)$", archived.read_text(), re.MULTILINE)[1]
+    if not (root / ".git").exists():
+        return f"{FIRST}.dev0"
+    described = _git(root, "describe", "--tags", "--long", "--dirty", "--match", "v[0-9]*")
+    found = re.fullmatch(r"v(\S+)-(\d+)-(g[0-9a-f]+)(-dirty)?", described or "")
+    if found is None:
+        count, commit = _git(root, "rev-list", "--count", "HEAD"), _git(root, "rev-parse", "HEAD")
+        return f"{FIRST}.dev{count}+g{commit[:7]}" if count and commit else f"{FIRST}.dev0"
+    tag, commits, commit, dirty = found.groups()
+    if commits == "0" and not dirty:
+        return tag
+    following = re.sub(r"\d+$", lambda number: str(int(number[0]) + 1), tag)
+    return f"{following}.dev{commits}+{commit}{'.dirty' if dirty else ''}"
 
 
-def nvcc_command(nvcc, source, target):
-    """The command that compiles the CUDA source to an object file."""
-    *_, newest = CUDA_ARCHS
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
-    targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-    # as on the CPU: no contraction, and division and square root as IEEE has them
-    arithmetic = ["-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"]
-    host = ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
-    rest = ["-std=c++17", "-O3", "--threads=2", "-Xfatbin=-compress-all"]
-    return [nvcc, *rest, *arithmetic, *host, *targets, "-c", source, "-o", target]
-
-
-def find_nvcc():
-    """The path of nvcc; None where there is none."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [os.environ.get("PATH", ""), *(os.path.join(home, "bin") for home in homes if home)]
-    return shutil.which("nvcc", path=os.pathsep.join(folders))
-
-
-def runtime_link_args(nvcc):
-    """What links the CUDA runtime statically, so that no installation of CUDA is needed to run.
-
-    Its symbols stay private: torch may bring another version of it.
-    """
-    probe = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
-    found = [line for line in _run(probe).splitlines() if line.startswith("#$ LIBRARIES=")]
-    if not found:
-        raise RuntimeError("nvcc --dryrun names no LIBRARIES")
-    folders = shlex.split(found[0].partition("=")[2])
-    library = "libcudart_static.a"
-    return [*folders, f"-l:{library}", f"-Wl,--exclude-libs,{library}", "-ldl", "-lrt", "-lpthread"]
-
-
-def compile_cuda(folder):
-    """Compile the CUDA source, unless that has been done to what it and all headers hold now.
-
-    Returns:
-        The object file and the arguments that link it.
-
-    Raises:
-        RuntimeError: CUDA is left out, for the reason given.
-    """
-    if os.environ.get("EMANEST_CUDA") == "0":
-        raise RuntimeError("EMANEST_CUDA is 0")
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise RuntimeError("no nvcc was found")
-    target = Path(folder, "step_cuda.o")
-    command = nvcc_command(nvcc, CUDA_SOURCE, str(target))
-    record = target.with_suffix(".made_of")
-    # not by times: a header that is brought back, or copied with its time, is older than the object
-    sources = [CUDA_SOURCE, *sorted(glob("csrc/*.h"))]
-    digests = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources]
-    lines = [shlex.join(command), *map("{} {}".format, digests, sources)]
-    made_of = "\n".join(lines)
-    # written last, so that it vouches for the object
-    if not (target.exists() and record.exists() and record.read_text() == made_of):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        record.unlink(missing_ok=True)
-        _run(command)
-        record.write_text(made_of)
-    return str(target), runtime_link_args(nvcc)
-
-
-def _run(command):
-    """The output of a command; RuntimeError with its first complaint if it fails."""
+def _git(root, *arguments):
+    """What git says; None if it is not there or does not know."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise RuntimeError(f"nvcc does not run: {error}") from error
-    output = done.stdout + done.stderr
-    if done.returncode:
-        lines = [line for line in output.splitlines() if line.strip()]
-        reason = next((line for line in lines if "error" in line.lower()), [*lines[-1:], ""][0])
-        raise RuntimeError(f"nvcc failed with status {done.returncode}: {reason}")
-    return output
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
-def add_cuda(module, folder):
-    """Add CUDA to the extension, or what stands in for it, with one line that says why."""
-    try:
-        target, link_args = compile_cuda(folder)
-    except RuntimeError as reason:
-        print(f"emanest: building without CUDA, because {reason}")
-        module.sources.append(WITHOUT_CUDA)
-    else:
-        module.extra_objects.append(target)
-        module.depends.append(target)
-        module.extra_link_args.extend(link_args)
+# ---- commands -----------------------------------------------------------------------------------
+
+
+class Build(build_ext):
+    """Build the extension; where it cannot be, leave the reason and go on without."""
+
+    def run(self):
+        folder = ROOT / "emanest" if self.inplace else Path(self.build_lib, "emanest")
+        target = folder / places.NAME
+        # pip's folder for temporary things is another each time
+        objects = ROOT / "build" / "objects" if self.inplace else self.build_temp
+        try:
+            compiling.build(target, objects, say)
+        except Exception as error:
+            print(getattr(error, "output", ""), file=sys.stderr)
+            give_up(error)
+            if not self.inplace:
+                # of an earlier build
+                target.unlink(missing_ok=True)
+            places.note_failure(target, str(error))
+            # a wheel is then tagged as pure
+            self.extensions = self.distribution.ext_modules = []
+        else:
+            places.note_failure(target, None)
+
+
+class Wheel(bdist_wheel):
+    """A wheel that is pure if, when all is built, there is no extension."""
+
+    root_is_pure = property(
+        lambda self: not self.distribution.has_ext_modules(), lambda self, value: None
+    )
+
+
+class Sources(build_py):
+    """Files of Python; of ``csrc``, whose scripts are for development, none."""
+
+    def find_package_modules(self, package, package_dir):
+        found = super().find_package_modules(package, package_dir)
+        return [] if package == "emanest.csrc" else found
+
+
+def say(line):
+    print(f"emanest: {line}", flush=True)
 
 
 def give_up(error):
     """Go on without the extension, with one warning; the error itself where it is required."""
     if os.environ.get("EMANEST_REQUIRE_EXTENSION") == "1":
         raise error
-    lines = str(error).strip().splitlines() or [""]
-    warnings.warn(
-        f"emanest: installing the pure Python package, the extension cannot be built "
-        f"({type(error).__name__}: {lines[-1]})",
-        stacklevel=2,
-    )
-
-
-def extension():
-    """The extension and the command that builds it; nothing where torch is not installed."""
-    try:
-        import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError:
-        return {}
-
-    class Build(BuildExtension):
-        def build_extensions(self):
-            try:
-                add_cuda(self.extensions[0], self.build_temp)
-                super().build_extensions()
-            except Exception as error:
-                give_up(error)
-                self.extensions.clear()
-
-    module = CppExtension(
-        "emanest._C",
-        SOURCES,
-        extra_compile_args=[*FLAGS, *standard(torch.__version__)],
-        extra_link_args=["-fopenmp"],
-        depends=glob("csrc/*.h"),
-    )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+    message = f"installing the pure Python package, the extension cannot be built: {error}"
+    warnings.warn(f"emanest: {message}", stacklevel=2)
 
 
 # pip runs this file under that name too; the tests do not
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=["emanest", "emanest.*"]), "emanest.kernels"],
-        package_dir={"emanest": "emanest", "emanest.kernels": "kernels"},
-        package_data={"emanest": ["py.typed"], "emanest.kernels": ["tiles.json"]},
-        **extension(),
+        version=version(),
+        packages=[
+            *find_packages(include=["emanest", "emanest.*"]),
+            *("emanest.kernels", "emanest.csrc"),
+        ],
+        package_dir={"emanest": "emanest", "emanest.kernels": "kernels", "emanest.csrc": "csrc"},
+        package_data={
+            "emanest": ["py.typed", "*.pyi"],
+            "emanest.kernels": ["tiles.json"],
+            "emanest.csrc": ["*.h", "*.cpp", "*.cu"],
+        },
+        ext_modules=[Extension("emanest._C", [f"csrc/{name}.cpp" for name in sources.NAMES])],
+        cmdclass={"build_ext": Build, "bdist_wheel": Wheel, "build_py": Sources},
     )

@@ -1,9 +1,11 @@
 """What a GPU machine without a network is brought: ``make gpu-carry``.
 
-    python3 -m bench.carry [--out FOLDER]
+    python3 -m bench.carry [--out FOLDER] [--torch 2.13.0+cu130]
 
-Run it with that machine's versions of Python, torch and Triton. Makes in FOLDER: compiled kernels,
-the extension, and other optimizers to compare with, as ``bench/stages/set_up.py`` takes them.
+Run it with that machine's versions of Python, torch and Triton; where its torch is another build of
+the same version, as that for GPUs is, name it, or it will not take the extension. Makes in FOLDER:
+compiled kernels, the extension, and other optimizers to compare with, as ``bench/stages/set_up.py``
+takes them.
 Wheels that are put there by hand are used as well.
 """
 
@@ -13,9 +15,10 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
+
+from emanest.extension import compiling, cuda, places
 
 from .stages import ROOT
 from .stages.set_up import hash_of, libtriton
@@ -28,14 +31,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "carry")
     parser.add_argument("--work", type=Path, default=Path("/tmp/emanest-gpu"))
+    parser.add_argument("--torch", help="the version of torch there, if not that of here")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
-    extension = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    import emanest._C
-
-    if not emanest._C.build_info()["cuda"]:
-        sys.exit("the extension was built without CUDA: build it where nvcc is")
-    shutil.copy(emanest._C.__file__, args.out / extension)
+    extension(args.out, args.torch)
     kernels(args.out, args.work)
     for name in PEERS:
         version = importlib.metadata.version(name)
@@ -43,6 +42,14 @@ def main(arguments=None):
         subprocess.run([*pip, "--dest", str(args.out), f"{name}=={version}"], check=True)
     for path in sorted(args.out.iterdir()):
         print(f"{path.stat().st_size / 2**20:6.1f} MiB  {path.name}")
+
+
+def extension(out, torch_version):
+    """Build the extension with CUDA for the torch of the other machine; only the hash is new."""
+    if cuda.find_nvcc() is None:
+        sys.exit("the extension would have no CUDA: build it where nvcc is")
+    os.environ["EMANEST_CUDA"] = "1"
+    compiling.build(out / places.NAME, ROOT / "build" / "carried", torch_version=torch_version)
 
 
 def kernels(out, work):

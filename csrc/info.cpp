@@ -15,6 +15,9 @@ constexpr const char* kCompiler = "clang " __VERSION__;
 constexpr const char* kCompiler = "gcc " __VERSION__;
 #endif
 
+// In one piece: emanest/extension/sources.py looks for it in the file, without loading it.
+__attribute__((used)) const char kBuild[] = "emanest-build:" EMANEST_HASH ":" EMANEST_TORCH ":";
+
 const std::vector<std::string> kTargets = {EMANEST_TARGETS};
 
 // The target that this CPU takes, by the rule of `target_clones`.
@@ -29,6 +32,8 @@ std::string chosen() {
 
 py::dict build_info() {
   py::dict info;
+  info["hash"] = EMANEST_HASH;
+  info["built_for"] = "torch " EMANEST_TORCH;
   info["cuda"] = !cuda::archs().empty();
   info["cuda_archs"] = cuda::archs();
   info["compiler"] = kCompiler;

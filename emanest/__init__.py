@@ -1,5 +1,7 @@
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
+from importlib import metadata as _metadata
+
 from . import methods, optimizers, schedules
 from .matrix.newton_schulz import orthogonalize
 from .methods import *  # noqa: F403 (the list is written by a script)
@@ -12,7 +14,11 @@ from .tools.probe import probe_lookahead
 from .tools.split import split_params
 from .tools.windows import warn_of_windows
 
-__version__ = "0.1.0.dev0"
+try:
+    __version__ = _metadata.version("emanest")
+except _metadata.PackageNotFoundError:
+    # a source tree that is not installed
+    __version__ = "0.1.0.dev0"
 
 __all__ = [
     "METHODS",

@@ -8,9 +8,12 @@ import argparse
 import importlib
 import json
 import platform
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +21,10 @@ import torch
 from . import backends
 from .backends import eager
 from .backends.program import record, symbol
+from .extension import sources
 
-# longest reason that is printed; --json has all of it
-_WIDTH = 160
+# of a line that is printed; what is longer goes on in the next
+_WIDTH = 120
 
 # float32 arithmetic in another order; a wrong kernel is off by far more
 _TOLERANCE = 1e-5
@@ -45,6 +49,7 @@ def report() -> dict[str, Any]:
             "torch": torch.__version__,
             "triton": _ask("triton", "__version__"),
         },
+        "installation": _installation(),
         "extension": _extension(),
         "EMANEST_BACKEND": backends.requested(),
         "devices": {
@@ -149,8 +154,38 @@ def _run_muon(module, gs, momenta):
 
 def _extension():
     """What the compiled extension tells of its build, or why there is none."""
-    info = _ask("emanest._C", "build_info")
-    return info() if callable(info) else info
+    extension = _ask("emanest.extension.loaded", "_C")
+    if isinstance(extension, str):
+        return extension
+    path = getattr(extension, "__file__", None)
+    told = getattr(extension, "build_info", dict)() or {"build": "loads, tells nothing of itself"}
+    wanted = sources.wanted(str(torch.__version__))
+    fits = {None: "there are no sources to compare with", told.get("hash"): "that of the sources"}
+    return {"extension": path, **told, "fits": fits.get(wanted, f"no, {wanted} is wanted")}
+
+
+def _installation():
+    """Where the package is imported from, and which installed copy that hides."""
+    here = sources.PACKAGE
+    found = {"path": str(here)}
+    copies = {
+        Path(str(each.locate_file("emanest"))).resolve()
+        for each in metadata.distributions(name="emanest")
+    }
+    others = sorted(str(each) for each in copies - {here.resolve()} if _is_copy(each))
+    if others:
+        parent = here.parent
+        current = parent.resolve() == Path.cwd()
+        remedy = "start Python in another folder" if current else f"take {parent} off PYTHONPATH"
+        found["warning"] = (
+            f"this source tree hides the emanest that is installed in {', '.join(others)}; "
+            f"{remedy} to use that one"
+        )
+    return found
+
+
+def _is_copy(folder):
+    return (folder / "__init__.py").exists()
 
 
 def _ask(module, attribute):
@@ -176,12 +211,12 @@ def _cpu_name():
 
 def text(found: dict[str, Any]) -> str:
     """The report as aligned lines."""
-    rows = dict(found["versions"])
+    rows = {**found["versions"], **found["installation"]}
     extension = found["extension"]
     rows |= extension if isinstance(extension, dict) else {"extension": extension}
     rows["EMANEST_BACKEND"] = found["EMANEST_BACKEND"] or "not set"
     width = max(map(len, rows))
-    lines = [f"{name:{width}}  {_short(value)}" for name, value in rows.items()]
+    lines = [_wrapped(f"{name:{width}}  ", value) for name, value in rows.items()]
     for device_type, device in found["devices"].items():
         lines += ["", f"{_label(device_type)}: {', '.join(device['names'])}"]
         lines += [_line(name, row, device) for name, row in device["backends"].items()]
@@ -193,8 +228,8 @@ def text(found: dict[str, Any]) -> str:
 
 def _line(name, row, device):
     state = "works" if row["works"] else "no"
-    note = "chosen" if name == device["chosen"] else _short(row["reason"])
-    return f"  {name:{max(map(len, backends.BACKENDS))}}  {state:5}  {note}".rstrip()
+    note = "chosen" if name == device["chosen"] else row["reason"]
+    return _wrapped(f"  {name:{max(map(len, backends.BACKENDS))}}  {state:5}  ", note)
 
 
 def _label(device_type):
@@ -202,8 +237,17 @@ def _label(device_type):
     return f"{device_type} (hip)" if device_type == "cuda" and torch.version.hip else device_type
 
 
-def _short(value):
-    return textwrap.shorten(str(value), _WIDTH, placeholder=" ...")
+def _wrapped(head, value):
+    """A head and a text, all of it, in as many lines as it takes; commands stay in one piece."""
+    words = " ".join(str(value).split())
+    # a space that is no place to break a line
+    kept = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\0"), words)
+    wrapper = textwrap.TextWrapper(
+        max(40, _WIDTH - len(head)), break_long_words=False, break_on_hyphens=False
+    )
+    lines = wrapper.wrap(kept) or [""]
+    indented = f"\n{' ' * len(head)}".join(lines)
+    return f"{head}{indented}".rstrip().replace("\0", " ")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 import functools
 import importlib.util
-import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.utils.cpp_extension import load
+
+from emanest.extension import compiling, running, sources
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ["tests/emulated_bindings.cpp", "tests/emulated_cuda.cpp"]
+SOURCES = ["emulated_bindings.cpp", "emulated_cuda.cpp"]
 # an access that its address does not suit is an illegal instruction, as it is an error on a GPU
 FLAGS = ["-O0", "-ffp-contract=off", "-fvisibility=hidden", "-fsanitize=alignment"]
 FLAGS += ["-fsanitize-undefined-trap-on-error"]
@@ -20,16 +19,22 @@ FLAGS += ["-fsanitize-undefined-trap-on-error"]
 @functools.cache
 def extension():
     """The bindings with emulated kernels, compiled if their sources changed."""
-    folder = ROOT / "build" / "emulated_cuda"
-    folder.mkdir(parents=True, exist_ok=True)
-    # ninja is beside the interpreter, which need not be on the path
-    path = os.environ["PATH"]
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), path))
-    try:
-        sources = [str(ROOT / source) for source in SOURCES]
-        return load("emulated", sources, extra_cflags=FLAGS, build_directory=str(folder))
-    finally:
-        os.environ["PATH"] = path
+    folder, tests = ROOT / "build" / "emulated_cuda", ROOT / "tests"
+    target = folder / f"emulated{sources.SUFFIX}"
+    flags = [*FLAGS, *compiling.of_torch("emulated"), *compiling.includes()]
+    read = [*sources.files(ROOT / "csrc"), *sources.files(tests)]
+    jobs = {
+        name: compiling.compilation(tests / name, (folder / name).with_suffix(".o"), flags, read)
+        for name in SOURCES
+    }
+    running.run_all(
+        {name: functools.partial(running.make, job) for name, job in jobs.items()}, print
+    )
+    compiling.link(target, [str(job.target) for job in jobs.values()])
+    spec = importlib.util.spec_from_file_location("emulated", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _Torch:

@@ -1,26 +1,19 @@
-"""What is in the extension that is imported here, and how setup.py builds it."""
+"""What is in the extension that is imported here, and how its CUDA part is built."""
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
-import sys
-import sysconfig
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
+from emanest.extension import compiling, cuda, running, sources
 from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS, ROWS
 
 ROOT = Path(__file__).parents[1]
-SETUP = runpy.run_path(str(ROOT / "setup.py"), run_name="not main")
-# setup.py's own names, which a test may replace
-NAMES = SETUP["find_nvcc"].__globals__
 
 cpp = pytest.importorskip("emanest.backends.cpp", exc_type=ImportError)
 _C = cpp._C
@@ -28,7 +21,7 @@ _C = cpp._C
 
 def cuobjdump():
     """The disassembler of CUDA; Triton brings one."""
-    beside = [os.path.dirname(path) for path in (SETUP["find_nvcc"](),) if path]
+    beside = [os.path.dirname(path) for path in (cuda.find_nvcc(),) if path]
     try:
         import triton.backends.nvidia as nvidia
 
@@ -38,10 +31,7 @@ def cuobjdump():
     return shutil.which("cuobjdump", path=os.pathsep.join([os.environ.get("PATH", ""), *beside]))
 
 
-needs_nvcc = pytest.mark.skipif(
-    SETUP["find_nvcc"]() is None or os.environ.get("EMANEST_CUDA") == "0",
-    reason="there is no nvcc on this machine, or EMANEST_CUDA is 0",
-)
+needs_cuda = pytest.mark.skipif(not _C.build_info()["cuda"], reason="built without CUDA")
 needs_objdump = pytest.mark.skipif(
     len(_C.build_info()["vector_widths"]) == 1 or not shutil.which("objdump"),
     reason="built for one kind of CPU, or there is no objdump",
@@ -125,13 +115,16 @@ def test_gpus_are_served_if_the_extension_and_torch_have_cuda(has_cuda, cuda_ver
     assert cpp._devices(has_cuda, cuda_version) == devices
 
 
-@needs_nvcc
+@pytest.mark.skipif(
+    cuda.reason_against(torch.version.cuda) is not None,
+    reason=f"{cuda.reason_against(torch.version.cuda)}",
+)
 def test_where_nvcc_is_the_extension_has_cuda():
     assert _C.build_info()["cuda"]
     assert _C.build_info()["cuda_archs"] == [80, 90]
 
 
-@needs_nvcc
+@needs_cuda
 def test_no_library_of_cuda_is_needed_to_import_it():
     """Nor does it share symbols with the CUDA runtime of torch."""
     needed = subprocess.run(["readelf", "-d", _C.__file__], capture_output=True, text=True).stdout
@@ -142,7 +135,7 @@ def test_no_library_of_cuda_is_needed_to_import_it():
     assert not re.search(r" (cuda|__cuda)\w+", symbols)
 
 
-@needs_nvcc
+@needs_cuda
 @needs_cuobjdump
 def test_machine_code_is_there_for_both_architectures_and_ptx_for_newer_ones():
     assert set(re.findall(r"sm_\d+", dumped("--list-elf"))) == {"sm_80", "sm_90"}
@@ -163,7 +156,7 @@ def resources():
     return found
 
 
-@needs_nvcc
+@needs_cuda
 @needs_cuobjdump
 def test_no_kernel_spills():
     # every pair, every lookahead that follows, every point, the momentum pass, two for rows, in two
@@ -177,7 +170,7 @@ def test_no_kernel_spills():
         assert int(usage["REG"]) <= 64, (arch, name)
 
 
-@needs_nvcc
+@needs_cuda
 @needs_cuobjdump
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_float32_streams_are_read_and_written_16_bytes_at_a_time(arch):
@@ -195,19 +188,18 @@ def test_float32_streams_are_read_and_written_16_bytes_at_a_time(arch):
     assert not re.search(r"\b(LDL|STL|LD\.E|ST\.E|FFMA\.FTZ)\b", text)
 
 
-# ---- setup.py -----------------------------------------------------------------------------------
+# ---- how it is built ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder with sources, where setup.py is run; nothing of CUDA is found."""
+    """A folder with sources; nothing of CUDA is found."""
     (tmp_path / "csrc").mkdir()
     for name in ("step_cuda.cu", "rules.h"):
         (tmp_path / "csrc" / name).write_text("")
-    monkeypatch.chdir(tmp_path)
-    for name in ("EMANEST_CUDA", "CUDA_HOME", "CUDA_PATH", "EMANEST_REQUIRE_EXTENSION"):
+    for name in ("EMANEST_CUDA", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(NAMES, "find_nvcc", lambda: None)
+    use(monkeypatch, None)
     return tmp_path
 
 
@@ -228,11 +220,13 @@ for last; do :; done
 
 
 def use(monkeypatch, nvcc):
-    monkeypatch.setitem(NAMES, "find_nvcc", lambda: nvcc)
+    monkeypatch.setattr(cuda, "find_nvcc", lambda: nvcc)
 
 
-def module():
-    return SimpleNamespace(sources=["a.cpp"], extra_objects=[], depends=[], extra_link_args=["-x"])
+def compile_in(folder):
+    csrc = folder / "csrc"
+    headers = [path for path in sources.files(csrc) if path.suffix == ".h"]
+    return cuda.compiled(csrc, folder / "build" / "step_cuda.o", headers)
 
 
 def calls(folder):
@@ -240,7 +234,7 @@ def calls(folder):
 
 
 def test_the_command_line():
-    command = SETUP["nvcc_command"]("/cuda/bin/nvcc", "a.cu", "a.o")
+    command = cuda.nvcc_command("/cuda/bin/nvcc", "a.cu", "a.o")
     assert command[0] == "/cuda/bin/nvcc"
     assert command[-4:] == ["-c", "a.cu", "-o", "a.o"]
     assert [option for option in command if option.startswith("-gencode")] == [
@@ -254,102 +248,97 @@ def test_the_command_line():
 
 
 def test_the_runtime_is_linked_statically_and_kept_private(elsewhere):
-    args = SETUP["runtime_link_args"](fake_nvcc(elsewhere, WORKS))
+    args = cuda.runtime_link_args(fake_nvcc(elsewhere, WORKS))
     assert args[:2] == ["-L/a b/stubs", "-L/a b/lib"]
     assert "-l:libcudart_static.a" in args
     assert "-Wl,--exclude-libs,libcudart_static.a" in args
 
 
-def test_an_object_is_added_where_nvcc_works(elsewhere, monkeypatch, capsys):
-    nvcc, built = fake_nvcc(elsewhere, WORKS), module()
-    use(monkeypatch, nvcc)
-    SETUP["add_cuda"](built, "build")
-    target = str(Path("build", "step_cuda.o"))
-    command = SETUP["nvcc_command"](nvcc, "csrc/step_cuda.cu", target)
-    assert calls(elsewhere)[0] == " ".join(command[1:])
-    assert (built.sources, built.extra_objects, built.depends) == (["a.cpp"], [target], [target])
-    assert built.extra_link_args == ["-x", *SETUP["runtime_link_args"](nvcc)]
-    assert capsys.readouterr().out == ""
-
-
 def compilations(folder):
-    return sum(" -c csrc/step_cuda.cu" in call for call in calls(folder))
+    return sum(" -c step_cuda.cu" in call for call in calls(folder))
 
 
-def aged(path, seconds):
+def aged(path, record, seconds):
     """Change when a file was written."""
-    then = os.path.getmtime("build/step_cuda.made_of") - seconds
+    then = os.path.getmtime(record) - seconds
     os.utime(path, (then, then))
 
 
 def test_it_is_compiled_again_only_if_something_changed(elsewhere, monkeypatch):
-    nvcc, header = fake_nvcc(elsewhere, WORKS), Path("csrc/number.h")
-    use(monkeypatch, nvcc)
+    use(monkeypatch, fake_nvcc(elsewhere, WORKS))
+    header, record = elsewhere / "csrc" / "number.h", elsewhere / "build" / "step_cuda.made_of"
     changes = {
         "at first": (lambda: None, 1),
         "nothing": (lambda: None, 0),
         "there is a new one": (lambda: header.write_text("a"), 1),
         # one that git or tar brings back has the time that it had
         "it holds something else, and is old": (
-            lambda: (header.write_text("b"), aged(header, 20)),
+            lambda: (header.write_text("b"), aged(header, record, 20)),
             1,
         ),
         "it is gone": (header.unlink, 1),
-        "the source holds something else": (lambda: Path("csrc/step_cuda.cu").write_text("c"), 1),
-        "the object is gone": (lambda: Path("build/step_cuda.o").unlink(), 1),
-        "another command": (lambda: monkeypatch.setitem(NAMES, "CUDA_ARCHS", ("90",)), 1),
-        "a header is touched": (lambda: aged("csrc/rules.h", -10), 0),
+        "the source holds something else": (
+            lambda: (elsewhere / "csrc" / "step_cuda.cu").write_text("c"),
+            1,
+        ),
+        "the object is gone": (record.with_suffix(".o").unlink, 1),
+        "another command": (lambda: monkeypatch.setattr(cuda, "CUDA_FLAGS", ["-O1"]), 1),
+        "a header is touched": (lambda: aged(elsewhere / "csrc" / "rules.h", record, -10), 0),
     }
     found, before = {}, 0
     for what, (change, _) in changes.items():
         change()
-        SETUP["compile_cuda"]("build")
+        compile_in(elsewhere)
         found[what], before = compilations(elsewhere) - before, compilations(elsewhere)
     assert found == {what: count for what, (_, count) in changes.items()}
 
 
 def test_a_failure_is_not_taken_for_an_object(elsewhere, monkeypatch):
-    use(monkeypatch, fake_nvcc(elsewhere, WORKS + "exit 1"))
+    use(monkeypatch, fake_nvcc(elsewhere, WORKS + "[ $1 = --dryrun ] || exit 1"))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="nvcc failed"):
-            SETUP["compile_cuda"]("build")
+        with pytest.raises(running.BuildError, match="nvcc failed"):
+            compile_in(elsewhere)
     assert compilations(elsewhere) == 2
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (None, "no nvcc was found"),
         (
             "echo 'a.cu(3): error: no such thing' >&2\necho '1 error detected' >&2\nexit 2",
-            "no such",
+            "nvcc failed with status 2: a.cu(3): error: no such thing",
         ),
-        ("exit 1", "nvcc failed with status 1"),
-        ("#", "LIBRARIES"),
+        ("exit 1", "nvcc failed with status 1: it says nothing"),
+        ("#", "nvcc --dryrun names no LIBRARIES"),
     ],
 )
-def test_without_a_working_nvcc_there_is_one_line_and_no_cuda(
-    elsewhere, monkeypatch, capsys, body, reason
+def test_why_nvcc_does_not_work_is_one_line(elsewhere, monkeypatch, body, reason):
+    use(monkeypatch, fake_nvcc(elsewhere, body))
+    with pytest.raises(running.BuildError) as raised:
+        compile_in(elsewhere)
+    assert str(raised.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_torch", "nvcc", "against"),
+    [
+        (None, "13.0", "nvcc", None),
+        (None, "13.0", None, "no nvcc was found"),
+        # minutes, for what this torch never uses
+        (None, None, "nvcc", "this torch has none; EMANEST_CUDA=1 asks for it"),
+        ("", None, "nvcc", "this torch has none; EMANEST_CUDA=1 asks for it"),
+        ("1", None, "nvcc", None),
+        ("1", None, None, "no nvcc was found"),
+        ("0", "13.0", "nvcc", "EMANEST_CUDA is 0"),
+    ],
+)
+def test_cuda_is_built_where_torch_has_it_or_it_is_asked_for(
+    elsewhere, monkeypatch, asked, of_torch, nvcc, against
 ):
-    use(monkeypatch, body and fake_nvcc(elsewhere, body))
-    built = module()
-    SETUP["add_cuda"](built, "build")
-    assert built.sources == ["a.cpp", "csrc/no_cuda.cpp"]
-    assert (built.extra_objects, built.extra_link_args) == ([], ["-x"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("emanest: building without CUDA, because ")
-    assert reason in lines[0]
-
-
-def test_cuda_can_be_left_out(elsewhere, monkeypatch, capsys):
-    use(monkeypatch, fake_nvcc(elsewhere, WORKS))
-    monkeypatch.setenv("EMANEST_CUDA", "0")
-    built = module()
-    SETUP["add_cuda"](built, "build")
-    assert built.sources == ["a.cpp", "csrc/no_cuda.cpp"]
-    assert "EMANEST_CUDA is 0" in capsys.readouterr().out
-    assert not (elsewhere / "calls").exists()
+    use(monkeypatch, nvcc)
+    if asked is not None:
+        monkeypatch.setenv("EMANEST_CUDA", asked)
+    assert cuda.reason_against(of_torch) == against
 
 
 def test_nvcc_is_found_on_the_path_and_where_cuda_is_said_to_be(tmp_path, monkeypatch):
@@ -357,53 +346,10 @@ def test_nvcc_is_found_on_the_path_and_where_cuda_is_said_to_be(tmp_path, monkey
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.setenv(name, str(tmp_path))
         monkeypatch.setenv("PATH", "")
-        assert SETUP["find_nvcc"]() == nvcc
+        assert cuda.find_nvcc() == nvcc
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert SETUP["find_nvcc"]() == nvcc
-
-
-def test_an_extension_that_fails_is_a_warning_or_an_error(elsewhere, monkeypatch):
-    error = RuntimeError("first line\nError compiling objects for extension")
-    with pytest.warns(UserWarning, match="pure Python package.*Error compiling objects") as caught:
-        SETUP["give_up"](error)
-    assert len(caught) == 1
-    monkeypatch.setenv("EMANEST_REQUIRE_EXTENSION", "1")
-    with pytest.raises(RuntimeError) as raised:
-        SETUP["give_up"](error)
-    assert raised.value is error
-
-
-@pytest.mark.parametrize("required", [False, True])
-def test_installing_without_a_compiler(tmp_path, required):
-    """The whole of setup.py, with a compiler that fails."""
-    for name in (
-        "setup.py",
-        "csrc",
-        "emanest",
-        "kernels",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    ):
-        target = tmp_path / name
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, target, ignore=shutil.ignore_patterns("*.so", "__pycache__")
-            )
-        else:
-            shutil.copy(ROOT / name, target)
-    variables = {
-        **os.environ,
-        **{"CXX": "false", "CC": "false", "EMANEST_CUDA": "0"},
-        "EMANEST_REQUIRE_EXTENSION": str(int(required)),
-    }
-    command = [sys.executable, "setup.py", "build", "--build-lib", "built"]
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert (done.returncode != 0) == required, done.stdout + done.stderr
-    if not required:
-        assert done.stderr.count("installing the pure Python package") == 1
-        assert (tmp_path / "built" / "emanest" / "__init__.py").exists()
+    assert cuda.find_nvcc() == nvcc
 
 
 def included(source):
@@ -426,14 +372,14 @@ def test_no_torch_header_is_read_by_the_cuda_source():
 
 def test_all_of_csrc_is_cpp_17():
     """As it is built; with a torch whose headers are not, what reads none of them but a loop's."""
-    if SETUP["standard"](torch.__version__):
+    if sources.standard(torch.__version__) == "-std=c++17":
         assert _C.build_info()["standard"] == 201703
         return
     ours = [path for path in sorted((ROOT / "csrc").glob("*.cpp")) if loops_alone(path.name)]
     assert {"cpu.cpp", "info.cpp"} <= {path.name for path in ours}
-    folders = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    flags = ["-std=c++17", "-fsyntax-only", *(f"-I{folder}" for folder in folders)]
-    subprocess.run([os.environ.get("CXX", "c++"), *flags, *map(str, ours)], check=True)
+    macros = [f'-D{name}=""' for name in ("EMANEST_HASH", "EMANEST_TORCH")]
+    flags = ["-std=c++17", "-fsyntax-only", *compiling.includes(), *macros]
+    subprocess.run([*compiling.compiler(), *flags, *map(str, ours)], check=True)
 
 
 def loops_alone(source):
@@ -442,11 +388,11 @@ def loops_alone(source):
 
 
 @pytest.mark.parametrize(
-    ("version", "flags"),
+    ("version", "flag"),
     [
-        *((version, ["-std=c++17"]) for version in ("2.11.0+cu130", "2.13.0+cpu")),
-        *((version, []) for version in ("2.14.0", "2.15.0a0+git1", "3.0.0")),
+        *((version, "-std=c++17") for version in ("2.11.0+cu130", "2.13.0+cpu")),
+        *((version, "-std=c++20") for version in ("2.14.0", "2.15.0a0+git1", "3.0.0")),
     ],
 )
-def test_with_newer_torches_the_standard_is_theirs(version, flags):
-    assert SETUP["standard"](version) == flags
+def test_with_newer_torches_the_standard_is_theirs(version, flag):
+    assert sources.standard(version) == flag

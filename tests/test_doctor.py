@@ -12,6 +12,7 @@ import torch
 
 from emanest import backends, doctor
 from emanest.backends import Backend, eager
+from emanest.extension import sources
 
 
 def fails(*args, **kwargs):
@@ -156,18 +157,102 @@ def test_text_has_one_short_line_for_each_fact(table):
     ]
 
 
-def test_a_long_reason_is_cut_in_text_and_whole_in_json():
-    row = {"works": False, "reason": "long " * 100}
+REMEDY = "run `python -m emanest.build`"
+
+
+@pytest.mark.parametrize("length", range(0, 300, 7))
+def test_a_long_reason_goes_on_in_the_next_line_and_a_command_stays_in_one(length):
+    reason = ("long " * 99)[:length] + f" {REMEDY}"
+    row = {"works": False, "reason": reason}
     device = {"names": ["a processor"], "chosen": None, "backends": {"eager": row}}
-    found = {**doctor.report(), "devices": {"cpu": device}}
-    assert max(map(len, doctor.text(found).splitlines())) < 200
+    found = {**doctor.report(), "devices": {"cpu": device}, "extension": reason}
+    text = doctor.text(found)
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("`python -m emanest.build`") == 2
+    # nothing is left out
+    assert text.count("long") == 2 * reason.count("long")
 
 
-@pytest.mark.parametrize("extension", [{"build_info": lambda: {"simd": "avx2"}}, {}])
-def test_the_extension_tells_of_its_build_if_it_can(monkeypatch, extension):
-    monkeypatch.setitem(sys.modules, "emanest._C", types.SimpleNamespace(**extension))
-    expected = {"simd": "avx2"} if extension else "loads, tells nothing of itself"
+@pytest.fixture
+def loaded(monkeypatch):
+    """Set what is loaded as the extension."""
+
+    def replace(**attributes):
+        stub = types.SimpleNamespace(
+            _C=types.SimpleNamespace(__file__="/there/_C.so", **attributes)
+        )
+        monkeypatch.setitem(sys.modules, "emanest.extension.loaded", stub)
+
+    return replace
+
+
+def wanted():
+    return sources.wanted(str(torch.__version__))
+
+
+@pytest.mark.parametrize(
+    ("told", "fits"),
+    [
+        (lambda: {"hash": wanted(), "cuda": False}, "that of the sources"),
+        (lambda: {"hash": "0", "cuda": False}, f"no, {wanted()} is wanted"),
+    ],
+)
+def test_the_extension_tells_where_it_is_and_of_its_build(loaded, told, fits):
+    loaded(build_info=told)
+    expected = {"extension": "/there/_C.so", **told(), "fits": fits}
     assert doctor.report()["extension"] == expected
+    head, *_ = doctor.text(doctor.report()).split("\n\n")
+    facts = dict(line.split(maxsplit=1) for line in head.splitlines())
+    assert (facts["extension"], facts["fits"]) == ("/there/_C.so", fits)
+
+
+def test_an_extension_that_tells_nothing_of_its_build_says_so(loaded):
+    loaded()
+    assert doctor.report()["extension"]["build"] == "loads, tells nothing of itself"
+
+
+def test_without_an_extension_the_doctor_says_why_and_what_builds_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "emanest.extension.loaded")
+    monkeypatch.setitem(sys.modules, "emanest._C", None)
+    found = doctor.report()["extension"]
+    assert found.startswith("none (")
+    assert found.endswith(f": {REMEDY})")
+
+
+def copies(monkeypatch, *folders):
+    """Set where emanest is installed."""
+    each = [types.SimpleNamespace(locate_file=lambda name, at=at: at / name) for at in folders]
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda name: each)
+
+
+def package_in(folder):
+    (folder / "emanest").mkdir(parents=True)
+    (folder / "emanest" / "__init__.py").write_text("")
+    return folder
+
+
+def test_a_source_tree_that_hides_an_installed_copy_says_so(monkeypatch, tmp_path):
+    here, there = package_in(tmp_path / "tree"), package_in(tmp_path / "site")
+    monkeypatch.setattr(sources, "PACKAGE", here / "emanest")
+    copies(monkeypatch, here, there, tmp_path / "of an editable one, whose package is elsewhere")
+    hides = f"this source tree hides the emanest that is installed in {there / 'emanest'}; "
+    for folder, remedy in (
+        (here, "start Python in another folder"),
+        (tmp_path, f"take {here} off"),
+    ):
+        monkeypatch.chdir(folder)
+        found = doctor.report()["installation"]
+        assert found["path"] == str(here / "emanest")
+        assert found["warning"].startswith(hides + remedy)
+    words = " ".join(doctor.text(doctor.report()).split())
+    assert found["warning"] in words
+
+
+def test_an_emanest_that_hides_none_has_no_warning(monkeypatch, tmp_path):
+    here = package_in(tmp_path)
+    monkeypatch.setattr(sources, "PACKAGE", here / "emanest")
+    copies(monkeypatch, here, tmp_path / "gone")
+    assert doctor.report()["installation"] == {"path": str(here / "emanest")}
 
 
 def test_it_runs_as_a_module():

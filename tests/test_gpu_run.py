@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import emanest
 from bench import gpu, gpu_run
 from bench.cases import CASES
 from bench.devices import surroundings
@@ -186,8 +185,7 @@ def test_an_extension_that_does_not_load_is_built(settings, monkeypatch):
     (settings.carry / name).write_text("new")
     monkeypatch.setattr(set_up, "ROOT", settings.work)
     monkeypatch.setattr(set_up, "_built", lambda settings, reason: f"built: {reason}")
-    monkeypatch.delattr(emanest, "_C", raising=False)
-    monkeypatch.setitem(sys.modules, "emanest._C", None)
+    monkeypatch.setitem(sys.modules, "emanest.extension.loaded", None)
     with open(old) as loaded:
         assert set_up._extension(settings, {}).startswith("built: ")
         # whoever has loaded the one that was there keeps it

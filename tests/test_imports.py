@@ -16,7 +16,8 @@ ROOMS = {
     "rules": set(),
     "schedules": set(),
     "_C": set(),  # the extension
-    "backends": {"_C", "rules"},
+    "extension": {"_C"},
+    "backends": {"extension", "rules"},
     "kernels": {"backends", "rules"},
     "values": {"backends"},
     "methods": {"rules", "schedules", "values"},
@@ -31,7 +32,8 @@ ROOMS = {
     "tools": {"methods", "optimizers", "rules", "state", "values"},
     "integrations": {"tools"},  # never imported by the others
     "__init__": {"matrix", "methods", "optimizers", "schedules", "tools"},
-    "doctor": {"backends"},
+    "doctor": {"backends", "extension"},
+    "build": {"extension"},
 }
 
 # room -> modules from outside that it may import; the rest have PLAIN
@@ -125,8 +127,8 @@ def test_imports_go_one_way():
     """Among modules as among rooms, of which there are few, on few floors."""
     graphlib.TopologicalSorter({module: inside for module, (inside, _) in GRAPH.items()}).prepare()
     # kernels/ is a folder beside emanest/
-    assert len(ROOMS) - 1 <= 16
-    assert floors(ROOMS) <= 10
+    assert len(ROOMS) - 1 <= 18
+    assert floors(ROOMS) <= 11
 
 
 @pytest.mark.parametrize(

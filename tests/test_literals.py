@@ -24,7 +24,7 @@ ALONE = {
     "update_basis": (soap.Order, soap.When.__metadata__[0]),
     "ns_dtype": (newton_schulz.DtypeName, newton_schulz.check_dtype),
 }
-CONSTRUCTORS = [EMANesterov, *(getattr(optimizers, name) for name in optimizers.__all__)]
+CONSTRUCTORS = [EMANesterov, optimizers.Wrap, *optimizers.OPTIMIZERS.values()]
 
 
 @pytest.mark.parametrize("option", TABLES)

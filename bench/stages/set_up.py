@@ -108,7 +108,7 @@ def _extension(settings, data):
         os.replace(new, there / path.name)
     importlib.invalidate_caches()
     try:
-        from emanest import _C
+        from emanest.extension.loaded import _C
     except ImportError as error:
         return _built(settings, str(error))
     data["extension"] = _C.build_info()

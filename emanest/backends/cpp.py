@@ -8,22 +8,14 @@ import functools
 
 import torch
 
+from ..extension.loaded import _C
 from ..rules import PASSES
 from . import eager
+from .cpu_products import PRODUCTS as CPU_PRODUCTS
 from .eager import plan_ as plan_
 from .layout import NATIVE, check_squares, flat, scaled
 from .per_tensor import PerTensor, joined
 from .products import PRODUCTS
-
-try:
-    from .. import _C
-except ImportError as error:
-    raise ImportError(
-        f"the extension is not built ({error}); `pip install --no-build-isolation .` builds it and "
-        "needs pybind11 and ninja (the `build` extra)"
-    ) from error
-
-from .cpu_products import PRODUCTS as CPU_PRODUCTS
 
 
 def apply_(

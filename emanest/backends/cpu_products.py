@@ -5,7 +5,7 @@ Bits of a result depend neither on the number of threads nor on the batch.
 
 from typing import ClassVar
 
-from .. import _C
+from ..extension.loaded import _C
 from . import products
 
 

@@ -79,7 +79,7 @@ def _same(mapping, items):
 
 
 try:
-    from .. import _C
+    from ..extension.loaded import _C
 except ImportError:
     Guard, count_writes = _Guard, increment_version
     gradients, versions = _gradients, _versions

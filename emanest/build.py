@@ -1,0 +1,119 @@
+"""``python -m emanest.build``: build the extension for the torch that is installed.
+
+It goes to a cache of the user, $XDG_CACHE_HOME/emanest/HASH/ (by default ~/.cache/emanest/HASH/),
+where emanest finds it: the package itself may be anywhere, and need not be writable. It takes one
+to two minutes of all cores, and a C++ compiler. Exit status 0: there is an extension; 1: there is
+none, for the reason given. EMANEST_CUDA: 1 demands CUDA, 0 leaves it out; else it is in where torch
+has it and nvcc is there.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+
+import torch
+
+from .extension import compiling, places, sources
+from .extension.running import BuildError
+
+LOG, OBJECTS = "build.log", "objects"
+
+
+def main(arguments=None):
+    """Build the extension if there is none that fits; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m emanest.build", description=__doc__)
+    parser.add_argument("--force", action="store_true", help="build it even if there is one")
+    force = parser.parse_args(arguments).force
+    there, reason = _loaded()
+    if there and not force:
+        _say(f"already built: {there}")
+        return 0
+    if reason:
+        _say(reason)
+    try:
+        path = build(_say)
+    except BuildError as error:
+        print(f"emanest: {error}", file=sys.stderr)
+        return 1
+    if there and there != str(path):
+        _say(f"as long as {there} fits, that is used, not this one")
+    return 0
+
+
+def build(say):
+    """Build the extension into the cache, unless another process does so meanwhile; its path.
+
+    Raises:
+        BuildError: it cannot be built, or what was built cannot be loaded.
+    """
+    fitting = sources.wanted(str(torch.__version__))
+    if fitting is None:
+        raise BuildError(
+            f"there are no sources in {sources.PACKAGE / 'csrc'}: install emanest anew"
+        )
+    target = places.cached(fitting)
+    before = _state(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with places.locked(target.parent, say):
+            if _state(target) != before:
+                say(f"another process has built it: {target}")
+            else:
+                _build(target, say)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write to {target.parent} ({error.strerror or error}): set XDG_CACHE_HOME to a "
+            "folder that can be written, here and wherever emanest is used"
+        ) from error
+    return target
+
+
+def _build(target, say):
+    log = target.parent / LOG
+    places.note_failure(target, None)
+    try:
+        with open(log, "w") as lines:
+
+            def told(line):
+                say(line)
+                print(line, file=lines, flush=True)
+
+            say(f"building for torch {torch.__version__}, in {target.parent}")
+            seconds = compiling.build(target, target.parent / OBJECTS, told)
+        there, reason = _loaded()
+        if there is None:
+            raise BuildError(f"it was built, and cannot be used: {reason}")
+    except BuildError as error:
+        if error.output:
+            log.write_text(error.output)
+        places.note_failure(target, f"{error}; {log} has all of it" if error.output else str(error))
+        raise BuildError(places.failure(target)) from error
+    shutil.rmtree(target.parent / OBJECTS, ignore_errors=True)
+    say(f"built in {seconds:.0f} s: {target}")
+
+
+def _loaded():
+    """Path of the extension that emanest uses, and None; or None and why there is none."""
+    try:
+        from .extension.loaded import _C
+    except ImportError as error:
+        return None, str(error)
+    return str(_C.__file__), None
+
+
+def _state(path):
+    """What tells a file from another in its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _say(line):
+    print(f"emanest: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
