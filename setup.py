@@ -21,7 +21,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-NAMES = ["bindings", "cpu", "gather", "guards", "info", "products", "storage", "target"]
+NAMES = ["bindings", "cpu", "gather", "guards", "info", "products", "target"]
 SOURCES = [f"csrc/{name}.cpp" for name in NAMES]
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
 # no errno and no traps: else sqrt and comparisons stay scalar

@@ -1,0 +1,17 @@
+// How the extension was built.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace emanest {
+
+extern const char* const kCompiler;
+// of C++
+extern const long kStandard;
+// kinds of CPU that loops are compiled for
+const std::vector<std::string>& targets();
+// The kind that this CPU takes, by the rule of `target_clones`.
+std::string chosen_target();
+
+}  // namespace emanest
