@@ -6,12 +6,20 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
+#include "info.h"
+#include "products.h"
 #include "storage.h"
 #include "target.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
 namespace emanest {
+
+bool is_tensor(PyObject* object) { return THPVariable_Check(object); }
+const at::Tensor& unpack(PyObject* object) { return THPVariable_Unpack(object); }
+PyObject* wrap(const at::Tensor& t) { return THPVariable_Wrap(t); }
+
 namespace {
 
 Use use_of(const Pass& pass) {
@@ -21,6 +29,10 @@ Use use_of(const Pass& pass) {
            each.plain,   each.squared, each.flagged, each.by_rows};
   });
   return use;
+}
+
+at::Tensor tensor_or_none(const py::object& given) {
+  return is_tensor(given.ptr()) ? unpack(given.ptr()) : at::Tensor();
 }
 
 // Gathers the tensors, works on them without Python's lock (the caller holds the tensors, so their
@@ -35,8 +47,10 @@ bool run(const Pass& pass, bool in_double, const Target& target, Column scales,
   const at::Device device = device_of(columns[use.first()]);
   target.check(device, size_t(use.numbers));
   void* to = nullptr;
-  if (use.squared && !out.is_none()) to = place("squares", out, device, at::kDouble, columns[kY].size());
-  if (use.flagged) to = place("flag", out, device, at::kFloat, 1);
+  if (use.squared && !out.is_none()) {
+    to = place("squares", tensor_or_none(out), device, at::kDouble, columns[kY].size());
+  }
+  if (use.flagged) to = place("flag", tensor_or_none(out), device, at::kFloat, 1);
   if (target.skipped()) return true;
   auto bucket = gather(use, columns, in_double, scales);
   if (!bucket) return false;
@@ -78,16 +92,71 @@ void bind(py::module_& m, const char* name) {
   });
 }
 
+void bind_product(py::module_& m, const char* name, Kind kind) {
+  const auto of_kind = [kind](const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                              const at::Tensor& b, double beta, double alpha) {
+    return product(kind, out, c, a, b, beta, alpha);
+  };
+  m.def(name, of_kind, py::call_guard<py::gil_scoped_release>());
+}
+
+Target make_target(const py::object& numbers, std::vector<int64_t> begins, const py::object& skip,
+                   std::shared_ptr<device::Tables> tables, intptr_t stream) {
+  const at::Tensor vector = tensor_or_none(numbers);
+  std::vector<double> floats;
+  if (!vector.defined()) floats = numbers.cast<std::vector<double>>();
+  return {std::move(floats), vector, std::move(begins), tensor_or_none(skip), std::move(tables),
+          stream};
+}
+
+void bind_target(py::module_& m) {
+  // local, so that the extension of a test can have them too
+  py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables", py::module_local())
+      .def(py::init<>());
+  py::class_<Target>(m, "Target", py::module_local())
+      .def(py::init(&make_target), py::arg("numbers"), py::arg("begins") = std::vector<int64_t>(),
+           py::arg("skip") = py::none(), py::arg("tables") = nullptr, py::arg("stream") = 0);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["hash"] = kHash;
+  info["built_for"] = kBuiltFor;
+  info["cuda"] = !cuda::archs().empty();
+  info["cuda_archs"] = cuda::archs();
+  info["compiler"] = kCompiler;
+  info["standard"] = kStandard;
+  info["vector_widths"] = targets();
+  info["chosen"] = chosen_target();
+  return info;
+}
+
+// Python gets what emanest/backends/storage.py raises.
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const NotInStorage& error) {
+    try {
+      const auto tensor = py::reinterpret_steal<py::object>(wrap(error.tensor));
+      py::module_::import("emanest.backends.storage").attr("refuse")("a tensor of this call", tensor);
+    } catch (py::error_already_set& raised) {
+      raised.restore();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace emanest
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace emanest;
+  py::register_local_exception_translator(&translate);
+  m.def("build_info", &build_info);
   bind_guards(m);
-  bind_info(m);
-  bind_products(m);
-  bind_storage(m);
   bind_target(m);
+  bind_product(m, "symmetric_product", Kind::symmetric);
+  bind_product(m, "product", Kind::plain);
+  bind_product(m, "large_product", Kind::large);
   bind<Step, Base, Lookahead>(m, "step_");
   bind<Follow, Lookahead>(m, "follow_");
   bind<Move, Point>(m, "move_");

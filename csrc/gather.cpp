@@ -1,12 +1,12 @@
 #include "gather.h"
 
 #include <ATen/Parallel.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <atomic>
 #include <sstream>
 
 #include "storage.h"
+#include "tensors.h"
 
 namespace emanest {
 namespace {
@@ -16,7 +16,7 @@ constexpr int64_t kGrain = 512;
 
 // by the C API: pybind11's accessor of list elements costs more than all the rest of `gather`
 const at::Tensor& tensor(Column list, size_t i) {
-  return THPVariable_Unpack(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
+  return unpack(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
 }
 
 std::optional<Dtype> dtype_of(const at::Tensor& t) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
+#include <pybind11/pytypes.h>
 
 #include <optional>
 #include <string>

@@ -2,7 +2,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <optional>
@@ -11,6 +10,7 @@
 #include "bindings.h"
 #include "gather.h"
 #include "storage.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -20,16 +20,16 @@ namespace {
 std::vector<int64_t> versions(const py::list& tensors) {
   std::vector<int64_t> found;
   found.reserve(tensors.size());
-  for (py::handle each : tensors) found.push_back(THPVariable_Unpack(each.ptr())._version());
+  for (py::handle each : tensors) found.push_back(unpack(each.ptr())._version());
   return found;
 }
 
 py::list gradients(const py::function& waited, const py::list& params) {
   py::list found(params.size());
   for (size_t i = 0; i < params.size(); i++) {
-    const at::Tensor& p = THPVariable_Unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
+    const at::Tensor& p = unpack(PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)));
     const at::Tensor& grad = p.grad();
-    PyObject* given = THPVariable_Wrap(grad);
+    PyObject* given = wrap(grad);
     if (grad.defined() && is_subclass(grad)) {
       given = waited(py::reinterpret_steal<py::object>(given)).release().ptr();
     }
@@ -69,7 +69,7 @@ class Guard {
     for (py::handle params : lists) {
       for (py::handle p : params) {
         params_.push_back(py::reinterpret_borrow<py::object>(p));
-        facts_.emplace_back(THPVariable_Unpack(p.ptr()));
+        facts_.emplace_back(unpack(p.ptr()));
       }
       ends_.push_back(params_.size());
     }
@@ -92,7 +92,7 @@ class Guard {
       // one that moves to the next list stays in its place among all
       if (py::len(params) != ends_[end++] - i) return false;
       for (py::handle p : params) {
-        if (!p.is(params_[i]) || !facts_[i].hold(THPVariable_Unpack(p.ptr()))) return false;
+        if (!p.is(params_[i]) || !facts_[i].hold(unpack(p.ptr()))) return false;
         i++;
       }
     }
@@ -174,7 +174,7 @@ struct Position {
       const py::list column(py::reinterpret_borrow<py::object>(each));
       rest.push_back(int64_t(column.size()));
       for (py::handle t : column) {
-        if (!add(THPVariable_Unpack(t.ptr()))) return false;
+        if (!add(unpack(t.ptr()))) return false;
       }
     }
     return true;

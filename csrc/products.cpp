@@ -1,22 +1,21 @@
-// Products of matrices on the CPU; emanest/backends/cpu_products.py documents them.
-//
 // A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the
 // batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while
 // they are in the cache; none reads what another writes, so the addend may be the result itself.
+#include "products.h"
+
 #include <ATen/Context.h>
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
 #include <omp.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <atomic>
 #include <limits>
 #include <vector>
 
-#include "bindings.h"
 #include "storage.h"
 
 // MKL's, where torch has it: how many threads products of the calling thread may use (0: the global
@@ -38,8 +37,6 @@ constexpr int64_t kBlock = 32;
 
 struct Tile { int64_t matrix, row, rows, column, columns; };
 using Tiles = std::vector<Tile>;
-
-enum class Kind { symmetric, plain, large };
 
 int64_t height_of(Kind kind, int64_t n, int64_t m) {
   switch (kind) {
@@ -154,9 +151,9 @@ void mirror(const at::Tensor& out, const Tile& tile) {
   }
 }
 
-// out <- beta c + alpha a b; a is (batch, n, k), b (batch, k, m); c is not read if beta is 0
-template <Kind kind>
-at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+}  // namespace
+
+at::Tensor product(Kind kind, const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                    const at::Tensor& b, double beta, double alpha) {
   // threads of a pool must not meet a tensor that calls Python
   for (const at::Tensor* each : {&out, &c, &a, &b}) address(*each);
@@ -175,15 +172,6 @@ at::Tensor product(const at::Tensor& out, const at::Tensor& c, const at::Tensor&
     if (kind == Kind::symmetric) mirror(out, t);
   });
   return out;
-}
-
-}  // namespace
-
-void bind_products(pybind11::module_& m) {
-  const pybind11::call_guard<pybind11::gil_scoped_release> unlocked;
-  m.def("symmetric_product", &product<Kind::symmetric>, unlocked);
-  m.def("product", &product<Kind::plain>, unlocked);
-  m.def("large_product", &product<Kind::large>, unlocked);
 }
 
 }  // namespace emanest

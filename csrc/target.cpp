@@ -1,21 +1,12 @@
 #include "target.h"
 
 #include <ATen/ops/empty.h>
-#include <pybind11/stl.h>
-#include <torch/csrc/autograd/python_variable.h>
 
-#include "bindings.h"
 #include "gather.h"
 #include "storage.h"
 
-namespace py = pybind11;
-
 namespace emanest {
 namespace {
-
-at::Tensor tensor_or_none(const py::object& given) {
-  return THPVariable_Check(given.ptr()) ? THPVariable_Unpack(given.ptr()) : at::Tensor();
-}
 
 void check_vector(const char* what, const at::Tensor& t, at::Device device, at::ScalarType dtype,
                   size_t size) {
@@ -36,23 +27,21 @@ const T* values(const at::Tensor& t) {
 
 }  // namespace
 
-void* place(const char* what, const py::object& out, at::Device device, at::ScalarType dtype,
+void* place(const char* what, const at::Tensor& out, at::Device device, at::ScalarType dtype,
             size_t size) {
-  const at::Tensor to = tensor_or_none(out);
-  if (!to.defined()) throw std::invalid_argument(std::string(what) + ": expected a tensor");
-  check_vector(what, to, device, dtype, size);
-  return address(to);
+  if (!out.defined()) throw std::invalid_argument(std::string(what) + ": expected a tensor");
+  check_vector(what, out, device, dtype, size);
+  return address(out);
 }
 
-Target::Target(const py::object& numbers, std::vector<int64_t> begins, const py::object& skip,
-               std::shared_ptr<device::Tables> tables, intptr_t stream)
-    : begins_(std::move(begins)),
-      vector_(tensor_or_none(numbers)),
-      skip_(tensor_or_none(skip)),
+Target::Target(std::vector<double> numbers, at::Tensor vector, std::vector<int64_t> begins,
+               at::Tensor skip, std::shared_ptr<device::Tables> tables, intptr_t stream)
+    : numbers_(std::move(numbers)),
+      begins_(std::move(begins)),
+      vector_(std::move(vector)),
+      skip_(std::move(skip)),
       tables_(std::move(tables)),
-      stream_(stream) {
-  if (!vector_.defined()) numbers_ = numbers.cast<std::vector<double>>();
-}
+      stream_(stream) {}
 
 void Target::check(at::Device device, size_t numbers) const {
   if (!on_gpu() && !device.is_cpu()) {
@@ -86,17 +75,6 @@ device::Call Target::call(at::Device device) const {
   };
   return {*tables_, allocate, numbers_.data(), values<double>(vector_), values<float>(skip_),
           device.index(), reinterpret_cast<void*>(stream_)};
-}
-
-void bind_target(py::module_& m) {
-  // local, so that the extension of a test can have them too
-  py::class_<device::Tables, std::shared_ptr<device::Tables>>(m, "Tables", py::module_local())
-      .def(py::init<>());
-  py::class_<Target>(m, "Target", py::module_local())
-      .def(py::init<py::object, std::vector<int64_t>, py::object, std::shared_ptr<device::Tables>,
-                    intptr_t>(),
-           py::arg("numbers"), py::arg("begins") = std::vector<int64_t>(),
-           py::arg("skip") = py::none(), py::arg("tables") = nullptr, py::arg("stream") = 0);
 }
 
 }  // namespace emanest

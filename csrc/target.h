@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
 
 #include <memory>
 #include <vector>
@@ -12,16 +11,17 @@
 namespace emanest {
 
 // Where a call leaves what it finds. An error unless `out` is a tensor of so many of a dtype there.
-void* place(const char* what, const pybind11::object& out, at::Device device, at::ScalarType dtype,
+void* place(const char* what, const at::Tensor& out, at::Device device, at::ScalarType dtype,
             size_t size);
 
 class Target {
  public:
-  // numbers: floats, or a float64 vector on the device. begins: none, or for each tensor how far
-  // from that vector's its own numbers begin. skip: None, or one float32 there that is 0 unless
-  // nothing shall happen. On a GPU also what the caller keeps from call to call, and the stream.
-  Target(const pybind11::object& numbers, std::vector<int64_t> begins, const pybind11::object& skip,
-         std::shared_ptr<device::Tables> tables, intptr_t stream);
+  // numbers: floats, or, if it is defined, a float64 vector on the device. begins: none, or for each
+  // tensor how far from that vector's its own numbers begin. skip: undefined, or one float32 there
+  // that is 0 unless nothing shall happen. On a GPU also what the caller keeps from call to call, and
+  // the stream.
+  Target(std::vector<double> numbers, at::Tensor vector, std::vector<int64_t> begins,
+         at::Tensor skip, std::shared_ptr<device::Tables> tables, intptr_t stream);
 
   // An error unless it has so many numbers and all is on that device.
   void check(at::Device device, size_t numbers) const;

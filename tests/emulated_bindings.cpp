@@ -1,5 +1,5 @@
 // The bindings as one source: torch's headers take more time than all the rest, and are read once.
 #include "../csrc/bindings.cpp"
 #include "../csrc/gather.cpp"
-#include "../csrc/storage.cpp"
+#include "../csrc/info.cpp"
 #include "../csrc/target.cpp"

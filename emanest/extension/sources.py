@@ -16,7 +16,7 @@ MISSING = f"there are no sources in {PACKAGE / 'csrc'}: install emanest anew"
 SUFFIX = EXTENSION_SUFFIXES[0]
 
 # of C++ sources; those that take longest first, so that the last to end is a short one
-NAMES = ["cpu", "bindings", "products", "guards", "gather", "storage", "target", "info"]
+NAMES = ["cpu", "bindings", "products", "guards", "gather", "target", "info"]
 CUDA_SOURCE, WITHOUT_CUDA = "step_cuda.cu", "no_cuda.cpp"
 
 # no contraction into fused products: eager, C++ and all vector widths then agree bit for bit.
