@@ -148,13 +148,13 @@ def environment_of(folder, path, cache):
     }
 
 
-def try_way(way, torch, folder, dist):
-    """Install in one way; a row of the table."""
+def try_way(way, torch, folder, cache, dist):
+    """Install in one way; a row of the table. The cache is shared: the first way fills it."""
     clone(folder / "clone")
     if dist is not None:
         shutil.copytree(dist, folder / "clone" / "dist")
     path = os.environ["PATH"] if way.compiler else without_compiler(folder / "bin")
-    environment = environment_of(folder, path, folder / "cache")
+    environment = environment_of(folder, path, folder / "no cache")
     must(f"uv venv --quiet --seed --python {sys.executable} env", folder, environment)
     packages = " ".join([f"torch=={torch}", "numpy", *way.needs])
     must(f"uv pip install --quiet {packages}", folder, environment)
@@ -162,6 +162,7 @@ def try_way(way, torch, folder, dist):
     installed = [must(command, folder / "clone", environment) for command in commands]
     step = f"python -c '{STEP.replace(chr(39), chr(34))}'"
     first = json.loads(must(step, folder, environment).output.splitlines()[-1])
+    environment["XDG_CACHE_HOME"] = str(cache if way.compiler else folder / "no cache")
     built = run(BUILD, folder, environment)
     second = json.loads(must(step, folder, environment).output.splitlines()[-1])
     said = " ".join(first["printed"])
@@ -260,7 +261,7 @@ def main(arguments=None):
     for i, name in enumerate(name for name in WAYS if name in names):
         folder = args.out / str(i)
         folder.mkdir()
-        rows[name] = try_way(WAYS[name], args.torch, folder, args.dist)
+        rows[name] = try_way(WAYS[name], args.torch, folder, args.out / "cache", args.dist)
         print(f"{name}: {rows[name]['faults'] or 'ok'}", flush=True)
         shutil.rmtree(folder)
     print(table(rows))
