@@ -145,6 +145,8 @@ def environment_of(folder, path, cache):
         # what is downloaded stays where it is
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(home / "pip")),
         "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(home / "uv")),
+        # the same torch from both
+        "UV_FIND_LINKS": os.environ.get("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", "")),
     }
 
 
