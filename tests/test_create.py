@@ -372,7 +372,8 @@ def test_groups_of_ones_own_are_not_split(key):
         emanest.create(Model().parameters(), "soap", **{key: {}})
 
 
-def test_a_class_of_others_in_the_table_is_an_error(monkeypatch):
-    monkeypatch.setitem(emanest.OPTIMIZERS, "adagrad", torch.optim.Adagrad)
+@pytest.mark.parametrize("cls", [torch.optim.Adagrad, emanest.Wrap, "adamw", None])
+def test_what_is_no_optimizer_of_ours_in_the_table_is_an_error(cls, monkeypatch):
+    monkeypatch.setitem(emanest.OPTIMIZERS, "adagrad", cls)
     with pytest.raises(TypeError, match=r"OPTIMIZERS\['adagrad'\] must be .*emanest\.Wrap"):
-        emanest.create(Model(), "adagrad+nag")
+        emanest.create(Model(), "adagrad+nag", lookahead_momentum=0.9)

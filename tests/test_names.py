@@ -245,6 +245,8 @@ WINDOWS = [
     (1000, {"warmup": 20, "rest": 30}, (20, 30)),
     # nothing would be left between the given bound and the published one
     (1000, {"warmup": 850}, (850, None)),
+    (1000, {"warmup": 800}, (800, None)),
+    (1000, {"rest": 300}, (0, 300)),
     (1000, {"rest": 200}, (0, 200)),
 ]
 

@@ -64,7 +64,8 @@ class Wrap(Optimizer):
     Args:
         optimizer: a ``torch.optim.Optimizer``, or a list of them over different parameters; every
             group needs an ``lr``. From now on their own ``step`` raises: step the wrapper.
-        lookahead: a method, as in ``AdamW``; groups may override it (``lookahead_*`` entries).
+        lookahead: a method, its name or a mapping, as in ``AdamW``; groups may override it
+            (``lookahead_*`` entries).
 
     Raises:
         TypeError: not an optimizer, or one that cannot be wrapped: it needs a closure or two

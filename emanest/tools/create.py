@@ -76,10 +76,12 @@ def _parsed(name: str) -> tuple[Any, str | None]:
             f"{name!r}"
         )
     optimizer = OPTIMIZERS[choice("the optimizer in name", parts[0], OPTIMIZERS)]
-    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+    ours = isinstance(optimizer, type) and issubclass(optimizer, Optimizer)
+    # Wrap has no base of its own
+    if not ours or not optimizer.bases:
         raise TypeError(
-            f"OPTIMIZERS[{parts[0]!r}] must be a class derived from emanest.Optimizer, got "
-            f"{optimizer!r}: put a lookahead around others with emanest.Wrap"
+            f"OPTIMIZERS[{parts[0]!r}] must be a class derived from emanest.Optimizer, with "
+            f"bases, got {optimizer!r}: put a lookahead around others with emanest.Wrap"
         )
     return optimizer, parts[1] if len(parts) == 2 else None
 
