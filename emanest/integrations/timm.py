@@ -107,7 +107,9 @@ def _divided(groups: list[dict[str, Any]], adamw: dict[str, Any]) -> Iterator[di
         fallback = group.get("use_fallback", False)
         of_matrices = [not fallback and _is_matrix(each) for each in params]
         for matrices, own in ((True, {}), (False, {**adamw, "base": _ADAMW})):
-            chosen = [p for p, is_one in zip(params, of_matrices, strict=True) if is_one == matrices]
+            chosen = [
+                p for p, is_one in zip(params, of_matrices, strict=True) if is_one == matrices
+            ]
             if chosen:
                 yield {**own, **entries, "params": chosen}
 

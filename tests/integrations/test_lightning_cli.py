@@ -85,7 +85,7 @@ def test_a_class_path_is_the_optimizer(how, tmp_path):
 @pytest.mark.parametrize("optimizer", emanest.OPTIMIZERS.values())
 def test_every_optimizer_can_be_described_on_the_command_line(optimizer, tmp_path, capsys):
     """What the command line reads of a constructor: each option, with its default."""
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         run(tmp_path, Plain, "--optimizer.help", f"emanest.{optimizer.__name__}")
     said = capsys.readouterr().out
     for option in ("lr", "weight_decay", "lookahead", "nonfinite"):
@@ -96,14 +96,14 @@ def test_a_configuration_file_is_as_good_as_the_command_line(tmp_path):
     (tmp_path / "fit.yaml").write_text(
         "optimizer:\n"
         "  class_path: emanest.SGD\n"
-        "  init_args: {lr: 0.1, momentum: 0.9, lookahead: {name: gpa, decay: 0.9}}\n"
+        "  init_args: {lr: 0.1, momentum: 0.9, lookahead: {name: gpa, mu_x: 0.9}}\n"
         "trainer:\n"
         "  callbacks:\n"
         "  - class_path: emanest.integrations.lightning.EvalAtIterate\n"
         "    init_args: {fit_windows: true}\n"
     )
     trainer = run(tmp_path, Plain, "--config", str(tmp_path / "fit.yaml"))
-    assert entries(trainer, "lr", "lookahead", "lookahead_decay") == [(0.1, "gpa", 0.9)]
+    assert entries(trainer, "lr", "lookahead", "lookahead_mu_x") == [(0.1, "gpa", 0.9)]
     assert [each.fit_windows for each in trainer.callbacks if isinstance(each, EvalAtIterate)]
     assert not runs.in_train_mode(trainer)
 
@@ -116,7 +116,7 @@ def test_a_name_makes_muon_with_the_groups_of_the_module(tmp_path):
 
 
 def test_a_wrong_option_is_refused_before_anything_runs(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         run(tmp_path, Plain, "--optimizer", "emanest.AdamW", "--optimizer.lookahed", "gpa")
     assert "lookahed" in capsys.readouterr().err
     with pytest.raises(ValueError, match="did you mean 'ema_nesterov'"):
@@ -143,7 +143,9 @@ def test_accumulated_batches_are_steps_once(tmp_path):
     found = fit(
         *(tmp_path, "ema_nesterov", EvalAtIterate(fit_windows=True)), accumulate_grad_batches=5
     )
-    assert entries(found, "lookahead_warmup", "lookahead_rest", "lookahead_t") == [(1, None, EPOCHS)]
+    assert entries(found, "lookahead_warmup", "lookahead_rest", "lookahead_t") == [
+        (1, None, EPOCHS)
+    ]
 
 
 def test_a_fit_that_is_resumed_keeps_its_windows(tmp_path):

@@ -52,9 +52,7 @@ def test_a_name_is_the_optimizer_that_create_makes(name, tmp_path):
     model = make_model()
     by_hand = Trainer(
         model,
-        TrainingArguments(
-            **arguments(tmp_path, lr_scheduler_type="constant", max_grad_norm=0.0)
-        ),
+        TrainingArguments(**arguments(tmp_path, lr_scheduler_type="constant", max_grad_norm=0.0)),
         train_dataset=tokens(32, 2),
         optimizers=(emanest.create(model, name, **NAMES[name]), None),
     )
@@ -163,7 +161,9 @@ def test_a_run_that_is_resumed_keeps_its_windows(tmp_path):
     whole = trained(tmp_path, "muon+ema_nesterov", **fitted)
     assert windows(whole) == {(2, 5)}
     again = {**fitted, "resume": tmp_path / "checkpoint-3"}
-    assert differing(training(trained(tmp_path, "muon+ema_nesterov", **again)), training(whole)) == []
+    assert (
+        differing(training(trained(tmp_path, "muon+ema_nesterov", **again)), training(whole)) == []
+    )
     longer = trained(tmp_path, "muon+ema_nesterov", **again, max_steps=2 * STEPS)
     assert windows(longer) == {(2, 5)}
 
@@ -183,4 +183,3 @@ def test_without_the_option_windows_stay(tmp_path):
 def test_the_option_is_a_flag():
     with pytest.raises(TypeError, match="fit_windows must be True or False, got 'yes'"):
         EvalAtIterate(fit_windows="yes")
-
