@@ -1,7 +1,7 @@
 """timm: the optimizers of this library under names of timm's registry."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,9 @@ from ..optimizers import OPTIMIZERS, AdamW, Optimizer
 from ..tools.create import create
 
 try:
-    # timm exports the class of its registry, and all that reads it, but not the registry itself
-    from timm.optim import OptimInfo  # pyright: ignore[reportMissingImports]
+    # timm.optim exports what reads the registry, but not the registry itself
     from timm.optim._optim_factory import (  # pyright: ignore[reportMissingImports]
+        OptimInfo,
         default_registry,
     )
 except ImportError as error:
@@ -72,7 +72,7 @@ def _info(ours: str, name: str) -> OptimInfo:
     )
 
 
-def _maker(name: str, optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
+def _maker(name: str, optimizer: type[Optimizer]) -> Any:
     """What timm calls with parameters, or groups, and options."""
 
     def make(params: Iterable[Any], **options: Any) -> Optimizer:

@@ -252,10 +252,3 @@ def test_parameters_and_named_parameters_are_taken_too(optim):
     for params in (model.parameters(), model.named_parameters()):
         made = optim.create_optimizer_v2(params, "emanest-muon", lr=0.01)
         assert by_base(model, made, "muon") == {"patch.weight", "qkv.weight", "head.weight"}
-
-
-def test_without_timm_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm.optim", None)
-    monkeypatch.delitem(sys.modules, "emanest.integrations.timm")
-    with pytest.raises(ImportError, match=r"needs timm .*: pip install 'emanest\[timm\]'"):
-        importlib.import_module("emanest.integrations.timm")
