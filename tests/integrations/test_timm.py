@@ -1,45 +1,24 @@
-"""timm: its factory makes our optimizers by names of its registry, with groups that fit.
-
-timm needs torchvision to be imported whole, of which there is no build for this torch here. What
-runs is timm's own ``timm.optim``, all of it, beside two functions that it needs of its other
-packages, which are not imported whole.
-"""
+"""timm: its factory makes our optimizers by names of its registry, with groups that fit."""
 
 import importlib
-import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import emanest
+import timm_optim
 from helpers import content, differing
-
-# what timm.optim needs of packages whose own imports need torchvision
-NEEDED = {"timm.layers": ("config", "use_reentrant_ckpt"), "timm.models": ("_manipulate", None)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def optim():
-    """The module ``timm.optim``, with ours registered; ``timm`` is not left half imported."""
-    (root,) = importlib.util.find_spec("timm").submodule_search_locations
-    packages = {name: types.ModuleType(name) for name in ("timm", *NEEDED)}
-    for name, module in packages.items():
-        module.__path__ = [str(Path(root, *name.split(".")[1:]))]
-        sys.modules[name] = module
-    layers, models = packages["timm.layers"], packages["timm.models"]
-    layers.use_reentrant_ckpt = importlib.import_module("timm.layers.config").use_reentrant_ckpt
-    manipulate = importlib.import_module("timm.models._manipulate")
-    models.group_parameters = manipulate.group_parameters
-    found = importlib.import_module("timm.optim")
-    importlib.import_module("emanest.integrations.timm").register()
-    yield found
-    for name in [n for n in sys.modules if n.partition(".")[0] == "timm"]:
-        del sys.modules[name]
-    del sys.modules["emanest.integrations.timm"]
+    """The module ``timm.optim``, with ours registered."""
+    with timm_optim.imported() as found:
+        importlib.import_module("emanest.integrations.timm").register()
+        yield found
 
 
 class Model(nn.Module):
