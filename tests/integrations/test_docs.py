@@ -127,8 +127,13 @@ def timm(names, run):
 
 def pytorch_optimizer(names, run):
     run()
-    assert type(names["optimizer"].optimizer).__name__ == "Lion"
-    assert names["optimizer"].param_groups[0]["lookahead"] == "ema_nesterov"
+    model, optimizer = names["model"], names["optimizer"]
+    for x, target in runs.loader(2):
+        nn.functional.mse_loss(model(x), target).backward()
+        optimizer.step()
+    assert {type(names["lion"]).__name__, type(optimizer).__name__} == {"Lion", "Wrap"}
+    x = runs.weights(emanest.iterate_state_dict(model, optimizer))
+    assert x != runs.weights(model.state_dict())
 
 
 CASES = {
