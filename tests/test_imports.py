@@ -30,7 +30,7 @@ ROOMS = {
         *("backends", "groups", "matrix", "methods", "options", "rules", "state", "step", "values"),
     },
     "tools": {"methods", "optimizers", "rules", "state", "values"},
-    "integrations": {"tools"},  # never imported by the others
+    "integrations": {"methods", "optimizers", "tools", "values"},  # never imported by the others
     "__init__": {"matrix", "methods", "optimizers", "schedules", "tools"},
     "doctor": {"backends", "extension"},
     "build": {"extension"},
@@ -42,7 +42,7 @@ OUTSIDE = {
     "rules": set(),
     "schedules": set(sys.stdlib_module_names),
     "kernels": {"triton", *PLAIN},
-    "integrations": {"lightning", "transformers", *PLAIN},
+    "integrations": {"lightning", "timm", "torchtitan", "transformers", *PLAIN},
 }
 
 

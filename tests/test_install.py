@@ -77,14 +77,23 @@ def test_the_loops_of_a_step_have_a_python_form():
     assert python(WITHOUT.format("emanest._C") + code).stdout.strip() == "_Guard"
 
 
+# that integrations import from
+PARTS = "pytorch", "optim._optim_factory", "components.optimizer"
+
+
 @pytest.mark.parametrize(
     ("framework", "how"),
-    [("transformers", "emanest[hf]"), ("lightning", "emanest[lightning]")],
+    [
+        ("transformers", "emanest[hf]"),
+        ("lightning", "emanest[lightning]"),
+        ("timm", "emanest[timm]"),
+        ("torchtitan", "emanest[torchtitan]"),
+    ],
 )
-def test_a_callback_without_its_framework_says_what_to_install(framework, how, monkeypatch):
+def test_an_integration_without_its_framework_says_what_to_install(framework, how, monkeypatch):
     module = f"emanest.integrations.{framework}"
     # what is imported from, too, in case another test has imported it already
-    for name in (framework, f"{framework}.pytorch"):
+    for name in (framework, *(f"{framework}.{part}" for part in PARTS)):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=rf"{module} needs .*: pip install '{re.escape(how)}'"):
@@ -168,6 +177,7 @@ def test_a_wheel_without_the_extension_is_pure_and_has_the_reason(tree, case):
         *("emanest/optimizers/optimizer.py", "emanest/kernels/backend.py", "emanest/py.typed"),
         *("emanest/kernels/tiles.json", "emanest/_C.pyi", "emanest/build.py"),
         *("emanest/integrations/lightning.py", "emanest/integrations/transformers.py"),
+        *("emanest/integrations/timm.py", "emanest/integrations/torchtitan.py"),
         *(f"emanest/csrc/{path.name}" for path in sources.files(ROOT / "csrc")),
     } <= names
     assert not [name for name in names if name.endswith(".so") or "csrc/generate" in name]

@@ -1,1 +1,1 @@
-"""Callbacks for training frameworks, imported only on request."""
+"""Callbacks, factories and registries for training frameworks, imported only on request."""

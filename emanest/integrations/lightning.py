@@ -5,6 +5,8 @@ import warnings
 from typing import Any
 
 from ..tools.find import at_iterate, eval_all, find_all, train_all
+from ..tools.windows import fit_windows, warn_of_windows
+from ..values import flag
 
 try:
     from lightning.pytorch import (  # pyright: ignore[reportMissingImports]
@@ -42,10 +44,21 @@ class EvalAtIterate(Callback):
     Callbacks that average weights average y, which they find after each batch. They must come after
     this one, which would otherwise write x over what they leave in the model; it warns of that.
 
+    As training begins it warns of lookaheads that will never begin, or never rest, in the run; not
+    in manual optimization, of which Lightning does not know how many steps there will be.
+
+    Args:
+        fit_windows: give lookaheads the published windows of a run of that length, except where
+            theirs are not the defaults; a run that is resumed keeps those of its checkpoint.
+
     Raises:
         TypeError: before the first batch, if ``configure_optimizers`` returned no optimizer of this
             library.
     """
+
+    def __init__(self, fit_windows: bool = False) -> None:
+        super().__init__()
+        self.fit_windows = flag("fit_windows", fit_windows)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have checkpoints written at x: no hook comes before all of them."""
@@ -59,6 +72,15 @@ class EvalAtIterate(Callback):
         """Undo ``setup``."""
         if isinstance(trainer.save_checkpoint, _SaveAtIterate):
             trainer.save_checkpoint = trainer.save_checkpoint.save
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that the windows of lookaheads are in the run."""
+        if not pl_module.automatic_optimization:
+            return
+        steps = trainer.estimated_stepping_batches
+        if self.fit_windows:
+            fit_windows(trainer.optimizers, steps)
+        warn_of_windows(trainer.optimizers, steps)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

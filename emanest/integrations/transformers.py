@@ -1,9 +1,14 @@
-"""Hugging Face Trainer: evaluate, save and end at x."""
+"""Hugging Face Trainer: optimizers by name; evaluate, save and end at x."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+from ..optimizers import Optimizer
+from ..tools.create import create
 from ..tools.find import eval_all, find_all
+from ..tools.windows import fit_windows, warn_of_windows
+from ..values import flag
 
 try:
     from transformers import (  # pyright: ignore[reportMissingImports]
@@ -19,6 +24,37 @@ except ImportError as error:
     ) from error
 
 
+def factory(
+    name: str, **options: Any
+) -> tuple[Callable[[], Callable[..., Optimizer]], dict[str, Any]]:
+    """An optimizer by its name, for ``transformers.Trainer``, which makes it as training begins.
+
+        Trainer(..., optimizer_cls_and_kwargs=factory("muon+ema_nesterov", lr=2e-2))
+
+    The Trainer gives it the model, so that Muon gets the groups of ``split_params``. Rates and
+    decays are those given here: the Trainer's scheduler scales each group's own rate, and
+    ``learning_rate``, ``weight_decay`` and ``optim`` of ``TrainingArguments`` are not looked at.
+
+    Args:
+        name: as in ``emanest.create``: ``"adamw"``, ``"muon+ema_nesterov"``.
+        options: of ``emanest.create``, ``lr`` among them; of ``total_steps`` the Trainer knows more
+            when it begins, see ``EvalAtIterate(fit_windows=True)``.
+
+    Returns:
+        The pair that ``optimizer_cls_and_kwargs`` takes: what the Trainer calls a factory, and its
+        arguments.
+
+    Raises:
+        TypeError, ValueError: as ``emanest.create``, when the Trainer makes the optimizer.
+    """
+    return _make, {"name": name, **options}
+
+
+def _make():
+    # the Trainer calls what this returns with the model and the arguments
+    return create
+
+
 # without transformers, pyright takes this file for it
 class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
     """Have ``transformers.Trainer`` save the model at x, and end with the model at x.
@@ -31,11 +67,21 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
     loads x), and at the end of training. The optimizer's state in a checkpoint then holds y: a run
     resumes from it bit for bit.
 
+    As training begins it warns of lookaheads that will never begin, or never rest, in the run.
+
     After an exception the model is left as it is: ``emanest.find(trainer).eval()``.
+
+    Args:
+        fit_windows: give lookaheads the published windows of a run of that length, except where
+            theirs are not the defaults; a run that is resumed keeps those of its checkpoint.
 
     Raises:
         TypeError: as training begins, if the Trainer's optimizer is none of this library.
     """
+
+    def __init__(self, fit_windows: bool = False) -> None:
+        super().__init__()
+        self.fit_windows = flag("fit_windows", fit_windows)
 
     def on_train_begin(
         self,
@@ -45,8 +91,10 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """See that there is an optimizer to act on."""
-        find_all(optimizer)
+        """See that there is an optimizer to act on, and that its windows are in the run."""
+        if self.fit_windows:
+            fit_windows(optimizer, state.max_steps)
+        warn_of_windows(optimizer, state.max_steps)
 
     def on_step_end(
         self,

@@ -1,6 +1,7 @@
-"""What the lookahead methods of a run miss, once its length is known."""
+"""The windows of lookahead methods in a run whose length is known: what is missed, what fits."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 from ..methods.method import method_of
@@ -37,3 +38,28 @@ def warn_of_windows(holder: Any, total_steps: float) -> None:
         for sentence, indices in missed.items():
             if sentence:
                 warn(sentence if all_alike else f"{sentence} (groups {indices})")
+
+
+def fit_windows(holder: Any, total_steps: float) -> None:
+    """Give lookaheads that have taken no step yet the published windows of a run of a known length.
+
+    For callbacks, which learn the length when a run begins; elsewhere ``create`` and
+    ``Method.for_run`` do it. Settings of a group that are not the defaults of its method stay, and
+    so does everything in an optimizer that has taken a step: what resumes keeps its windows.
+
+    Args:
+        holder: an optimizer of this library, or what holds some; see ``find``.
+        total_steps: as in ``warn_of_windows``; of ``math.inf`` no window follows.
+
+    Raises:
+        TypeError, ValueError: as in ``warn_of_windows``.
+    """
+    optimizers = find_all(holder)
+    if isinstance(total_steps, float) and total_steps == math.inf:
+        return
+    steps = count("total_steps", total_steps)
+    for group in (group for each in optimizers for group in each.param_groups):
+        if int(group["lookahead_t"]) == 0:
+            method = method_of(group)
+            given = [f.name for f in fields(method) if getattr(method, f.name) != f.default]
+            group.update(method.fitted(steps, given).settings())

@@ -8,6 +8,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Lightning's command line calls what jsonargparse has renamed
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 
 @pytest.fixture(autouse=True)

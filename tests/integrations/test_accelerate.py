@@ -122,3 +122,23 @@ def test_it_is_found_in_everything_that_was_prepared():
         assert emanest.find(holder) is run.inner
     assert isinstance(run.optimizer, torch.optim.Optimizer)
     assert not isinstance(run.optimizer, emanest.Optimizer)
+
+
+@pytest.mark.parametrize("name", ["muon+ema_nesterov", "adamw+gpa"])
+def test_an_optimizer_by_its_name_is_prepared_as_any(name):
+    def make(model):
+        return emanest.create(model, name, lr=0.05, verbose=False)
+
+    accelerator = Accelerator(cpu=True)
+    model, plain = runs.make_model(), runs.make_model()
+    model, optimizer, loader = accelerator.prepare(model, make(model), runs.loader(BATCHES))
+    for x, target in loader:
+        accelerator.backward(nn.functional.mse_loss(model(x), target))
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = make(plain)
+    for x, target in runs.loader(BATCHES):
+        nn.functional.mse_loss(plain(x), target).backward()
+        expected.step()
+        expected.zero_grad()
+    assert differing(content(emanest.find(optimizer)), content(expected)) == []

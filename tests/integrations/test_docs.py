@@ -8,13 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
-from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
+from torchtitan.components.optimizer import ParamGroupConfig
 from transformers import Trainer, TrainingArguments
 
 import emanest
 import lightning_runs
 import runs
 import test_torchtitan
+import timm_optim
 import transformers_runs
 
 PAGE = (Path(__file__).parents[2] / "docs/frameworks.md").read_text()
@@ -42,7 +43,6 @@ def common():
         "torch": torch,
         "lightning": lightning,
         "Trainer": Trainer,
-        "OptimizersContainer": OptimizersContainer,
         "ParamGroupConfig": ParamGroupConfig,
         "model": model,
         "optimizer": optimizer,
@@ -80,19 +80,31 @@ def hugging_face(names, run):
     names["train_dataset"] = transformers_runs.tokens(32, 2)
     names["eval_dataset"] = transformers_runs.tokens(4, 3)
     run()
-    assert type(emanest.find(names["trainer"])) is emanest.Muon
-    assert not runs.in_train_mode(names["trainer"])
+    inner = emanest.find(names["trainer"])
+    assert [(group["base"], group["initial_lr"]) for group in inner.param_groups] == [
+        ("muon", 2e-2),
+        ("adamw", 3e-3),
+    ]
+    assert {group["lookahead_warmup"] for group in inner.param_groups} == {2}
+    assert not runs.in_train_mode(inner)
 
 
 def lightning_(names, run):
     names["module"] = lightning_runs.Module("adamw", "ema")
     names["train_loader"], names["validation_loader"] = runs.loader(3), runs.loader(1)
-    names["callbacks"] = []
+    names["callbacks"], names["make_net"] = [], runs.make_model
     names["options"] = lightning_runs.arguments(".")
     run()
     assert not runs.in_train_mode(names["trainer"])
     assert {mode for _, mode, _ in names["module"].seen} == {False}
     assert issubclass(names["AdamW"], emanest.AdamW)
+    named = lightning_runs.trainer(".", limit_val_batches=0)
+    named.fit(names["Named"](), runs.loader(3))
+    groups = emanest.find(named).param_groups
+    assert [(group["base"], group["lookahead_rest"]) for group in groups] == [
+        ("muon", 5),
+        ("adamw", 5),
+    ]
 
 
 def torchtitan(names, run):
@@ -100,6 +112,28 @@ def torchtitan(names, run):
     run()
     found = emanest.find_all(names["optimizers"])
     assert [type(each) for each in found] == [emanest.Muon, emanest.AdamW]
+    assert [each.param_groups[0]["lookahead_stepsize"] for each in found] == [0.5, 0.3]
+
+
+def timm(names, run):
+    with timm_optim.imported():
+        run()
+    found = names["optimizer"]
+    assert [(group["base"], group["lr"]) for group in found.param_groups] == [
+        ("muon", 1e-3),
+        ("adamw", 1e-3),
+    ]
+
+
+def pytorch_optimizer(names, run):
+    run()
+    model, optimizer = names["model"], names["optimizer"]
+    for x, target in runs.loader(2):
+        nn.functional.mse_loss(model(x), target).backward()
+        optimizer.step()
+    assert {type(names["lion"]).__name__, type(optimizer).__name__} == {"Lion", "Wrap"}
+    x = runs.weights(emanest.iterate_state_dict(model, optimizer))
+    assert x != runs.weights(model.state_dict())
 
 
 CASES = {
@@ -108,6 +142,8 @@ CASES = {
     "Hugging Face Trainer": hugging_face,
     "Lightning": lightning_,
     "torchtitan": torchtitan,
+    "timm": timm,
+    "pytorch_optimizer": pytorch_optimizer,
 }
 
 

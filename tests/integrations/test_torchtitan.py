@@ -3,21 +3,16 @@
 import pytest
 import torch
 from torch import distributed, nn
-from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
+from torchtitan.components.optimizer import ParamGroupConfig, default_adamw
 
 import emanest
 import runs
+from emanest.integrations.torchtitan import Optimizers
 from helpers import METHODS, content, differing
 
 # Muon has a momentum of its own
 each_method = pytest.mark.parametrize("method", [m for m in METHODS if m != "schedule free"])
 OPTIONS = {"Muon": {"lr": 0.02}, "AdamW": {"lr": 0.05}}
-
-
-class Optimizers(OptimizersContainer):
-    @staticmethod
-    def _resolve_optimizer_factory(name):
-        return getattr(emanest, name)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +43,7 @@ def make(method, implementation="fused"):
     ]
     model = make_model()
     config = Optimizers.Config(implementation=implementation, param_groups=groups)
-    return model, Optimizers(config, model_parts=[model])
+    return model, config.build(model_parts=[model])
 
 
 def train(model, optimizers, some):
@@ -90,3 +85,39 @@ def test_a_flat_state_dict_resumes_exactly(method, implementation):
         train(each[0], [each[1]], slice(5, None))
     pairs = zip(emanest.find_all(container), emanest.find_all(resumed), strict=True)
     assert [differing(*map(content, pair)) for pair in pairs] == [[], []]
+
+
+def plain_values(**muon):
+    """What a configuration of plain values says: names, numbers, mappings."""
+    rest = {"lr": 0.05, "lookahead": {"name": "ema_nesterov", "stepsize": 0.3}}
+    rows = [(r"layers\..*\.weight$", "Muon", muon), (".*", "AdamW", rest)]
+    names = ("pattern", "optimizer_name", "optimizer_kwargs")
+    return [ParamGroupConfig(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+def test_plain_values_describe_optimizers_and_lookaheads():
+    groups = plain_values(lr=0.02, lookahead="ema_nesterov", lookahead_warmup=2)
+    container = Optimizers.Config(param_groups=groups).build(model_parts=[make_model()])
+    assert type(container) is Optimizers
+    muon, adamw = emanest.find_all(container)
+    assert (type(muon), type(adamw)) == (emanest.Muon, emanest.AdamW)
+    assert muon.param_groups[0]["lookahead_warmup"] == 2
+    assert adamw.param_groups[0]["lookahead_stepsize"] == 0.3
+
+
+@pytest.mark.parametrize("name", [cls.__name__ for cls in emanest.OPTIMIZERS.values()])
+def test_all_of_ours_have_their_names(name):
+    pattern = r"layers\..*\.weight$"
+    groups = [ParamGroupConfig(pattern=pattern, optimizer_name=name), *default_adamw().param_groups]
+    container = Optimizers.Config(param_groups=groups).build(model_parts=[make_model()])
+    assert type(next(iter(container))) is getattr(emanest, name)
+
+
+def test_torchtitans_own_names_stay_and_others_are_refused():
+    for name, expected in (("Adam", torch.optim.Adam), ("AdamW", emanest.AdamW)):
+        groups = [ParamGroupConfig(pattern=".*", optimizer_name=name)]
+        (made,) = Optimizers.Config(param_groups=groups).build(model_parts=[make_model()])
+        assert type(made) is expected
+    groups = [ParamGroupConfig(pattern=".*", optimizer_name="Muun")]
+    with pytest.raises(NotImplementedError, match="Optimizer Muun not added"):
+        Optimizers.Config(param_groups=groups).build(model_parts=[make_model()])
