@@ -370,6 +370,21 @@ def test_no_torch_header_is_read_by_the_cuda_source():
     assert not [name for name in seen if re.match(r"(torch|ATen|c10|pybind11)/", name)]
 
 
+@pytest.mark.parametrize(
+    ("header", "sources"),
+    [
+        ("torch/csrc/autograd/python_variable.h", {"bindings.cpp"}),
+        ("pybind11/pybind11.h", {"bindings.cpp", "guards.cpp"}),
+        ("ATen/Functions.h", set()),
+        ("torch/extension.h", set()),
+    ],
+)
+def test_headers_that_take_seconds_are_read_by_few(header, sources):
+    """More than half of a build was the same few headers, read again by every file."""
+    every = sorted((ROOT / "csrc").glob("*.cpp"))
+    assert {path.name for path in every if header in included(path.name)} == sources
+
+
 def test_all_of_csrc_is_cpp_17():
     """As it is built; with a torch whose headers are not, what reads none of them but a loop's."""
     if sources.standard(torch.__version__) == "-std=c++17":
