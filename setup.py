@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Packages, version and extension, which pyproject.toml cannot express.
 
 ``kernels/`` and ``csrc/`` install as folders of the package. ``emanest/extension/``, loaded by its

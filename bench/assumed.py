@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is assumed of machines and of how steps run, from which ``bench/predict.py`` predicts times.
 
 Estimates, each from a source that ``bench/NOTES.md`` names; a measurement replaces them.

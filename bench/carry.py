@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a GPU machine without a network is brought: ``make gpu-carry``.
 
     python3 -m bench.carry [--out FOLDER] [--torch 2.13.0+cu130]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a case is: which variants are timed together on what, and what must come out."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Correctness before speed: nothing is timed that computes something else."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is timed of a call: a device that is idle, a queue that hides the host, or a graph.
 
 ``idle``: the device has nothing to do when the call begins. The host's part is in the time, where

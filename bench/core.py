@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The measurement: check first, then time all variants of a case in turn.
 
 Nothing here knows of pytest. A machine drifts by more than the differences of interest, so the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The cases of a CPU."""
 
 from .case import FUNCTION, MATRICES, SPREAD, Case, Claim, cost, memory, of_ours, speedup

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The cases of a GPU, the most valuable first: what a run cannot finish is what matters least.
 
 Must and stretch hold on an H100 and an H200 alike. Where a claim does not say which time it is

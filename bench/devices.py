@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What depends on the device: memory, graphs, names, rounds. The rest of the code is shared."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is timed of SOAP, ours and others', and of the products and LAPACK calls of its step."""
 
 import torch

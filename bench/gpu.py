@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The GPU cases, without pytest-benchmark: ``make gpu-bench``.
 
     python3 -m bench.gpu [WORD ...] --out FOLDER [--name NAME] [--minutes 8] [--case-seconds 60]

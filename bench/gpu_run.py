@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One run on a GPU, in stages of falling value: ``make gpu``.
 
     python3 -m bench.gpu_run --out FOLDER [--stages NAME ...] [--commit HASH] [--carry FOLDER]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the host spends on Triton's launches, measured where no GPU is.
 
     PYTHONPATH=. python3 -m bench.host_time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shapes of named models: what an optimizer sees of them."""
 
 import math

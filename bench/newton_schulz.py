@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Newton-Schulz and Muon in torch operations: what we compare with, in float64 too.
 
 Matrices come in batches, (batch, rows, columns). Formulas as in Jordan et al. 2024, "Muon: An

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is timed of Muon and of Newton-Schulz alone, ours and others."""
 
 import torch

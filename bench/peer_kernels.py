@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Newton-Schulz on kernels that others wrote, with our coefficients.
 
 Their lists of configurations to try are cut to ``KEPT`` of them, the best of their kind on Hopper:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is timed of the optimizers that work element by element, ours and others."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What each GPU case should come out at, before it is measured: ``python -m bench.predict``.
 
 Prints the tables of ``bench/NOTES.md``. A time follows from the bytes or the operations of a case,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What we compare with and have to write ourselves.
 
 The eager two-phase form is transcribed from Algorithm 1 of EMA-Nesterov (arXiv 2605.25395): the

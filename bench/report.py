@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Markdown tables from the JSON of runs: ``python bench/report.py file.json [file.json ...]``.
 
 Ratios, and, where a step was timed in several ways, those times side by side; with ``--page`` only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The bandwidth that a step could reach: a pass with next to no arithmetic.
 
 On a GPU that is a plain copy, as everybody quotes it. On a CPU a copy allocates cache lines for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Variants at full size, and their turns: each is timed once per round, in a new order."""
 
 import functools

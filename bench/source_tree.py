@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Let the source tree be used without being installed, where nothing can be.
 
 ``kernels/`` is installed as ``emanest.kernels``, which no path of the tree spells. Importing this

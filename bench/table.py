@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Everything that is timed: name -> how to make it and what it computes.
 
 A variant is built from parameters whose gradients are set, and gives a ``Stepper``. Variants of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The CPU cases under pytest-benchmark: ``make bench``.
 
 pytest-benchmark times one function after the other, and drift over those minutes is larger than

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A run of the lab that is timed, and keeps the loss of every step."""
 
 import statistics

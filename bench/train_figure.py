@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The figure of the runs in ``train.jsonl``: losses, and what they differ by from the first run."""
 
 import math

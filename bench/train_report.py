@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What comes of the training of a run on a GPU: ``python3 -m bench.train_report FILE [FIGURE]``.
 
 Prints a table of the runs in ``train.jsonl``, one a line, and what they say; draws the long ones.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is trained on a GPU, and with what: settings of the lab's runs."""
 
 from typing import NamedTuple

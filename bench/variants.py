@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a row of the tables of variants is: how to make it, and what is counted of it by formula."""
 
 import contextlib

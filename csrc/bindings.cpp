@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What Python calls: lists of tensors in, addresses out to the back ends.
 #include "bindings.h"
 

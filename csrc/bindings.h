@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a file registers with Python itself; bindings.cpp registers all else.
 #pragma once
 

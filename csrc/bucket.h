@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a back end is given: addresses, sizes and numbers. No torch header: the CUDA file needs none.
 #pragma once
 

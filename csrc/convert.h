@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Between the narrow formats and float, in plain integer arithmetic that compilers vectorise.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The CPU back end: one parallel region for a bucket, the work split by elements.
 #include "cpu.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the CPU's passes are made of: values of any format, and how the work is shared out.
 #pragma once
 

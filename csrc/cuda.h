@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The CUDA back end: one launch for a bucket. No torch header: step_cuda.cu needs none.
 #pragma once
 

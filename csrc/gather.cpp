@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "gather.h"
 
 #include <ATen/Parallel.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // From lists of Python tensors to addresses.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes emanest/methods/__init__.py: every lookahead method of the folder, by name.
 
 Written out, so that editors and type checkers know the names. A file of the folder defines one
@@ -8,7 +9,10 @@ import ast
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "emanest" / "methods"
-TOP = '"""The lookahead methods, one file each; `make rules` writes this list."""'
+TOP = """\
+# SPDX-License-Identifier: MIT
+\"\"\"The lookahead methods, one file each; `make rules` writes this list.\"\"\"\
+"""
 
 
 def methods(folder=FOLDER):

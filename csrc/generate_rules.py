@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: MIT
+# SPDX-License-Identifier: MIT
 """Write csrc/rules.h, which is emanest/rules.py in C++: ``make rules``.
 
 Each rule becomes a struct whose ``apply`` has the rule's lines in their order: ``root(x)`` is
@@ -17,6 +19,7 @@ RULES = Path(__file__).parents[1] / "emanest" / "rules.py"
 HEADER = Path(__file__).with_name("rules.h")
 
 TOP = """\
+// SPDX-License-Identifier: MIT
 // Generated from emanest/rules.py, whose comments say why, by csrc/generate_rules.py: `make rules`
 // writes it anew.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // emanest/backends/guards.py's loops over all parameters, or all tensors of a call.
 #include <ATen/core/Tensor.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>

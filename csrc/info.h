@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How the extension was built.
 #pragma once
 

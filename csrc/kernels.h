@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What one thread of a GPU does. A CPU can do it too: a test runs all of it there.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A call of a back end as launches of kernels, for whatever launches them: a GPU, or a test.
 #pragma once
 

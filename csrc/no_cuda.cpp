@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What stands in for step_cuda.cu where there is no nvcc.
 #include <stdexcept>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the rules in rules.h are written in: numbers, arrays of a rule's size, and its description.
 //
 // As in Python, numbers are double among their like, and rounded to T, which is float or double, on

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What a pass does, on any processor: a formula of rules.h to one element, with the numbers of the
 // call.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A result is cut into tiles by its shape alone, and each tile is one product of torch's that runs on
 // one thread and knows of no other: its bits depend neither on the number of threads nor on the
 // batch. Of a symmetric result the tiles on and below the diagonal are computed and mirrored while

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Products of matrices on the CPU; emanest/backends/cpu_products.py documents them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Generated from emanest/rules.py, whose comments say why, by csrc/generate_rules.py: `make rules`
 // writes it anew.
 //

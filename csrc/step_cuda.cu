@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The CUDA back end. Nothing here needs torch, or a GPU before the first call.
 #include <cuda_runtime.h>
 

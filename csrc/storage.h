@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Whether a tensor's values are where its address says.
 #pragma once
 

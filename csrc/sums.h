@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Sums over a tensor or a row, in launches that need no synchronisation within a block: each thread
 // leaves its part, and the next launch adds the parts in their order.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where a call runs, and what it is given there besides lists of tensors.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Python's tensors. The header of torch that knows them takes longer to compile than a whole file
 // without it: bindings.cpp, which defines these, is alone in including it.
 #pragma once

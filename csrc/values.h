@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The values of a stream, of any format: one, or four in a single access.
 #pragma once
 

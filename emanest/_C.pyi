@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # The extension (csrc/bindings.cpp).
 from typing import Any, Protocol
 

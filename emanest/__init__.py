@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lookahead optimizers for PyTorch: EMA-Nesterov and its family."""
 
 from importlib import metadata as _metadata

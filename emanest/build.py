@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m emanest.build``: build the extension for the torch that is installed.
 
 It goes to a cache of the user, $XDG_CACHE_HOME/emanest/HASH/ (by default ~/.cache/emanest/HASH/),

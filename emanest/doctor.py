@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m emanest.doctor``: which back end serves which device, and why not another.
 
 Every back end that loads really takes a small step on every device type that is present, and is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameter groups: checked when they are added, read at every step."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The options of a parameter group: how each is checked."""
 
 import functools

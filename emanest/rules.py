@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every formula of the library, once.
 
 Letters, here and everywhere:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How far to look ahead at each step: numbers in, numbers out.
 
 Everything here works on Python numbers and on 0-d tensors alike (no branch on an argument), so

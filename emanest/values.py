@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks of what a user passes in, one function for each kind of value."""
 
 import contextlib

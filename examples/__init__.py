@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Programs that show emanest at work; none of them is installed."""

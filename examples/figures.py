@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draw three pictures of what lookahead does; every curve is computed by running the rules.
 
     python examples/figures.py --out figures

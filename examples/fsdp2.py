@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """FSDP2 with Muon and a lookahead: sharded, evaluated at x, saved and resumed by all processes.
 
     torchrun --nproc-per-node 2 -m examples.fsdp2                  # two processes of a CPU, gloo

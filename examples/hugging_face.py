@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face's Trainer with Muon by name: a small Llama reads a module of Python's own.
 
     pip install 'emanest[hf]'

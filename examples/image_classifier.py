@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An image classifier with OneCycleLR and BatchNorm: what lookahead asks of either.
 
     python -m examples.image_classifier                      # SGD, with NAG in place of momentum

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """LightningCLI with an optimizer by name: two spirals, told apart by a small network.
 
     pip install 'emanest[lightning]'

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A first result, in seconds on a CPU: the loss at x without and with lookahead."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The loop of nanoGPT-style trainers, with lookahead; lines marked ``emanest:`` are what it takes.
 
     python -m examples.nanogpt_loop                        # bytes of Python's own source, on a CPU

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draw the calls of one step in order, from a trace: AdamW + EMA-Nesterov on the C++ back end.
 
     python examples/step_way.py --out docs/step_way.svg

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Triton back end: for all tensors of a call one launch, and no copies.
 
 Gradients of several dtypes in one bucket take a launch for each dtype. Under TRITON_INTERPRET=1 it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calls of kernels: the first goes through Triton's JIT, later ones straight to what it compiled.
 
 At each call the JIT binds the arguments by name, finds out what it specialises on and looks up the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How kernels are launched: over the chunks of a table of columns of tensors.
 
 A step is much the same as the one before: then no tensor is looked at but to see that it is, and

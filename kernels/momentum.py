@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernels around Newton-Schulz: momenta before it, factors for rows after it.
 
 Sums are in float64 and in a fixed order: each program leaves what it has added up in a vector, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Products of matrices in Triton, with the functions of ``backends.products.Products``.
 
 A symmetric product takes half of its tiles and mirrors them. No operand is copied or transposed,

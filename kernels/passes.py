@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernels: one pass over all tensors of a call, with any rule.
 
 A program takes one chunk: BLOCK elements of one parameter and of all that goes with it. ``chunks``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One launch that evaluates a program of ``emanest.backends.program`` on the device, in float64.
 
 The program is known when the kernel is compiled, and unrolled. The numbers that only the host knows

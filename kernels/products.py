@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernels of ``newton_schulz``: matrix products of a batch, one tile of a result per program.
 
 Offsets inside a tile are of type INDEX; those of a tile and of a matrix have 64 bits. Strides are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the kernels compile to: ``python -m emanest.kernels.report`` prints it as Markdown.
 
 No GPU is needed: Triton compiles for any target, and its wheel has NVIDIA's assembler.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What products of matrices, and what is beside them, compile to; ``report`` prints it."""
 
 from typing import NamedTuple

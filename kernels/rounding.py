@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rules with correctly rounded division and square root.
 
 Triton compiles ``/`` and ``sqrt`` of float32 for NVIDIA to ``div.full`` (within 2 units in the last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernels before and after the products of Newton-Schulz: norms, and factors of matrices.
 
 torch would first make a copy in float64 for the norms, and casts with loads of one element, at half

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a kernel finds the tensors of a call.
 
 Two levels: ``chunks`` says which part of which parameter each program takes and depends on sizes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """GPUs that need not be here to compile for."""
 
 from triton.backends.compiler import GPUTarget

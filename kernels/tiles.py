@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Configurations of the product kernels: a table of tiles, and a row for whatever is not in it.
 
 ``tiles.json`` is the table: a list of rows, each an object with the fields of ``Tile`` and

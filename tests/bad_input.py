@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the table of bad inputs is made of: its rows, and the optimizers that each is tried on."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 1 to 22 of the table of bad inputs: parameters."""
 
 import numpy

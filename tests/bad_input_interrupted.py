@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 71 to 74 of the table of bad inputs: no memory, interrupts, other defaults."""
 
 import copy

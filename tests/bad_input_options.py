@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 23 to 36 of the table of bad inputs: options."""
 
 import decimal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 54 to 63 of the table of bad inputs: checkpoints."""
 
 import copy

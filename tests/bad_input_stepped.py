@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 37 to 47 of the table of bad inputs: gradients, and parameters that change."""
 
 import copy

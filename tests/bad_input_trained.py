@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows 48 to 53 and 64 to 70 of the table of bad inputs: edits, modes, what surrounds a step."""
 
 import copy

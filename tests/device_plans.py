@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Steps whose numbers a device finds, beside the same steps planned on the host.
 
 As a script it runs the Triton kernel; Triton decides when it is imported whether it interprets, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One hash for each way to train: the guard of changes that may change no bit.
 
     PYTHONPATH=. python tests/digest.py --out before.txt         (before, and again after)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What ``digest`` runs: rows of optimizers and parameters, each trained through all that happens.
 
 ``ROWS`` maps names to functions of ``add(name, value)``, which takes what there is to see.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The bindings as one source: torch's headers take more time than all the rest, and are read once.
 #include "../csrc/bindings.cpp"
 #include "../csrc/gather.cpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The CUDA back end without a GPU: what its threads do, done one after another by the CPU.
 //
 // Linked with the bindings in place of step_cuda.cu and of all that the extension has for the CPU.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The CUDA back end on CPU tensors: the kernels' own code, run by ``emulated_cuda.cpp``."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model that FSDP2 spreads over processes, and runs of it with the same data everywhere."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Small deterministic training runs, and bit for bit comparison of all that they leave behind."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every usual way to install, each in a fresh environment: ``make check-install``.
 
     python tests/install_ways.py [--dist FOLDER] [WAY ...]

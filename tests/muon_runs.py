@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of Muon and its relatives share."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Triton whose JIT binds and specialises, but compiles and launches nothing: launches are recorded.
 
 Importing this puts it in place, for a process of its own.

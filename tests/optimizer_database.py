@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Our optimizers as a table, in the shape of the one that PyTorch tests its own optimizers with.
 
 The classes of the rows, torch's options for its optimizers, and its bad inputs are PyTorch's own.

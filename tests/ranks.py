@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Real processes that run a function together, over gloo."""
 
 import atexit

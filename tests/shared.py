@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What takes long to make is made once in a session of tests, however many processes it has."""
 
 import os

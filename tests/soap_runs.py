@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of SOAP share: its groups of matrices, and runs beside the textbook."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Without a lookahead, AdamW and SGD are more accurate than torch.optim's in narrow dtypes.
 
 Both are compared with torch's float64 run on the same gradients. In float32 ours is no farther from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Analysis against closed forms and against the textbook; the two theorems, run."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """docs/architecture.md speaks of the code as it is: its names exist, its rooms are the rooms."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Aurora against its textbook, and what an update of it must be."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The choice of a back end: preference, fallback, and clear errors."""
 
 import sys

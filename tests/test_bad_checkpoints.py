@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loading what does not fit is an error that changes nothing."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of bad inputs: each is told clearly, or works; nothing is half done."""
 
 import importlib

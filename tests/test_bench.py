@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The benchmarks still work: every case on a tiny model, agreement, turns, timings."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What benchmarks count and compare with: sizes, bytes, operations, references."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What benchmarks leave behind: reports, files of runs, predictions."""
 
 import json

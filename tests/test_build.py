@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m emanest.build``, and which extension is loaded: with sources that compile at once."""
 
 import re

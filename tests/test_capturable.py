@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``capturable=True`` keeps clock and numbers on the device; on the CPU it changes nothing."""
 
 import pytest

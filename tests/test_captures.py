@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Steps that a CUDA graph captures: emulated on the CPU, and on a GPU.
 
 ``triton_kernels`` makes the claims of Triton's interpreter, where every launch can be replayed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Saving and loading: training goes on bit for bit."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The coefficient sets: where they leave singular values, and what is accepted in their place."""
 
 import numpy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``compare``: fair to all optimizers, invisible to the caller, honest in its table."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """torch.compile around steps, modes and whole training steps: equal to eager, compiled once."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a step, a load or an evaluation happens does not matter: inference mode, default device."""
 
 import ast

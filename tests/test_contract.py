@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The shape of an optimizer: signatures, attributes, late groups, what torch refuses."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The C++ back end against the eager one, bit for bit, and the memory that it is given."""
 
 import subprocess

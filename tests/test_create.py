@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """create: from a name to an optimizer of a model."""
 
 import copy

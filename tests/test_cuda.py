@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """GPU back ends against the C++ one of the CPU, bit for bit; that in CUDA C++ is emulated too."""
 
 import functools

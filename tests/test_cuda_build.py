@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is in the extension that is imported here, and how its CUDA part is built."""
 
 import os

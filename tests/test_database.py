@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every optimizer with every lookahead and option: what torch asks of its own in test_optim."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every optimizer with every lookahead: state dicts, older ones too, copies and pickles."""
 
 import copy

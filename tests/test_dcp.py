@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Distributed checkpoints of FSDP2 models: saved on 2 processes, loaded on 1, 2 and 4."""
 
 import warnings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Numbers that the device finds with torch: those of the host, and nothing moves on if skipped."""
 
 from types import SimpleNamespace

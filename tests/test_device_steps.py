@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Steps that only the device knows whether they happen: GradScaler and ``nonfinite="skip"``.
 
 On the CPU the host reads such flags at once; ``capturable=True`` makes it leave them on the device.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """DDP, FSDP2, ZeroRedundancyOptimizer and optimizer-in-backward, on real processes."""
 
 import pytest

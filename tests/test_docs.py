@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the documentation shows runs, and the tests that it names exist."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m emanest.doctor``: what it says is so, because it tried."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that something else writes: in place, through ``.data``, or by changing dtype."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every setting of every method has its range, and says so by name and value."""
 
 import math

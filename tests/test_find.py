@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """find: our optimizer inside the wrappers of others, never silently none."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Windows that are fitted to a run as it begins are those that it would have been made with."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Frameworks that step flat buffers (DeepSpeed, Megatron, FSDP1): the same update."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The run on a GPU, on a machine without one."""
 
 import collections

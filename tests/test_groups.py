@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameter groups: added late, edited during training, given defaults, tied."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hooks of torch.optim, on every optimizer: which, how often, in what order, with what."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Methods that are equal to one another, or to their base, at special settings.
 
 Numbers in the docstrings are those of the properties in ALGORITHMS, section 6.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Imports go one way: every room of the package is held to the table below."""
 
 import ast

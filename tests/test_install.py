@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """With and without the extension: what is installed, what works, and what is said."""
 
 import importlib

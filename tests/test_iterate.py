@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model at x: iterate_state_dict, update_bn."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Eigenvectors and orthonormal bases: right, and the same bits in any batch."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What annotations list is what is in the tables."""
 
 import inspect

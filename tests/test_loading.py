@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a load takes over of a checkpoint's groups: entries, names of parameters, methods."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Learning rates: floats, tensors and torch's schedulers, against the textbook at each rate."""
 
 import pytest

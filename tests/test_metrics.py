@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Figures about a run: those of its definition, computed only when asked for."""
 
 import math

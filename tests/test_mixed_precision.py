@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Mixed precision: GradScaler, autocast, narrow parameters, gradients of another dtype."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A checkpoint written on one back end is loaded on another, and the run goes on there."""
 
 import itertools

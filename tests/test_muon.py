@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Muon and NorMuon against torch's and against the textbook."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Muon and NorMuon over steps: state, checkpoints, failures, bad input."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an update of Muon and NorMuon must be."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A method goes by its name: wherever one is taken, and in what a run of known length misses."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A new base is one file: AdaGrad with an accumulator for each row, below, is all that is written.
 
 ``test_triton`` runs what takes a back end in Triton's interpreter, too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A new lookahead is a rule and one file: nothing else is touched, and `make rules` runs."""
 
 import runpy

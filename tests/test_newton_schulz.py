@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Newton-Schulz against polynomials of singular values in float64."""
 
 import functools

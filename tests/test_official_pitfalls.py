@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What goes wrong with the authors' wrapper, each shown not to happen here."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checkpoints that an older version wrote (``data/write_checkpoints.py``) go on in this one."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What users of ``torch.optim`` rely on: closures, missing and broken gradients, hooks."""
 
 import collections

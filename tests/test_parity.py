@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Without a lookahead, AdamW and SGD are drop-ins for those of torch.optim: 1e-12 in float64."""
 
 import inspect

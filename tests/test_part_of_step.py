@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``part_of_step``: projections and perturbations of the weights that belong to every step."""
 
 import collections

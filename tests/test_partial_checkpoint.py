@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checkpoints that hold less than training needs: no y, or a base optimizer's state alone."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Passes on every back end: momenta, factors for rows, numbers per tensor, scales, and moves.
 
 ``test_triton`` runs this file in Triton's interpreter; the CUDA kernels are emulated.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One launch finds a step's numbers: in Triton's interpreter, and compiled for two kinds of GPU."""
 
 import importlib.util

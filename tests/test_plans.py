@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plans on 0-d tensors, as a step captured in a CUDA graph makes them."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Evaluations never change a run: eval() writes x, train() brings back y."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """EMA-Nesterov in one pass keeps more of a run than the two passes of its authors' wrapper.
 
 A noisy quadratic, run in float32 and in bfloat16, is compared with its textbook form in float64.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``probe_lookahead``: the losses along m, and nothing else."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The products of Newton-Schulz, in every namespace; ``test_triton`` runs this file interpreted."""
 
 import pytest

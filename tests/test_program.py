@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Formulas traced as programs: the same numbers, one program for all values of the options."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs drawn at random: shapes, dtypes, strides, groups, missing gradients, methods, modes."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What docs/recipes.md prints is what it says that it prints; its table and its freezing hold."""
 
 import contextlib

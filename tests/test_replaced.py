@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that are replaced in their group, or whose group is popped: they go, others stay."""
 
 import contextlib

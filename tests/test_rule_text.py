@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the text of the rules promises: the tables, the way back from x to y, plain arithmetic."""
 
 import ast

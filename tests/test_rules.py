@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every pair of rules on every back end, against the same text in float64."""
 
 import pytest

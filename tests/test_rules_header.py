@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """csrc/rules.h is rules.py in C++, as csrc/generate_rules.py writes it; what it cannot is an error.
 
 ``test_sizes`` compiles and runs what it makes of another file.

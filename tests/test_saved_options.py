@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Options as users give them: what a checkpoint makes of them, and what a load leaves alone."""
 
 import copy

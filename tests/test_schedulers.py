@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Schedulers of torch on every optimizer with every lookahead: they set numbers, nothing else."""
 
 import copy

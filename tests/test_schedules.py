@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How far ahead each gradient is taken: windows, learning rates, beginnings, limits.
 
 Numbers in the docstrings are those of the properties in ALGORITHMS, section 6.

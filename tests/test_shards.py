@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that are spread over processes (DTensor): a step is that of the whole parameters."""
 
 import gc

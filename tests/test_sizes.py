@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the C++ code has room for follows its tables: a rule larger than all others fits at once."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long runs keep to their memory, and what is deleted is gone at once."""
 
 import gc

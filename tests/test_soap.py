@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SOAP against the textbook, against pytorch_optimizer's, and what must be true of its bases.
 
 A first gradient has the rank of its smaller side: on the larger side a basis of the null space of

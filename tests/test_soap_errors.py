@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bad input of SOAP: options, parameters, checkpoints."""
 
 import pytest

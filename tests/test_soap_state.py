@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SOAP over steps: checkpoints, evaluations, bad gradients, other bases, processes."""
 
 import io

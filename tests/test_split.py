@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What goes to Muon and what to AdamW, and one optimizer for both."""
 
 import io

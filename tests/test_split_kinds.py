@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What ``split_params`` makes of recurrent, state space, gated and sparse layers, and of heads."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table that ``split_params`` prints: one line for what is alike, once, in one process."""
 
 import copy

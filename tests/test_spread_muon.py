@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Muon over several processes: every matrix is put together once, and the result is the same."""
 
 import pytest

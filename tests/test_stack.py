@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stacks of matrices: experts in one parameter, each of which is stepped by itself."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Optimizer state: which tensors, of which dtype, where; and what users may do to it."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Means, paired differences and crossings, against numbers worked out by hand."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How a step goes through the package: few calls, few modules, as the documentation shows it."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What one training step is: taken from y, accumulated, skipped, begun late, shared.
 
 Numbers in the docstrings are those of the properties in ALGORITHMS, section 6.

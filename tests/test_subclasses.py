@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tensors whose values are not at their ``data_ptr()``: waited for, stepped rightly, or refused.
 
 Everything runs in another process: what reads an address that is none crashes it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Methods that are switched off, on, or for others in the middle of a run, by a group's entries."""
 
 import copy

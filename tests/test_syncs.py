@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Methods that act every k steps: when they do, and which of them are equal.
 
 Numbers in the docstrings are those of the properties in ALGORITHMS, section 6.

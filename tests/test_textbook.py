@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every method, fused and wrapped, against its textbook form in float64: 1e-12 of scale."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Threads that step different optimizers at once get the bits that one thread gets."""
 
 import sys

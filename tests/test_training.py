@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Property 41: a small transformer, trained with the fused rule and with the authors' wrapper."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The training of a run on a GPU, on a CPU and much smaller."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Triton back end without a GPU: its kernels run in Triton's interpreter.
 
 Triton decides when it is imported whether it interprets, so files of tests are run in processes of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the Triton kernels compile to, for GPUs that are not here."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the products of Newton-Schulz compile to, for GPUs that are not here: all rows of the table.
 
 Compiled in a process of its own, as in ``test_triton_compiled``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that are matrices of unlike size below each other: queries, keys and values."""
 
 import io

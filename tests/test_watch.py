@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What lets a step not look at every parameter: all ways in which the next could find another."""
 
 from array import array

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``Wrap`` around torch's and third-party optimizers, against a hand-written two-phase wrapper."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``Wrap`` under a GradScaler: fused inner optimizers unscale and skip by themselves."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What cannot be wrapped says why, is not touched, and can be wrapped once it is mended."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Wrapped steps that cannot be taken change nothing, and training goes on afterwards."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``Wrap`` in a training loop: what the inner optimizer sees, checkpoints, groups, memory."""
 
 import copy

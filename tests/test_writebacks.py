@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Weights written in eval mode with the bits that were there: no edit, whoever wrote them."""
 
 import copy

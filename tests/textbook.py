@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Textbook forms of every published method, the oracle that shipped code is compared with.
 
 Plain float64 torch, every buffer kept, straight from the publications; nothing of emanest is used.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Textbook forms of the base optimizers, as ``torch.optim`` defines them, for real numbers.
 
 ``base.update(i, p, g, lr)`` returns the new parameter i from p, the point it is handed, and the

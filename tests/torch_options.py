@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The options of torch.optim's AdamW and SGD, for comparisons with ours."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calls of kernels that skip Triton's JIT; ``test_triton`` runs this file in its own process."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Triton back end in Triton's interpreter: ``test_triton`` runs this file in its own process.
 
 Triton decides when it is imported whether it interprets. The claims about rules are those of

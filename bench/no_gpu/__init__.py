@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A GPU that is not there: what GPU code needs to run to its end on a machine without one.
 
 Triton compiles every kernel by its real path, for ``TARGET``, into its real cache, and launches

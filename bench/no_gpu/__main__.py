@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python3 -m bench.no_gpu [--launch-only] MODULE ARGUMENTS ...``: run a module without a GPU."""
 
 import runpy

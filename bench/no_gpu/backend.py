@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The back end "triton" of a GPU that is not there: it launches nothing, and eager computes."""
 
 import functools

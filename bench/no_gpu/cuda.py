@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stand-ins for ``torch.cuda``, and a GPU's tensors on the CPU."""
 
 import contextlib

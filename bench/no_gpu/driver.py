@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A driver for Triton that loads and launches nothing."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CUDA graphs on the CPU: launches of Triton and torch's operators are recorded, and replayed.
 
 As on a GPU nothing is done during the capture, but that memory is allocated; values cannot be read;

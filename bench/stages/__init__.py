@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The stages of a run on a GPU, one module each; ``bench/gpu_run.py`` has their order and limits.
 
 ``run(settings)`` of a module does the work and returns ``Found``, or raises.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How large the chunks of the one-pass kernels should be, and how many warps should share one."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The cases of the benchmark: times and claims of each in one line, all of them in a table."""
 
 from .. import gpu, report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What this GPU does at most: rates of copies and products, host time."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compile what later stages need on all cores, unless it was brought along.
 
 Triton compiles when a kernel is first launched, one at a time. Here many processes launch kernels

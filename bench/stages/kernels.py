@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every kernel that a run needs but for its tests, as jobs that make Triton compile them.
 
 A job is run on a GPU that is not there and launches nothing (``no_gpu.install(compute=False)``):

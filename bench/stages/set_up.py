@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What this machine is, and what was brought along put where it is used.
 
     triton.tar.xz   compiled kernels, for a cache at the path where they were compiled

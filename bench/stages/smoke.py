@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Does it work at all: every back end, graphs, streams, dtypes and odd sizes, in seconds."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The tests that need a GPU, and what failed in few lines: ``make gpu-test`` runs all of them.
 
     python3 -m bench.stages.tests [all | first | rest] [ARGUMENTS OF PYTEST ...]
@@ -27,7 +28,7 @@ EXCUSES = ("needs 24 GiB", "torch.cuda.device_count() < 2")
 # where such tests are
 FILES = (
     *("device_steps", "muon_updates", "products", "doctor", "bad_input", "captures"),
-    *("compare", "training_stage", "cuda"),
+    *("compare", "training_stage", "unequal_split", "cuda"),
 )
 PATHS = [f"tests/test_{name}.py" for name in FILES]
 # a sample that shows most faults within half a minute

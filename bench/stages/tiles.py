@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which tiles the products of Newton-Schulz should be cut into: all of them timed, a new table.
 
 Leaves ``tiles.json`` in the form of ``kernels/tiles.json``, which it can replace.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What NVIDIA's tools see: accesses out of bounds, races, and what bounds two of the kernels."""
 
 import os

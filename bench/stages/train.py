@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real training run: AdamW and Muon, each with and without EMA-Nesterov, on source text.
 
 Short runs find the best lr of each base; long ones compare at it. Each leaves a line in

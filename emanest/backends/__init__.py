@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of back ends and the choice among them."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CUDA graphs: while one is captured, work is recorded, to be done at every replay, and not done.
 
 What is copied from memory of the host or made to last must come before: such memory would be the

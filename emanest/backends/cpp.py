@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The C++ back end: one pass over all tensors of a call, on the CPU, or a GPU if built with CUDA.
 
 ``eager`` documents the functions. Where tensors differ in memory order or format, so that one index

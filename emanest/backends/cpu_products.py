@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Products of matrices on the CPU, with half the work where a result is symmetric.
 
 Bits of a result depend neither on the number of threads nor on the batch.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The reference back end: the rules on torch tensors, on any device.
 
 Every back end is a module with these functions. Tensors of one call share a device, and

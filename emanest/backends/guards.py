@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loops over all parameters that every step makes, in C++ where the extension is built."""
 
 import functools

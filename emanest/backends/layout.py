@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Memory as the native back ends want it: dense, in one order, so that one index serves all."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Numbers of a pass that differ between tensors: one call for many groups of parameters."""
 
 from array import array

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Products of matrices, and what else Newton-Schulz needs, in torch operations: seven functions.
 
 Other back ends have namespaces of the same names (``cpu_products``, ``kernels.newton_schulz``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arithmetic that is written down instead of carried out.
 
 A ``Symbol`` stands for a number that the host does not know. Formulas without a branch on their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that are sharded over processes (``DTensor``): the part of them that lies here.
 
 Element-wise rules work on it as on any tensor, with state of its shape, and nothing is communicated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whether a tensor's values are in its storage, at ``data_ptr()``, where kernels read and write.
 
 They are not in a tensor whose class has a ``__torch_dispatch__``: a wrapper around other tensors

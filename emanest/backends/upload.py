@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Numbers on their way from the host to a device."""
 
 import torch

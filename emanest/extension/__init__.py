@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The compiled extension ``emanest._C``: what it is made of, how it is built, where it is found.
 
 The modules here need the standard library alone when they are imported, but for ``loaded``:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the extension is built: the C++ compiler, once for each source, and one link.
 
 Neither setuptools nor ninja nor pybind11's package is needed: pybind11 is among torch's headers.

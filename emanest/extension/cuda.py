@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The CUDA part of the extension: whether it is built, and how.
 
 It has no need of torch, and brings its own copy of the CUDA runtime.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The extension, loaded: ``from .extension.loaded import _C``.
 
 It is the installed one, or else the one in the cache, if built from these sources for this torch,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where the extension lies: in the package if it was installed with it, else in a cache."""
 
 import contextlib

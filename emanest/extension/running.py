@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Commands of a build: objects in parallel, each made again only if what it is made of changed."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the extension is made of, and the hash by which one that fits is known."""
 
 import hashlib

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Callbacks, factories and registries for training frameworks, imported only on request."""

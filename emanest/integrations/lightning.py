@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lightning: validate, save and end at x."""
 
 import contextlib

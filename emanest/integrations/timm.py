@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """timm: the optimizers of this library under names of timm's registry."""
 
 import inspect

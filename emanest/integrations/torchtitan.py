@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """torchtitan: a container whose optimizers are those of this library, by name."""
 
 from dataclasses import dataclass

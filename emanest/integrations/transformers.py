@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face Trainer: optimizers by name; evaluate, save and end at x."""
 
 import warnings

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Orthogonal directions of matrices: which matrices, Newton-Schulz, and where they lie."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Aurora's polar factor: of matrices whose rows are scaled until those of the result are equal.
 
 An orthogonal matrix that is tall has rows of any size up to 1, so that some rows of a parameter,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Matrices in memory: several as one batch, or put together to one tensor, without copies."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Coefficient sets of Newton-Schulz iterations, and where each comes from.
 
 A step maps every singular value s to ``a s + b s**3 + c s**5``; ``tests/test_coefficients.py`` has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The orthogonal directions of Muon and its relatives, found before the pass.
 
 A step has three parts, each for all matrices of groups that are ``alike``:

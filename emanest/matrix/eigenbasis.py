@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The directions of SOAP: those of Adam, in an eigenbasis that turns slowly with the gradients.
 
     L = (1 - weight) L + weight G G^T      Q_L near its eigenvectors; likewise R of G^T G, and Q_R

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whole tensors out of the parts that several processes hold, and parts out of wholes."""
 
 import math

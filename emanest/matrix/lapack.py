@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Eigenvectors and orthonormal bases of batches, whose bits do not depend on the batch."""
 
 import torch

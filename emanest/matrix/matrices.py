@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The matrices that some parameters are, in batches of one size."""
 
 import itertools

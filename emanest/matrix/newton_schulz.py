@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Newton-Schulz: the orthogonal factor of a matrix, from matrix products alone.
 
 One step replaces each singular value s of X by ``a s + b s**3 + c s**5`` and leaves the singular

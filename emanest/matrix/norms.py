@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The norms that matrices are divided by, so that no singular value exceeds 1."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The iteration towards the polar factor, as the options of a group have it."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which matrices a parameter is: one, several below each other, or a stack of them."""
 
 import itertools

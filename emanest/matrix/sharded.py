@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The directions of ``directions.py`` for matrices that are sharded over processes (``DTensor``).
 
 Momentum is averaged where it lies. Each update is then put together in one process, iterated there

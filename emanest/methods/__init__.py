@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lookahead methods, one file each; `make rules` writes this list."""
 
 from .ema_nesterov import EMANesterov

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """EMA-Nesterov: look ahead along an average of past updates."""
 
 from collections.abc import Callable, Container

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """GPA: take gradients between an average x and the base optimizer's own iterate z."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long-horizon lookahead: look ahead along the displacement of the last k steps."""
 
 from dataclasses import dataclass, field

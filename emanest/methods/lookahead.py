@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lookahead: k steps forward, one step back."""
 
 from dataclasses import dataclass, field

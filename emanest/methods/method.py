@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a lookahead method is: settings, the state it keeps, what it does at each step.
 
 A method is a small frozen dataclass. A group holds its name (``lookahead``) and its settings

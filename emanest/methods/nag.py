@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """NAG: look ahead along the last displacement."""
 
 from collections.abc import Mapping

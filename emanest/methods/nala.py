@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """NALA: lookahead whose slow weights take a gradient step of their own."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Schedule-Free: averaging in place of a learning-rate schedule."""
 
 from collections.abc import Mapping

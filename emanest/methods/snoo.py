@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SNOO: a Nesterov SGD step of the slow weights at every sync."""
 
 from dataclasses import dataclass, field

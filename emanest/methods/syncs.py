@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What methods that act at every k-th step have in common."""
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The optimizers, one file each."""
 
 from .adamw import AdamW

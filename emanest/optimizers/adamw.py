@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """AdamW: its options, its numbers, its class."""
 
 from typing import Literal

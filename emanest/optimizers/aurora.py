@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Aurora: its options, its class, with AdamW in groups that ask for it."""
 
 from typing import Annotated, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a base optimizer is: a row that says all about it."""
 
 from collections.abc import Callable, Mapping

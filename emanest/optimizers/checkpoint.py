@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What goes into a state dict and how it comes back: exact, and all or nothing."""
 
 import inspect

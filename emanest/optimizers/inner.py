@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The optimizers inside a ``Wrap``: which can be there, their state, their steps and loads."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Muon: its options, its numbers, its class, with AdamW in groups that ask for it."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The optimizer: one step from gradients to passes, the modes, and what torch asks of it."""
 
 import contextlib

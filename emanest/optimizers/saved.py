@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a saved group and a parameter's saved state must be to be loaded here."""
 
 import math

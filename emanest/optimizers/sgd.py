@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SGD with momentum: its options, its numbers, its class."""
 
 from typing import Annotated, Literal

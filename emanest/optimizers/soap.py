@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SOAP: its options, its numbers, its class."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A lookahead around any torch optimizer."""
 
 from collections import defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Parameters that are stepped together, and their state in flat buffers."""
 
 import contextlib

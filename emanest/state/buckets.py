@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which bucket each parameter lives in."""
 
 import contextlib

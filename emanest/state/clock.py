@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Time: the clock of a group, the two scalars of each parameter, and what a step does by them."""
 
 import ctypes

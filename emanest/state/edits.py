@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who wrote to parameters: we, or someone else since; and what follows from an edit."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a back end is given in one call: parameters of one part, or of several that go together."""
 
 import functools

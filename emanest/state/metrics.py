@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run can tell about its lookahead, computed when it is asked for."""
 
 import torch

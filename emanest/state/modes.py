@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Between x and y: what ``eval``, ``train`` and edits from outside do to the parameters.
 
 y is kept aside in ``state[p]["y"]`` while a parameter that is ahead holds x. From it and from state

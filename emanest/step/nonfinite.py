@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whether a step happens: a GradScaler's word, and the groups' ``nonfinite`` policies."""
 
 import torch

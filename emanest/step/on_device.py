@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Steps whose numbers only the device knows.
 
 Under CUDA graphs (``capturable=True``), a GPU GradScaler or ``nonfinite="skip"`` on a GPU the host

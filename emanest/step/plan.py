@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a step does, decided before it does anything: launches, and how the groups' clocks go on.
 
 Usually the host knows every number. Where only the device knows whether steps were taken

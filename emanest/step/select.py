@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which parameters a step, an evaluation or a load is about: parts of groups, in their buckets."""
 
 from typing import Any

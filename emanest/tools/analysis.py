@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a method does to a signal and to a quadratic, computed by running its rules.
 
 The bases of SGD are linear in (y, g, state) and every lookahead rule is linear in (w, u, state),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Training one model with several optimizers, over the same first weights and batches."""
 
 from collections.abc import Callable, Iterable, Mapping

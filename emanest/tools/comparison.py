@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a comparison of optimizers found: its runs, and the table that they make."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An optimizer for a model from its name, as configuration files and command lines have it."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Our optimizers inside the wrappers of frameworks."""
 
 import contextlib

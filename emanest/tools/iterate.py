@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model at x: its state dict, its BatchNorm statistics."""
 
 import copy

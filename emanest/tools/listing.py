@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table that says where each parameter of a model goes: one line for those that are alike."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the names of parameters and layers say about them."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a parameter of a model is, by its module, its shape and its name; and where that goes."""
 
 import re

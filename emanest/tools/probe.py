@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The loss along the lookahead direction."""
 
 from collections.abc import Callable, Iterable

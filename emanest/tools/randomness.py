@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Torch's generators, divided among the parts of a run."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which parameters of a model Muon should step, and which AdamW."""
 
 import re

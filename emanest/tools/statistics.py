@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What several runs say together: means, paired differences, how much sooner a loss was reached.
 
 Functions of plain numbers; they know of no files and no training. A value that is not finite is a

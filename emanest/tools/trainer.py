@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What steps a model: optimizers of any kind, and their schedulers."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One run of a comparison: a model, its optimizer, its batches, and what is measured."""
 
 import gc

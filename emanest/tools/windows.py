@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The windows of lookahead methods in a run whose length is known: what is missed, what fits."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Training runs that say whether looking ahead helps, when, and by how much.
 
 python -m examples.lab demo --base Muon --lookahead SNOO --corpus ~/notes

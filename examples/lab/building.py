@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From settings to an optimizer with its lookahead, and a scheduler of its learning rate."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One run on several processes, as ``torchrun`` starts them: each has a share of every batch."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The loss along the averaged direction and along the last step, on the way of a run."""
 
 import emanest

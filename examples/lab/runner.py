@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The runner: does the runs of an experiment side by side, and goes on where it was interrupted."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a run stands, on disk: a file of one process, a distributed checkpoint of several."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Schedules: the learning rate of a step over its peak."""
 
 import math

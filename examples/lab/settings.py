@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The settings of a run: a dictionary as JSON has it, from which everything else follows."""
 
 import hashlib

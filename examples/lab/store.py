@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stored runs: one line of JSON each, in one file for each experiment."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A run: a model trained from its settings, its curves, and where it stands in between."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Write ``checkpoints.pt.gz``: what optimizers of an older version saved, and how they went on.
 
     PYTHONPATH=. python tests/data/write_checkpoints.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """examples/fsdp2.py, shrunk, on two processes: one process's run, resumed exactly, saved at x."""
 
 import os

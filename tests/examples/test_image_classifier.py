@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """examples/image_classifier.py, shrunk: it learns, and is evaluated with the statistics of x."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """examples/minimal.py, shrunk: its figures, and what it needs."""
 
 import ast

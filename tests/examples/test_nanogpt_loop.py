@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """examples/nanogpt_loop.py, shrunk: it resumes exactly, accumulates, and evaluates at x."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The frameworks run offline, and leave nothing behind for the next test."""
 
 import os

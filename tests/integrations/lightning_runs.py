@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fits of small modules under Lightning."""
 
 import lightning.pytorch as pl

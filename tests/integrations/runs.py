@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of all frameworks train: small models, optimizers, batches."""
 
 import torch

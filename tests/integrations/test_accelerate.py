@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Accelerate: a prepared optimizer is the optimizer."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every block of code in docs/frameworks.md runs, and does what is said beside it."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The frameworks are those that are pinned, and change nothing that is pinned elsewhere."""
 
 import importlib.metadata

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The examples for frameworks run, shrunk, and learn something; what they save is x."""
 
 import math

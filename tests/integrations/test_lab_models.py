@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's GPT-2 and Llama beside those of transformers, with the same weights."""
 
 import pytest

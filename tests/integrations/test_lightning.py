@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lightning: training is exact, what it validates and leaves is x."""
 
 import lightning.pytorch as pl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lightning: checkpoints hold x, and a fit resumes from them exactly."""
 
 import lightning.pytorch as pl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """LightningCLI: optimizers by class path and by name; the run's length reaches the windows."""
 
 import math

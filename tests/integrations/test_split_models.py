@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Real models of Transformers: what their layers are, and how fused ones come apart."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """timm: its factory makes our optimizers by names of its registry, with groups that fit."""
 
 import importlib

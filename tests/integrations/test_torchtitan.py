@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """torchtitan: its container of optimizers holds ours; its flat state dicts resume them."""
 
 import pytest

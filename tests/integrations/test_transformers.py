@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face Trainer: training is exact, what it evaluates and leaves is x."""
 
 import pytest

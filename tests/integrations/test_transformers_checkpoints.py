@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face Trainer: what it saves is x, and a run resumes from it exactly."""
 
 import pytest

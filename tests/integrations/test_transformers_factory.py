@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face Trainer: an optimizer by its name, its rates and its windows."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """timm.optim, imported without the rest of timm.
 
 timm needs torchvision to be imported whole, of which there is no build for this torch here. What

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of a small model under Hugging Face's Trainer."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Data and tokens that are made up, and one thread, for the tests of the lab."""
 
 import base64

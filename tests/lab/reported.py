@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Experiments and stored lines that are made up, for the tests of reports."""
 
 import dataclasses

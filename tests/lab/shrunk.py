@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of the lab in a form that takes moments: few steps of small models on made-up data."""
 
 import torch

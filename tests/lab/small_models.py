@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's models in their small forms, batches of them, and steps of training."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's command line: which runs it does, for how long, and which stored ones count."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CIFAR-10 and CIFAR-100 from small archives in their formats."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prose and documentation where a machine has them, in the formats that they come in."""
 
 import gzip

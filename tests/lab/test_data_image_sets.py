@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sets of images where a machine has them: IDX files, digits."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Batches of images: shuffled, augmented and normalised as a function of seed and step."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Documents become shards, also where the making is interrupted."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Texts of bytes: what is found, how it is split, and the windows that are drawn from it."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tokenizers from local files give the tokens that others know."""
 
 import hashlib

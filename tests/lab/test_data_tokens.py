@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shards of tokens: other people's are read, and ours are as theirs."""
 
 import glob

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's networks for images against what their sources say, written down once more."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's language models against what their sources say, written down once more."""
 
 import pytest

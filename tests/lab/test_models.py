@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's models: sizes, initial weights, two steps of training each, and errors."""
 
 import pytest

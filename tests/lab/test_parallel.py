@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's runs on several processes: DDP and FSDP2 against one process, and torchrun itself."""
 
 import os

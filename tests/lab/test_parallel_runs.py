@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of the lab on two processes: the losses of one, one line each, resumed bit for bit."""
 
 import json

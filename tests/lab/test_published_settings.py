@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rows of experiments have the settings that were published with what they repeat."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reports of made-up runs: tables against numbers by hand, verdicts, missing and diverged runs."""
 
 import dataclasses

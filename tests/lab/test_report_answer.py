@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The answer over all experiments: by rules from verdicts, none where seeds are too few."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reports of gains along an axis, losses along directions, maps and classifiers, by hand."""
 
 import pytest

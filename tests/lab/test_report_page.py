@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The page of results and its figures: made from stored runs, the same whenever made again."""
 
 import json

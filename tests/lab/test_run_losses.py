@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The losses of a run: what they are of, and that every lookahead lowers them on every base."""
 
 import math

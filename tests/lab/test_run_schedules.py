@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Schedules of the learning rate: factors computed by hand, and that a run follows them."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The runner and the store of the lab: every run once, whoever does it and however it ends."""
 
 import io

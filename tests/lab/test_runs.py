@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A run of the lab: what it depends on, what it keeps, and that an interruption changes nothing."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a run was done, as its line has it."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calls that type checkers must reject, each beside one that they must accept."""
 
 from typing import NamedTuple

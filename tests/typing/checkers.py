@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of mypy and pyright over files of users' code, as a user of the installed package has them.
 
 Both find emanest on PYTHONPATH, as in site-packages: by its annotations alone, since it has a

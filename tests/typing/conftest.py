@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One run of each checker over all files, for all tests."""
 
 from concurrent.futures import ThreadPoolExecutor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The documentation's code as files for type checkers, which say where on a page a line is."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Both checkers reject every wrong call on its line, and accept the right one beside it."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Everything public has annotations."""
 
 from importlib.util import find_spec

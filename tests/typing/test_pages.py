@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Both checkers accept all code of the documentation."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Data of the lab by name: ``load({"name": "python"})`` gives a ``Text`` or ``Images``."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make shards of tokens: ``python -m examples.lab.data fineweb --tokens 100M --to DIR``.
 
 What was interrupted goes on when the same command is given again.

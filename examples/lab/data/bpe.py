@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tokenizers from local files: GPT-2's BPE, and those of ``tokenizers`` and SentencePiece."""
 
 import base64

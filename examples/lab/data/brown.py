@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Brown corpus: 500 samples of American prose of 1961, from words with their kinds."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CIFAR-10 and CIFAR-100 from their archives, the one for Python or the one of bytes."""
 
 import io

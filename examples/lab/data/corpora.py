@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Texts of bytes that a machine may have: Python's sources, a folder, prose, documentation."""
 
 import gzip

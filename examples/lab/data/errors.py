@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The error of data that cannot be had or used, and what says where it was looked for."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sets of images that a machine may have: Fashion-MNIST and other IDX files, and digits."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images with classes: batches of them, shuffled, augmented and normalised."""
 
 import dataclasses

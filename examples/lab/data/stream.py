@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Documents of any size made into shards once: FineWeb and C4 as they stream in, or a folder."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Text to train a language model on: a row of bytes or of tokens, and batches of its windows."""
 
 import dataclasses

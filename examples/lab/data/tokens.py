@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Text as tokens: shards in the ``.bin`` format of llm.c and modded-nanogpt, read and written.
 
 A shard begins with 256 numbers of 32 bits: what marks the format, its version, and how many tokens

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The experiments, by name."""
 
 from . import images, llama, nanogpt, two_cores

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arms that train a transformer over bytes of source text: what two cores do in seconds a run."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Images: NALA's tables (Zuo et al. 2024), and one of them at the size of two cores."""
 
 from ..settings import merged

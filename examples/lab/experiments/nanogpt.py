@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The NanoGPT runs of EMA-Nesterov's paper (arXiv:2605.25395) at its size, for those with GPUs.
 
 Settings are those of the published scripts. Data comes from ``python -m examples.lab.data``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an experiment is: arms that are compared, learning rates that are tried, seeds."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Experiments that two cores do in minutes, on arms of byte_lm."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Models by name: ``make(settings, seed)``.
 
 Each takes inputs and gives logits, ``(..., classes)``. Its list ``blocks`` is what FSDP2 shards,

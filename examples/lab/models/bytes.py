@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A small decoder-only transformer, of bytes unless told otherwise."""
 
 import torch.nn.functional as F

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """GPT-2: learned positions, layer norm, biases, GELU, and a head tied to the embedding."""
 
 import torch.nn.functional as F

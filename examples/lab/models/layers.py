@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the language models have in common: attention, rotary positions, initial weights."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Llama at the sizes that papers on optimizers train on C4."""
 
 import torch.nn.functional as F

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The models of the NanoGPT speedrun: of the EMA-Nesterov paper, and of the optimizer benchmark."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks of the options that models take, with errors of one line."""
 
 

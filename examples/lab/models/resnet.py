@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ResNet-18 in the form for images of 32 x 32."""
 
 import itertools

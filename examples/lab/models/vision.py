@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Networks that classify small images, of any shape (channels, height, width)."""
 
 import itertools

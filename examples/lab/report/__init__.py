@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reports of experiments and the page of all results, from stored runs alone."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Report of the loss along the average of updates and along the last one."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The answer over all experiments, by rules from the verdicts of their comparisons."""
 
 import math

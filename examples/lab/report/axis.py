@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Report of a gain against a number: of steps, or of rows in a batch."""
 
 import math

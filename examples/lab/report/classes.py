@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Report of classifiers: accuracy and loss, beside published numbers where an arm has them."""
 
 import math

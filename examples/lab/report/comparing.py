@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Comparisons of two arms, each at its own best learning rate, and what they say in words."""
 
 import math

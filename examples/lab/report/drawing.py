@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the figures of reports look, and how they are kept: the same bytes whenever drawn again."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Report of a difference on two axes, such as decay and stepsize."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the results of a page were measured, from the stored lines."""
 
 from emanest.tools.statistics import ERRORS, SEEDS

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The page of results: the answer, how it was measured, and a section for each experiment."""
 
 from .answer import answer

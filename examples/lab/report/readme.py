@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of the demo in README.md, between two marks."""
 
 from emanest.tools.statistics import plus_minus

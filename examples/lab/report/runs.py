@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The stored runs of an experiment, by arm, learning rate and seed."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a report is made of: sections with sentences, tables and figures, as Markdown."""
 
 import dataclasses

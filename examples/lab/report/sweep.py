@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Report of arms that are compared, each at its own best learning rate."""
 
 import math
