@@ -59,7 +59,7 @@ class EvalAtIterate(Callback):
 
     def __init__(self, fit_windows: bool = False) -> None:
         super().__init__()
-        self.fit_windows = flag("fit_windows", fit_windows)
+        self.fit_windows: bool = flag("fit_windows", fit_windows)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have checkpoints written at x: no hook comes before all of them."""

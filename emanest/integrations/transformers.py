@@ -2,10 +2,8 @@
 """Hugging Face Trainer: optimizers by name; evaluate, save and end at x."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-from ..optimizers import Optimizer
 from ..tools.create import create
 from ..tools.find import eval_all, find_all
 from ..tools.windows import fit_windows, warn_of_windows
@@ -25,9 +23,8 @@ except ImportError as error:
     ) from error
 
 
-def factory(
-    name: str, **options: Any
-) -> tuple[Callable[[], Callable[..., Optimizer]], dict[str, Any]]:
+# Any: the Trainer takes a factory, and annotates a class alone
+def factory(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """An optimizer by its name, for ``transformers.Trainer``, which makes it as training begins.
 
         Trainer(..., optimizer_cls_and_kwargs=factory("muon+ema_nesterov", lr=2e-2))
@@ -51,7 +48,7 @@ def factory(
     return _make, {"name": name, **options}
 
 
-def _make():
+def _make() -> Any:
     # the Trainer calls what this returns with the model and the arguments
     return create
 
@@ -82,7 +79,7 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
 
     def __init__(self, fit_windows: bool = False) -> None:
         super().__init__()
-        self.fit_windows = flag("fit_windows", fit_windows)
+        self.fit_windows: bool = flag("fit_windows", fit_windows)
 
     def on_train_begin(
         self,

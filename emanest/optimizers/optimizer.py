@@ -69,7 +69,9 @@ class Optimizer(torch.optim.Optimizer):
 
     # Whether GradScaler leaves unscaling and skipping to us: where we need not wait for it. For
     # type checkers a plain attribute, which a subclass may set.
-    _step_supports_amp_scaling: bool = property(plan.scales_on_device)  # pyright: ignore[reportAssignmentType]
+    _step_supports_amp_scaling: bool = property(  # pyright: ignore[reportAssignmentType]
+        lambda self: plan.scales_on_device(self)
+    )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a deep copy, or the end of ``load_state_dict``; as in torch.

@@ -58,8 +58,14 @@ train_dataset: Dataset[Any] = Dataset()
 eval_dataset: Dataset[Any] = Dataset()
 train_loader: DataLoader[Any] = DataLoader(train_dataset)
 validation_loader: DataLoader[Any] = DataLoader(eval_dataset)
+
+
+def make_net() -> nn.Module:
+    return nn.Sequential()
+
+
 """
-NEEDED = ("accelerate", "lightning", "torchtitan", "transformers")
+NEEDED = ("accelerate", "lightning", "timm", "torchtitan", "transformers")
 
 
 class Unit(NamedTuple):

@@ -9,9 +9,7 @@ from pages import UNITS
 # what is right, and others' annotations do not allow -> why
 OTHERS = {
     "zero._sync_params()": "torch's stub of ZeroRedundancyOptimizer has no private methods",
-    "optimizer_cls_and_kwargs=(lambda: make_muon, muon),": (
-        "transformers takes a factory, and annotates a class alone"
-    ),
+    "from timm.optim import create_optimizer_v2": "timm does not say what it exports",
 }
 
 
