@@ -48,6 +48,8 @@ compiling, places, sources = extension_modules()
 # ---- the version --------------------------------------------------------------------------------
 
 FIRST = "0.1.0"
+# of a tag that counts: a release, or one that is tried first; others, such as v1.2.3-beta, do not
+NUMBERS = r"\d+\.\d+\.\d+(?:rc\d+)?"
 
 
 def version(root=ROOT):
@@ -56,12 +58,15 @@ def version(root=ROOT):
     The tag v1.2.3 makes 1.2.3; what comes later, or is changed, is 1.2.4.devN+gCOMMIT.
     """
     archived = root / "PKG-INFO"
-    if archived.exists():
-        return re.search(r"^Version: (\S+)$", archived.read_text(), re.MULTILINE)[1]
-    if not (root / ".git").exists():
+    said = archived.read_text() if archived.exists() else ""
+    if found := re.search(r"^Version: (\S+)$", said, re.MULTILINE):
+        return found[1]
+    # that of a repository around this folder is not its own
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
         return f"{FIRST}.dev0"
     described = _git(root, "describe", "--tags", "--long", "--dirty", "--match", "v[0-9]*")
-    found = re.fullmatch(r"v(\S+)-(\d+)-(g[0-9a-f]+)(-dirty)?", described or "")
+    found = re.fullmatch(rf"v({NUMBERS})-(\d+)-(g[0-9a-f]+)(-dirty)?", described or "")
     if found is None:
         count, commit = _git(root, "rev-list", "--count", "HEAD"), _git(root, "rev-parse", "HEAD")
         return f"{FIRST}.dev{count}+g{commit[:7]}" if count and commit else f"{FIRST}.dev0"
@@ -74,8 +79,11 @@ def version(root=ROOT):
 
 def _git(root, *arguments):
     """What git says; None if it is not there or does not know."""
+    # a hook of git's is told of another repository by such variables
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, env=others, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

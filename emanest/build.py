@@ -11,14 +11,22 @@ has it and nvcc is there.
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 
 import torch
 
-from .extension import compiling, places, sources
+from .extension import compiling, cuda, places, sources
 from .extension.running import BuildError
 
-LOG, OBJECTS = "build.log", "objects"
+LOG, OBJECTS, NEW = "build.log", "objects", "new"
+
+# in a process of its own: here another one may be loaded
+_LOAD = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("emanest._C", sys.argv[1])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+"""
 
 
 def main(arguments=None):
@@ -27,11 +35,13 @@ def main(arguments=None):
     parser.add_argument("--force", action="store_true", help="build it even if there is one")
     force = parser.parse_args(arguments).force
     there, reason = _loaded()
-    if there and not force:
-        _say(f"already built: {there}")
-        return 0
+    if there and cuda.required() and not _has_cuda():
+        reason = f"EMANEST_CUDA is 1, and {there} has no CUDA"
     if reason:
         _say(reason)
+    elif not force:
+        _say(f"already built: {there}")
+        return 0
     try:
         path = build(_say)
     except BuildError as error:
@@ -50,10 +60,10 @@ def build(say):
     """
     fitting = sources.wanted(str(torch.__version__))
     if fitting is None:
-        raise BuildError(
-            f"there are no sources in {sources.PACKAGE / 'csrc'}: install emanest anew"
-        )
+        raise BuildError(sources.MISSING)
     target = places.cached(fitting)
+    if target is None:
+        raise BuildError("this user has no home: set XDG_CACHE_HOME to the path of a folder")
     before = _state(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,16 +91,18 @@ def _build(target, say):
                 print(line, file=lines, flush=True)
 
             say(f"building for torch {torch.__version__}, in {target.parent}")
-            seconds = compiling.build(target, target.parent / OBJECTS, told)
-        there, reason = _loaded()
-        if there is None:
-            raise BuildError(f"it was built, and cannot be used: {reason}")
+            # what does not load must not replace what does
+            new = target.parent / NEW / target.name
+            seconds = compiling.build(new, target.parent / OBJECTS, told)
+        _try(new)
+        os.replace(new, target)
     except BuildError as error:
         if error.output:
             log.write_text(error.output)
         places.note_failure(target, f"{error}; {log} has all of it" if error.output else str(error))
         raise BuildError(places.failure(target)) from error
-    shutil.rmtree(target.parent / OBJECTS, ignore_errors=True)
+    for left in (OBJECTS, NEW):
+        shutil.rmtree(target.parent / left, ignore_errors=True)
     say(f"built in {seconds:.0f} s: {target}")
 
 
@@ -101,6 +113,21 @@ def _loaded():
     except ImportError as error:
         return None, str(error)
     return str(_C.__file__), None
+
+
+def _has_cuda():
+    from .extension.loaded import _C
+
+    return _C.build_info()["cuda"]
+
+
+def _try(path):
+    """Raise BuildError unless a built extension can be loaded."""
+    command = [sys.executable, "-c", _LOAD, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise BuildError(f"it was built, and cannot be loaded: {lines[-1]}", done.stderr)
 
 
 def _state(path):

@@ -19,7 +19,9 @@ BINDINGS = """
 #include <Python.h>
 #include "note.h"
 const char* built();
-static PyObject* info(PyObject*, PyObject*) { return Py_BuildValue("{s:s}", "hash", built()); }
+static PyObject* info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:i}", "hash", built(), "cuda", 0);
+}
 static PyMethodDef methods[] = {{"build_info", info, METH_NOARGS, ""}, {nullptr, nullptr, 0, ""}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
@@ -46,12 +48,24 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "FLAGS", ["-O0", "-fopenmp", "-fvisibility=hidden"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("EMANEST_CUDA", "0")
+    # a process that imports torch takes two seconds: where it matters, ``trying`` has it
+    monkeypatch.setattr(build, "_try", lambda path: None)
     # what the test imports is forgotten after it
     real = sys.modules["emanest.extension.loaded"]
     monkeypatch.setattr(extension, "loaded", real)
     monkeypatch.setattr(emanest, "_C", None, raising=False)
     forget(monkeypatch)
     return package
+
+
+TRY = build._try
+
+
+@pytest.fixture
+def trying(tiny, monkeypatch):
+    """The same, and what was built is tried in a process of its own."""
+    monkeypatch.setattr(build, "_try", TRY)
+    return tiny
 
 
 def forget(monkeypatch):
@@ -147,20 +161,50 @@ def test_a_failure_is_forgotten_once_it_works(tiny, capsys, monkeypatch):
     monkeypatch.delenv("CXX")
     assert build.main([]) == 0
     assert places.failure(cached()) is None
-    assert load().build_info() == {"hash": sources.wanted(str(torch.__version__))}
+    assert load().build_info()["hash"] == sources.wanted(str(torch.__version__))
 
 
-def test_what_was_built_and_does_not_load_is_a_failure(tiny, capsys):
+def test_what_was_built_and_does_not_load_is_a_failure(trying, capsys, monkeypatch):
+    assert build.main([]) == 0
+    good = cached().read_bytes()
+    forget(monkeypatch)
     text = BINDINGS.replace("PyModule_Create(&module)", "nullptr").replace("nullptr;", "missing();")
-    (tiny / "csrc" / "bindings.cpp").write_text(
+    (trying / "csrc" / "bindings.cpp").write_text(
         f"void* missing_();\n{text}".replace("return missing();", "return (PyObject*)missing_();")
     )
     assert build.main([]) == 1
     line = capsys.readouterr().err
-    assert "it was built, and cannot be used: the extension in" in line
+    assert "it was built, and cannot be loaded: ImportError: " in line
     assert "undefined symbol" in line
-    # and it is tried again, as it does not load
+    # and it is tried again, as there is none
     assert build.main([]) == 1
+    assert not cached().exists()
+    # what loads is not replaced by it
+    cached().write_bytes(good)
+    assert build.main(["--force"]) == 1
+    assert cached().read_bytes() == good
+
+
+def test_without_a_home_there_is_no_cache(tiny, capsys, monkeypatch):
+    """Not one in a folder that is called ~, wherever Python is started."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert build.main([]) == 1
+    assert capsys.readouterr().err == (
+        "emanest: this user has no home: set XDG_CACHE_HOME to the path of a folder\n"
+    )
+    with pytest.raises(ImportError, match="is not built"):
+        load()
+
+
+def test_cuda_that_is_asked_for_is_built_though_there_is_one_without(tiny, capsys, monkeypatch):
+    assert build.main([]) == 0
+    monkeypatch.setenv("EMANEST_CUDA", "1")
+    monkeypatch.setattr("emanest.extension.cuda.find_nvcc", lambda: None)
+    assert build.main([]) == 1
+    captured = capsys.readouterr()
+    assert f"EMANEST_CUDA is 1, and {cached()} has no CUDA" in captured.out
+    assert "EMANEST_CUDA is 1, and no nvcc was found" in captured.err
 
 
 def test_a_cache_that_cannot_be_written_is_a_line(tiny, capsys, monkeypatch, tmp_path):
@@ -210,6 +254,21 @@ def test_of_two_at_once_one_builds_and_the_other_finds_it(tiny, monkeypatch):
     assert said[-1] == f"another process has built it: {cached()}"
 
 
+def test_two_that_build_into_the_package_do_not_disturb_each_other(tiny):
+    threads = [threading.Thread(target=install) for _ in range(3)]
+    failures = []
+    hook, threading.excepthook = threading.excepthook, failures.append
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.excepthook = hook
+    assert failures == []
+    assert {path.name for path in tiny.glob("_C*")} == {places.NAME}
+
+
 def test_a_killed_builder_does_not_block(tiny):
     cached().parent.mkdir(parents=True)
     code = f"""if True:
@@ -253,6 +312,16 @@ def test_one_of_other_sources_is_refused(tiny):
     # the one in the cache then serves
     assert build.main([]) == 0
     assert load().__file__ == str(cached())
+
+
+def test_one_of_other_sources_is_refused_even_where_somebody_has_imported_it(tiny, monkeypatch):
+    install()
+    there = load()
+    assert sys.modules["emanest._C"] is there
+    change(tiny)
+    monkeypatch.delitem(sys.modules, "emanest.extension.loaded")
+    with pytest.raises(ImportError, match="is built from other sources than these"):
+        load()
 
 
 def test_one_for_another_torch_is_refused(tiny):

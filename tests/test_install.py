@@ -225,12 +225,17 @@ def test_in_place_it_is_built_beside_the_package_and_the_reason_of_a_failure_goe
     assert (built.exists(), reason.exists()) == (True, True)
 
 
+KEPT = {".cff", ".in", ".md", ".py", ".toml", ".txt"}
+
+
 def test_a_source_distribution_has_all_that_a_clone_has(tree):
     for name in ("tests", "docs", "examples", "bench", ".ci"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-    for name in ("Makefile", "CHANGELOG.md", "requirements.txt", "requirements-integrations.txt"):
-        shutil.copy(ROOT / name, tree / name)
+    # what lies at the top of a clone, whatever it is called, but for what editors and tools leave
+    for path in ROOT.iterdir():
+        if path.is_file() and (path.suffix in KEPT or not path.suffix):
+            shutil.copy(path, tree / path.name)
     here = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
     done = setup(tree, "-q", "sdist", without="torch")
     assert done.returncode == 0, done.stderr
@@ -258,6 +263,7 @@ VERSIONS = {
     "tag v1.2.3, commit, tag v1.3.0": r"1\.3\.0",
     # of something else
     "tag paper": r"0\.1\.0\.dev1\+gN",
+    **{f"tag v1.2.3{end}, commit": r"0\.1\.0\.dev2\+gN" for end in ("-beta", "+cpu", ".dev1")},
 }
 
 
@@ -292,8 +298,20 @@ def test_versions_sort_as_they_came():
 
 def test_an_archive_has_its_version_and_a_tree_without_git_that_before_the_first(tmp_path):
     assert SETUP["version"](tmp_path) == "0.1.0.dev0"
+    (tmp_path / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: emanest\n")
+    assert SETUP["version"](tmp_path) == "0.1.0.dev0"
     (tmp_path / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: emanest\nVersion: 1.2.3\n")
     assert SETUP["version"](tmp_path) == "1.2.3"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_a_repository_around_it_or_of_a_hook_has_another_version(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    inside = tmp_path / "unpacked"
+    inside.mkdir()
+    assert SETUP["version"](inside) == "0.1.0.dev0"
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    assert SETUP["version"](tmp_path) == "0.1.0.dev0"
 
 
 def test_the_package_says_its_version():

@@ -13,7 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from . import cuda, sources
+from . import cuda, places, sources
 from .running import BuildError, Job, make, output_of, run_all
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -51,6 +51,17 @@ def build(target, folder, say=print, torch_version=None):
     headers = [path for path in sources.files(csrc) if path.suffix == ".h"]
     flags = [*sources.FLAGS, *of_torch("_C"), *includes()]
     folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # two that build the same objects would take each other's away
+    with places.locked(folder, say):
+        _make_all(Path(target), folder, csrc, defined, flags, headers, say)
+    return time.monotonic() - start
+
+
+def _make_all(target, folder, csrc, defined, flags, headers, say):
+    """Make what is not there of the objects, and link them."""
+    import torch
+
     objects, link_args = [], []
 
     def compiled(name):
@@ -84,8 +95,7 @@ def build(target, folder, say=print, torch_version=None):
         works[sources.WITHOUT_CUDA] = partial(compiled, sources.WITHOUT_CUDA)
     works |= {f"{name}.cpp": partial(compiled, f"{name}.cpp") for name in sources.NAMES}
     run_all(works, say)
-    link(Path(target), sorted(objects), link_args)
-    return time.monotonic() - start
+    link(target, sorted(objects), link_args)
 
 
 def compilation(source, target, flags, headers):
@@ -105,7 +115,7 @@ def link(target, objects, args=()):
     libraries = [f"-L{folder}", *(f"-l{name}" for name in LIBRARIES)]
     target.parent.mkdir(parents=True, exist_ok=True)
     # not into a file that processes have loaded
-    new = target.with_name(f"{target.name}.new")
+    new = target.with_name(f"{target.name}.{os.getpid()}.new")
     try:
         shared = [*compiler(), *SHARED[sys.platform], "-fopenmp"]
         output_of([*shared, "-o", str(new), *objects, *libraries, *args])

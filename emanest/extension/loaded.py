@@ -7,6 +7,7 @@ and ``emanest._C`` from then on. ImportError says in one line why there is none 
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,18 +15,23 @@ import torch
 from . import places, sources
 
 COMMAND = "python -m emanest.build"
-_NAME = "emanest._C"
+_PACKAGE = __name__.rpartition(".extension.")[0]  # emanest, or where another package keeps it
+_NAME = f"{_PACKAGE}._C"
 
 
 def _load():
-    if _NAME in sys.modules:
-        return importlib.import_module(_NAME)
     version = str(torch.__version__)
     # None where there are no sources to compare with: then the installed one is taken as it is
     fitting = sources.wanted(version)
+    if _NAME in sys.modules:
+        # by an ``import emanest._C``, which asks nothing
+        loaded = importlib.import_module(_NAME)
+        if misfit := _misfit(Path(str(loaded.__file__)), fitting, version):
+            raise ImportError(misfit)
+        return loaded
     paths = [places.installed()]
-    if fitting is not None:
-        paths.append(places.cached(fitting))
+    if fitting is not None and (cached := places.cached(fitting)):
+        paths.append(cached)
     reasons = []
     for path in paths:
         try:
@@ -57,7 +63,7 @@ def _import(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[_NAME] = module
-    vars(sys.modules["emanest"])["_C"] = module
+    vars(sys.modules[_PACKAGE])["_C"] = module
     return module
 
 

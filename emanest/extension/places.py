@@ -16,11 +16,15 @@ def installed():
 
 
 def cached(fitting):
-    """Path of the extension in the cache, in a folder named by its hash; it need not exist."""
+    """Path of the extension in the cache, in a folder named by its hash; it need not exist.
+
+    None where there is no cache: XDG_CACHE_HOME says none, and the user has no home.
+    """
     given = os.environ.get("XDG_CACHE_HOME", "")
     # as the specification has it: one that is not absolute does not count
     home = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
-    return Path(home, "emanest", fitting, NAME)
+    # code must not be taken from wherever Python was started
+    return Path(home, "emanest", fitting, NAME) if os.path.isabs(home) else None
 
 
 # ---- why there is none, beside where it would be ------------------------------------------------
