@@ -10,10 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from . import backends, rules
 from .backends import shards
-from .methods.method import Method, group_entries, method_of
+from .methods.method import NO_LOOKAHEAD, Method, group_entries, method_of
 from .options import CHECKS
 from .state.clock import CLOCK, settle_memory
-from .values import check_parameter, choice, learning_rate, warn_of_typos
+from .values import check_parameter, choice, learning_rate, warn, warn_of_typos
 
 
 def parameter_name(group, index, j):
@@ -39,15 +39,31 @@ def completed(index, group, optimizer):
         raise ValueError(f"group {index} has no 'params'")
     defaults = optimizer._defaults(group)
     complete = {**completed_entries(group, defaults), **shared_clock(optimizer.param_groups)}
-    known = {"params", "param_names", *defaults, *group_entries(method_of(complete), complete)}
-    warn_of_typos(f"group {index}", group, known)
+    method = method_of(complete)
+    known = {"params", "param_names", *defaults, *group_entries(method, complete)}
+    warn_of_typos(f"group {index}", group, known, CLOCK)
+    if method is NO_LOOKAHEAD:
+        _warn_of_settings(index, group, known)
     base = optimizer._base(complete)
-    group = base.checked(complete)
+    try:
+        group = base.checked(complete)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {index}: {error}") from None
     if isinstance(group["lr"], torch.Tensor):
         # torch shares one tensor among groups, and a scheduler then scales it once per group
         group["lr"] = group["lr"].detach().clone()
     check_method(group, base)
     return group
+
+
+def _warn_of_settings(index, given, known):
+    """Warn of settings of a lookahead in a group that has none."""
+    stray = [key for key in given if is_lookahead_entry(key) and key not in known]
+    if stray and "lookahead" not in given:
+        warn(
+            f"group {index} has {stray[0]!r}, and no lookahead: name one, as in "
+            '"lookahead": "ema_nesterov"'
+        )
 
 
 def shared_clock(groups):

@@ -138,6 +138,9 @@ def learning_rate(name, value):
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        if not value.is_floating_point():
+            # a scheduler would round it
+            raise TypeError(f"Tensor {name} must hold a floating-point number, got {value.dtype}")
         value = storage.waited(value)
         shards.check_class(name, value)
         # a value on a device is not read here: that would wait for the device; a fake has none
@@ -179,14 +182,19 @@ def betas(name, value):
 
 def _did_you_mean(key, known):
     """A question, or nothing where no option is near."""
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+    # by its letters, whatever their case
+    spelt = {str(each).lower(): each for each in known}
+    near = [spelt[n] for n in difflib.get_close_matches(str(key).lower(), spelt, 1, cutoff=0.8)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def warn_of_typos(name, keys, known):
-    """Warn of a key that is no option but nearly one; other unknown keys are the user's own."""
-    for key in sorted(set(keys) - set(known), key=str):
-        question = _did_you_mean(key, known)
+def warn_of_typos(name, keys, known, internal=()):
+    """Warn of a key that is no option but nearly one; other unknown keys are the user's own.
+
+    Keys in ``internal`` are known too, and never meant.
+    """
+    for key in sorted(set(keys) - set(known) - set(internal), key=str):
+        question = _did_you_mean(key, [each for each in known if each not in internal])
         if question:
             warn(f"{name} has the unknown key {key!r}{question}")
 
@@ -200,10 +208,13 @@ def suggesting(init: Init) -> Init:
         for key in kwargs:
             if key not in known:
                 name = type(self).__name__
-                raise TypeError(
-                    f"{name}() got an unexpected keyword argument {key!r}"
-                    f"{_did_you_mean(key, known)}"
+                setting = key.removeprefix("lookahead_")
+                fix = (
+                    f': pass lookahead={{"name": ..., "{setting}": ...}}, or set it in a group'
+                    if setting != key
+                    else _did_you_mean(key, known)
                 )
+                raise TypeError(f"{name}() got an unexpected keyword argument {key!r}{fix}")
         init(self, *args, **kwargs)
 
     return checked  # pyright: ignore[reportReturnType]
@@ -221,6 +232,11 @@ def check_params(params: Any) -> Any:
     if isinstance(params, torch.nn.Module):
         raise TypeError(
             "params must be an iterable of tensors: pass model.parameters(), not the module"
+        )
+    if isinstance(params, dict) and "params" not in params:
+        raise TypeError(
+            "params must be an iterable of tensors or of groups: pass model.parameters(), or "
+            "model.named_parameters() for their names"
         )
     if isinstance(params, dict):
         raise TypeError("params must be an iterable of groups: wrap the group (a dict) in a list")

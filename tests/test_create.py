@@ -339,10 +339,10 @@ def test_bad_arguments_are_named_and_the_model_stays_as_it_was(bad):
 TAKEN = "model must be an nn.Module, or an iterable of parameters or of groups, got"
 # what is no model -> the error, and what it says
 NO_MODEL = {
-    "None": (None, TypeError, f"{TAKEN} None"),
-    "a class": (Model, TypeError, f"{TAKEN} <class"),
-    "a name": ("model", TypeError, f"{TAKEN} 'model'"),
-    "a number": (3, TypeError, f"{TAKEN} 3"),
+    "None": (None, TypeError, f"{TAKEN} NoneType"),
+    "a class": (Model, TypeError, f"{TAKEN} type"),
+    "a name": ("muon", TypeError, r"the model comes first: create\(model, 'muon'\)"),
+    "a number": (3, TypeError, f"{TAKEN} int"),
     "a tensor": (torch.ones(3), TypeError, "should be an iterable of Tensors or dicts"),
     "a group": ({"params": []}, TypeError, "wrap the group .a dict. in a list"),
     "no parameters": ([], ValueError, "empty parameter list"),

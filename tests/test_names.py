@@ -390,7 +390,7 @@ def test_of_a_run_that_is_long_enough_nothing_is_said(steps):
     [
         (0, ValueError, "total_steps must be at least 1, got 0"),
         (-1, ValueError, "total_steps must be at least 1, got -1"),
-        (9.0, TypeError, "total_steps must be an integer, got 9.0"),
+        (9.5, TypeError, "total_steps must be an integer, got 9.5"),
         (float("-inf"), TypeError, "total_steps must be an integer, got -inf"),
         ("9", TypeError, "total_steps must be an integer, got '9'"),
     ],

@@ -31,6 +31,8 @@ class Backend(NamedTuple):
 # the rows of the table below, for annotations
 BackendName = Literal["triton", "cpp", "eager"]
 
+VARIABLE = "EMANEST_BACKEND"
+
 # in order of preference; torch calls hip devices "cuda" too
 BACKENDS = {
     "triton": Backend("emanest.kernels.backend", ("cuda",), (("cpu", "TRITON_INTERPRET"),)),
@@ -126,7 +128,7 @@ def _taken_over(work, device_type, backend, error):
 
 def requested(choice=None):
     """The name of the back end that is asked for explicitly, or None."""
-    return os.environ.get("EMANEST_BACKEND") or choice
+    return os.environ.get(VARIABLE) or choice
 
 
 def require(device_type, choice=None):
@@ -178,7 +180,12 @@ def check(choice):
 
 
 def _named(device_type, name):
+    variable = os.environ.get(VARIABLE)
+    if variable and variable not in BACKENDS:
+        raise ValueError(f"{VARIABLE} must be one of {list(BACKENDS)}, got {variable!r}")
     module, reason = find(check(name), device_type)
+    if module is None and variable:
+        raise RuntimeError(f"{VARIABLE}={name} {reason}; without {VARIABLE} one is chosen")
     if module is None:
         raise RuntimeError(f"backend={name!r} {reason}; backend=None chooses one")
     return module

@@ -80,8 +80,8 @@ class EvalAtIterate(Callback):
             return
         steps = trainer.estimated_stepping_batches
         if self.fit_windows:
-            fit_windows(trainer.optimizers, steps)
-        warn_of_windows(trainer.optimizers, steps)
+            fit_windows(trainer.optimizers, steps, trainer.global_step)
+        warn_of_windows(trainer.optimizers, steps, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -91,8 +91,8 @@ class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues
     ) -> None:
         """See that there is an optimizer to act on, and that its windows are in the run."""
         if self.fit_windows:
-            fit_windows(optimizer, state.max_steps)
-        warn_of_windows(optimizer, state.max_steps)
+            fit_windows(optimizer, state.max_steps, state.global_step)
+        warn_of_windows(optimizer, state.max_steps, state.global_step)
 
     def on_step_end(
         self,

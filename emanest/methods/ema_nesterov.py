@@ -25,6 +25,7 @@ class EMANesterov(Method):
         m = decay * m + (1 - decay) * delta
         y' = x' + b * m              b = stepsize * lr / (largest lr so far)
 
+    Largest counts the rate that a scheduler multiplies (``initial_lr``): b warms up with the rate.
     Averages run from the first step; b is 0 outside ``warmup <= t < rest``. Slow directions see
     their step size multiplied by 1 / (1 - b): compare with a sweep of the learning rate.
     Memory: one extra state value per parameter (``exp_avg_update``).

@@ -268,6 +268,11 @@ def method_of(group):
     name = group.get("lookahead")
     if name is None:
         return NO_LOOKAHEAD
+    if isinstance(name, (Method, Mapping)):
+        raise TypeError(
+            f"lookahead of a group that is there is a name, with its settings beside it, got "
+            f'{name!r}: group.update({{"lookahead": "snoo", "lookahead_every": 5}})'
+        )
     cls = METHODS[choice("lookahead", name, METHODS)]
     settings = [group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)]
     # a function may not be hashable, and would be kept alive

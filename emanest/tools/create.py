@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
 """An optimizer for a model from its name, as configuration files and command lines have it."""
 
+import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..methods.method import Method, as_method
 from ..optimizers import OPTIMIZERS, Optimizer
-from ..values import choice, count
+from ..values import choice
 from .split import ADAMW, split_params
-from .windows import warn_of_windows
+from .windows import length_of, warn_of_windows
 
 _SETTING = "lookahead_"  # how options that are settings of a lookahead begin, as in groups
 
@@ -20,7 +22,7 @@ def create(
     name: str,
     *,
     lr: float | Tensor | None = None,
-    total_steps: int | None = None,
+    total_steps: float | None = None,
     rules: Mapping[str, Any] | None = None,
     adamw: Mapping[str, Any] | None = None,
     vectors: Mapping[str, Any] | None = None,
@@ -40,7 +42,8 @@ def create(
             it is that of the matrices: the rest has that of ``adamw``.
         total_steps: steps of the whole run, at least 1. A method that is named gets windows that
             fit (``Method.for_run``), except where they are given; a warning says what of a method
-            will never happen in so short a run. It does not change the learning rate.
+            will never happen in so short a run. ``math.inf``, which frameworks give where they do
+            not know it, is as None. It does not change the learning rate.
         rules, adamw, vectors: for ``split_params``, of a module and an optimizer of matrices:
             ``adamw={"lr": 3e-4}``.
         verbose: print the table of ``split_params``.
@@ -51,12 +54,15 @@ def create(
         TypeError, ValueError: an argument is unknown, of the wrong kind or out of range; the
             message names it.
     """
+    if isinstance(model, str):
+        raise TypeError(f"the model comes first: create(model, {model!r})")
     optimizer, named = _parsed(name)
-    steps = None if total_steps is None else count("total_steps", total_steps)
+    steps = None if total_steps is None else length_of(total_steps)
     method = _method(name, named, options, steps)
     own = {k: v for k, v in options.items() if k != "lookahead" and not k.startswith(_SETTING)}
     if lr is not None:
         own["lr"] = lr
+    _refuse_settings(own, optimizer, method)
     split = {"rules": rules, "adamw": adamw, "vectors": vectors}
     split = {k: v for k, v in split.items() if v is not None}
     made = optimizer(_params(optimizer, model, split, verbose), lookahead=method, **own)
@@ -92,6 +98,10 @@ def _method(
 ) -> Method:
     """The lookahead: named behind the plus or among the options, with its settings from there."""
     settings = {k.removeprefix(_SETTING): v for k, v in options.items() if k.startswith(_SETTING)}
+    if "name" in settings:
+        raise TypeError(
+            f"{_SETTING}name is no setting: name the lookahead behind a plus, as in 'adamw+nag'"
+        )
     given, what = options.get("lookahead"), "lookahead"
     if named is not None:
         if "lookahead" in options:
@@ -114,6 +124,16 @@ def _method(
     if total_steps is None or not isinstance(given, Mapping):
         return method
     return method.fitted(total_steps, given)
+
+
+def _refuse_settings(own: dict[str, Any], optimizer: type[Optimizer], method: Method) -> None:
+    """Say how a setting of the lookahead is written, which was given as an option."""
+    taken = inspect.signature(optimizer).parameters
+    for key in own.keys() & {f.name for f in fields(method)} - taken.keys():
+        raise TypeError(
+            f"{key} is a setting of the lookahead {method.name!r}, not an option of "
+            f"{optimizer.__name__}: write {_SETTING}{key}={own[key]!r}"
+        )
 
 
 def _params(
@@ -140,5 +160,5 @@ def _given(params: Any) -> Iterable[Any]:
         return params
     raise TypeError(
         "model must be an nn.Module, or an iterable of parameters or of groups, got "
-        f"{params!r} ({type(params).__name__})"
+        f"{type(params).__name__}"
     )

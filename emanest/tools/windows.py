@@ -10,7 +10,19 @@ from ..values import count, warn
 from .find import find_all
 
 
-def warn_of_windows(holder: Any, total_steps: float) -> None:
+def length_of(total_steps: float) -> int | None:
+    """The length of a run as an integer; None for ``math.inf``, of which nothing follows.
+
+    Raises:
+        TypeError, ValueError: ``total_steps`` is no whole number, or below 1.
+    """
+    if isinstance(total_steps, float) and total_steps == math.inf:
+        return None
+    whole = isinstance(total_steps, float) and total_steps.is_integer()
+    return count("total_steps", int(total_steps) if whole else total_steps)
+
+
+def warn_of_windows(holder: Any, total_steps: float, done: int | None = None) -> None:
     """Warn of lookaheads that will never begin, or never rest, in a run of a known length.
 
     For callbacks and scripts that learn the length when a run begins; ``create`` and
@@ -22,26 +34,35 @@ def warn_of_windows(holder: Any, total_steps: float) -> None:
         holder: an optimizer of this library, or what holds some; see ``find``.
         total_steps: steps of the optimizer in the whole run, those before a checkpoint included;
             at least 1, or ``math.inf``, of which nothing is said.
+        done: how many of them were taken already, where lookaheads may have counted fewer (one that
+            was added to a run) or more (a second run); None: as many as they have counted.
 
     Raises:
-        TypeError: no optimizer of this library is found, or ``total_steps`` is no integer.
-        ValueError: ``total_steps`` is below 1.
+        TypeError: no optimizer of this library is found, or a number is no integer.
+        ValueError: ``total_steps`` is below 1, ``done`` below 0.
     """
-    optimizers = find_all(holder)
-    if isinstance(total_steps, float) and total_steps == math.inf:
+    optimizers, steps = find_all(holder), length_of(total_steps)
+    if steps is None:
         return
-    steps = count("total_steps", total_steps)
     for optimizer in optimizers:
         missed: dict[str, list[int]] = {}
         for index, group in enumerate(optimizer.param_groups):
-            missed.setdefault(method_of(group).misses(steps), []).append(index)
+            sentence = method_of(group).misses(_counted(group, steps, done))
+            missed.setdefault(sentence, []).append(index)
         all_alike = len(missed) == 1
         for sentence, indices in missed.items():
             if sentence:
                 warn(sentence if all_alike else f"{sentence} (groups {indices})")
 
 
-def fit_windows(holder: Any, total_steps: float) -> None:
+def _counted(group: dict[str, Any], total_steps: int, done: int | None) -> int:
+    """The length of a run as a group counts it, which may have begun before it or during it."""
+    if done is None:
+        return total_steps
+    return max(1, int(group["lookahead_t"]) + total_steps - count("done", done, 0))
+
+
+def fit_windows(holder: Any, total_steps: float, done: int | None = None) -> None:
     """Give lookaheads that have taken no step yet the published windows of a run of a known length.
 
     For callbacks, which learn the length when a run begins; elsewhere ``create`` and
@@ -50,17 +71,17 @@ def fit_windows(holder: Any, total_steps: float) -> None:
 
     Args:
         holder: an optimizer of this library, or what holds some; see ``find``.
-        total_steps: as in ``warn_of_windows``; of ``math.inf`` no window follows.
+        total_steps, done: as in ``warn_of_windows``; of ``math.inf`` no window follows.
 
     Raises:
         TypeError, ValueError: as in ``warn_of_windows``.
     """
-    optimizers = find_all(holder)
-    if isinstance(total_steps, float) and total_steps == math.inf:
+    optimizers, steps = find_all(holder), length_of(total_steps)
+    if steps is None:
         return
-    steps = count("total_steps", total_steps)
     for group in (group for each in optimizers for group in each.param_groups):
         if int(group["lookahead_t"]) == 0:
             method = method_of(group)
             given = [f.name for f in fields(method) if getattr(method, f.name) != f.default]
-            group.update(method.fitted(steps, given).settings())
+            length = _counted(group, steps, done)
+            group.update(method.fitted(length, given).settings())
