@@ -208,9 +208,11 @@ def test_tied_weights_occur_once():
     assert "head.weight" not in found
 
 
-@pytest.mark.parametrize("head", ["lm_head", "to_words"])
-def test_a_head_is_known_by_name_or_by_its_width(head, capsys):
-    assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", "output layer")
+@pytest.mark.parametrize(
+    ("head", "why"), [("lm_head", "output layer"), ("to_words", "wide, output?")]
+)
+def test_a_head_is_known_by_name_or_guessed_by_its_width(head, why, capsys):
+    assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", why)
 
 
 def test_what_is_in_a_block_is_no_head_however_wide():

@@ -31,7 +31,8 @@ def split_params(
     AdamW, in a group with ``"base": "adamw"``. A table says what goes where, and why:
 
         frozen          requires no gradient: left out
-        tied            one parameter under several names
+        tied            one parameter that several modules, or several attributes, hold; one of a
+                        shared module, which has several names, is what it is in that module
         vector          fewer than two dimensions, or a single row or column
         complex         Muon takes real matrices
         embedding       of ``nn.Embedding`` or ``nn.EmbeddingBag``; of another class that is called
@@ -42,11 +43,18 @@ def split_params(
                         in Mamba, S4 or RWKV: A_log, log_A_real, A_imag, log_dt, dt_bias,
                         time_decay, time_first, time_mix_k and alike
         output layer    an ``nn.Linear`` called lm_head, head, heads.N, classifier, unembed or
-                        output_projection; or, if it is in no block, one that is as wide as an
-                        embedding is long, or the model's last. A block is a member of an
-                        ``nn.ModuleList``, or a module of a class that occurs more than once
+                        output_projection; in the model itself also value_head, head_dist or alike,
+                        logits, and, if no linear layer comes after it, fc, fc_out, out, output or
+                        out_proj; the last convolution, to at most 4 channels, if called conv_out,
+                        out or alike. The last layer of an ``nn.Sequential`` has its name, too;
+                        ``out_proj`` of ``nn.MultiheadAttention`` is never one
         input layer     a convolution over at most 4 channels
         depthwise       a convolution whose filters have one channel
+        wide, output?   a guess: an ``nn.Linear`` that is as wide as an embedding is long, in no
+                        block. A block is a member of an ``nn.ModuleList``, or a module of a class
+                        that occurs more than once
+        last, output?   a guess: the model's last ``nn.Linear``, as they are defined, in no block;
+                        or its last layer, if that is a convolution to at most 4 channels
         kernel          any other convolution: Muon
         experts         three dimensions, of no layer of torch's: two or more matrices whose smaller
                         side is at least 16: Muon, each by itself
@@ -59,10 +67,11 @@ def split_params(
         fused           matrices one below the other: Muon, by ``split``, which is printed.
                         ``in_proj_weight`` of ``nn.MultiheadAttention``; weights of ``nn.LSTM`` (4)
                         and ``nn.GRU`` (3), and of their cells; an ``nn.Linear`` called qkv, Wqkv,
-                        to_qkv, qkv_proj, in_proj_qkv or c_attn with three rows for each column, or
-                        as many rows as the module around it, or its ``config``, says by numbers of
-                        heads, heads of keys, and their size; one called gate_up, gate_up_proj, w12,
-                        w13, w1w3 or w1_w3 with an even number of rows
+                        to_qkv, qkv_proj, in_proj_qkv or c_attn with as many rows as the module
+                        around it, or its ``config``, says by numbers of heads, heads of keys, and
+                        their size, which may be left out; where there are no such numbers, with
+                        three rows for each column; one called gate_up, gate_up_proj, w12, w13, w1w3
+                        or w1_w3 with an even number of rows
         matrix, fused?  one that may be fused by its name, such as query_key_value, wqkv, kv_proj,
                         in_proj or Wi: Muon, as one matrix; ``{"split": ...}`` takes it apart.
         matrix, router? called router, gate, gating, switch or wg, with fewer rows than columns:
