@@ -54,9 +54,10 @@ def test_one_block_that_is_run_four_times_is_a_block(capsys):
 
 
 def test_tied_is_what_several_modules_or_attributes_hold(capsys):
-    model = module(a=linear(8, 8), b=linear(8, 8), own=torch.ones(4, 8), end=linear(8, 3))
+    model = module(a=linear(8, 8), b=linear(8, 8), own=torch.ones(4, 8), inner=linear(8, 8))
+    model.end = linear(8, 3)
     model.b.weight, model.again = model.a.weight, model.own
-    assert weights(model, capsys) == {"own": TIED, "a": TIED, "end": LAST}
+    assert weights(model, capsys) == {"own": TIED, "a": TIED, "inner": MATRIX, "end": LAST}
 
 
 def test_rules_are_searched_in_all_names_of_a_shared_module():
@@ -68,8 +69,11 @@ def test_rules_are_searched_in_all_names_of_a_shared_module():
 
 def test_a_shared_head_is_known_by_any_of_its_names(capsys):
     head = linear(8, 3)
-    assert weights(module(words=head, lm_head=head, after=linear(8, 8)), capsys) == {
+    assert weights(
+        module(words=head, lm_head=head, in_=linear(8, 8), after=linear(8, 8)), capsys
+    ) == {
         "words": OUTPUT,
+        "in_": MATRIX,
         "after": LAST,
     }
 
@@ -92,8 +96,9 @@ OUTPUTS = {
         lambda: module(inner=linear(8, 8), end=linear(8, 3)), {"inner": MATRIX, "end": LAST}
     ),
     "by width": (
-        lambda: module(table=nn.Embedding(9, 8), words=linear(8, 9), after=linear(8, 8)),
-        {"table": ("adamw", "embedding"), "words": WIDE, "after": LAST},
+        lambda: module(table=nn.Embedding(9, 8), words=linear(8, 9), inner=linear(8, 8),
+                       end=linear(8, 8)),
+        {"table": ("adamw", "embedding"), "words": WIDE, "inner": MATRIX, "end": LAST},
     ),
     "attention is none by order": (
         lambda: module(inner=linear(8, 8), a=nn.MultiheadAttention(8, 2, bias=False)),

@@ -2,7 +2,7 @@
 """An optimizer for a model from its name, as configuration files and command lines have it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ def create(
     rules: Mapping[str, Any] | None = None,
     adamw: Mapping[str, Any] | None = None,
     vectors: Mapping[str, Any] | None = None,
-    verbose: bool = True,
+    verbose: bool | Literal["all"] = True,
     **options: Any,
 ) -> Optimizer:
     """Make the optimizer of a name for a model: ``create(model, "muon+ema_nesterov", lr=2e-2)``.
@@ -43,7 +43,7 @@ def create(
             will never happen in so short a run. It does not change the learning rate.
         rules, adamw, vectors: for ``split_params``, of a module and an optimizer of matrices:
             ``adamw={"lr": 3e-4}``.
-        verbose: print the table of ``split_params``.
+        verbose: print the table of ``split_params``; ``"all"``: a line for each parameter.
         options: the optimizer's own, ``lookahead`` among them where ``name`` has none; and settings
             of the method that is named, as in ``lookahead_stepsize=0.3``.
 
@@ -52,6 +52,7 @@ def create(
             message names it.
     """
     optimizer, named = _parsed(name)
+    choice("verbose", verbose, (True, False, "all"))
     steps = None if total_steps is None else count("total_steps", total_steps)
     method = _method(name, named, options, steps)
     own = {k: v for k, v in options.items() if k != "lookahead" and not k.startswith(_SETTING)}
@@ -117,7 +118,7 @@ def _method(
 
 
 def _params(
-    optimizer: type[Optimizer], model: Any, split: dict[str, Any], verbose: bool
+    optimizer: type[Optimizer], model: Any, split: dict[str, Any], verbose: bool | Literal["all"]
 ) -> Iterable[Any]:
     """What an optimizer is given of a model."""
     own, *others = optimizer.bases
