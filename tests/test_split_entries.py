@@ -76,6 +76,9 @@ UNREAD = {
         {"adamw": {"learning_rate": 1e-3}}, "adamw", "learning_rate", "'adamw'",
         "; did you mean 'lr'?",
     ),
+    "short, in capitals": (
+        {"vectors": {"WD": 0}}, "vectors", "WD", "'adamw'", "; did you mean 'weight_decay'?"
+    ),
     "capitals": ({"adamw": {"LR": 1e-3}}, "adamw", "LR", "'adamw'", "; did you mean 'lr'?"),
     "of matrices, to AdamW": (
         {"adamw": {"momentum": 0.9}}, "adamw", "momentum", "'adamw'", OPTIONS

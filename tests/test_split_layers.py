@@ -30,16 +30,17 @@ def weights(model, capsys):
 # ---- shared modules -----------------------------------------------------------------------------
 
 
-def listed_and_run(order):
-    blocks = [Block() for _ in range(2)]
+def listed_and_run(order, count=2):
+    blocks = [Block() for _ in range(count)]
     children = {"blocks": nn.ModuleList(blocks), "run": nn.Sequential(*blocks)}
     return module(**{name: children[name] for name in order})
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("order", [("blocks", "run"), ("run", "blocks")])
-def test_modules_of_several_names_are_not_tied(order, capsys):
-    assert weights(listed_and_run(order), capsys) == {
-        f"{order[0]}.{i}.{layer}": MATRIX for i in range(2) for layer in ("up", "down")
+def test_modules_of_several_names_are_not_tied_and_blocks_by_any(order, count, capsys):
+    assert weights(listed_and_run(order, count), capsys) == {
+        f"{order[0]}.{i}.{layer}": MATRIX for i in range(count) for layer in ("up", "down")
     }
 
 
@@ -152,6 +153,10 @@ OUTPUTS = {
         lambda: module(conv_out=convolution(8, 3), inner=convolution(3, 8), next=convolution(8, 8)),
         {"conv_out": ("muon", "kernel"), "inner": ("adamw", "input layer"),
          "next": ("muon", "kernel")},
+    ),
+    "a last convolution that reads the input": (
+        lambda: module(inner=linear(8, 8), end=linear(8, 3), stem=convolution(3, 4)),
+        {"inner": MATRIX, "end": LAST, "stem": ("adamw", "input layer")},
     ),
     "a last convolution to many channels": (
         lambda: module(end=linear(8, 8), inner=convolution(8, 8)),
