@@ -147,6 +147,13 @@ def test_what_split_params_does_not_need_it_is_not_given(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("verbose", [2, "yes", None])
+def test_other_ways_to_print_are_refused_by_all_optimizers(name, verbose):
+    with pytest.raises(ValueError, match=r"verbose must be one of \[True, False, 'all'\], got"):
+        emanest.create(Model(), name, verbose=verbose)
+
+
 def test_the_table_is_printed_unless_it_is_not_wanted(capsys):
     emanest.create(Model(), "muon", verbose=False)
     emanest.create(Model(), "adamw")

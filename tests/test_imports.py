@@ -30,7 +30,7 @@ ROOMS = {
     "optimizers": {
         *("backends", "groups", "matrix", "methods", "options", "rules", "state", "step", "values"),
     },
-    "tools": {"methods", "optimizers", "rules", "state", "values"},
+    "tools": {"methods", "optimizers", "options", "rules", "state", "values"},
     "integrations": {"methods", "optimizers", "tools", "values"},  # never imported by the others
     "__init__": {"matrix", "methods", "optimizers", "schedules", "tools"},
     "doctor": {"backends", "extension"},

@@ -208,9 +208,11 @@ def test_tied_weights_occur_once():
     assert "head.weight" not in found
 
 
-@pytest.mark.parametrize("head", ["lm_head", "to_words"])
-def test_a_head_is_known_by_name_or_by_its_width(head, capsys):
-    assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", "output layer")
+@pytest.mark.parametrize(
+    ("head", "why"), [("lm_head", "output layer"), ("to_words", "wide, output?")]
+)
+def test_a_head_is_known_by_name_or_guessed_by_its_width(head, why, capsys):
+    assert reasons(Model(head=head), capsys)[f"{head}.weight"] == ("adamw", why)
 
 
 def test_what_is_in_a_block_is_no_head_however_wide():
@@ -256,7 +258,9 @@ def test_a_rule_that_names_no_base_leaves_a_parameter_where_it_was():
     assert found["attention.in_proj_weight"] == {"stack": False, "split": 3, "lr": 0.5}
     assert found["attention.in_proj_bias"] == {"base": "adamw", "lr": 0.5}
     assert found["shared.weight"] == {"base": "adamw", "lr": 0.25}
-    groups = split_params(Kinds(), {"in_proj_weight": "adamw", "shared": "muon"}, verbose=False)
+    groups = split_params(
+        Kinds(), {"in_proj_weight": "adamw", r"shared\.weight": "muon"}, verbose=False
+    )
     found = {
         n: {k: v for k, v in g.items() if k != "params"} for g in groups for n, _ in g["params"]
     }
@@ -321,10 +325,20 @@ def test_frozen_parameters_are_nobodys():
     [
         (lambda: 3, None, TypeError, "model must be an nn.Module, got int"),
         (Model, {"nowhere": "muon"}, ValueError, r"rules \['nowhere'\] find no parameter"),
-        (Model, {"up": "muon", "up.": "adamw"}, ValueError, r"\['up.'\] find no .* has taken"),
+        (Model, {"up": {"lr": 1}, "up.": "adamw"}, ValueError, r"\['up.'\] find no .* has taken"),
         (Model, {"(": "muon"}, ValueError, r"rule '\(' is no regular expression"),
         (Model, {3: "muon"}, ValueError, "rule 3 is no regular expression"),
-        (Model, {"up": "sgd"}, TypeError, "rule 'up' must lead to 'muon', 'adamw', .* or a dict"),
+        (Model, {"up": 3}, TypeError, "rule 'up' must lead to 'muon', 'adamw', .* or a dict"),
+        (Model, {"up": "sgd"}, ValueError, r"what rule 'up' leads to must be one of \['muon', "),
+        (Model, {"up": "Muon"}, ValueError, "got 'Muon'; did you mean 'muon'"),
+        (
+            Model,
+            {"up": {"base": "normun"}},
+            ValueError,
+            "the base of rule 'up' must be .* did you mean 'normuon'",
+        ),
+        (Model, ["up"], TypeError, r"rules must be a dict of .*'adamw'.*, got \['up'\] \(list\)"),
+        (Model, "up", TypeError, r"rules must be a dict of .*, got 'up' \(str\)"),
         (nn.ReLU, None, ValueError, "no parameter of the model requires a gradient"),
         (
             lambda: nn.LazyLinear(3),
@@ -407,17 +421,12 @@ def test_all_parameters_may_go_to_adamw():
         ),
         ({"adamw": [1]}, TypeError, r"adamw must be a dict of entries of groups, .*got \[1\]"),
         ({"muon": "soap"}, TypeError, r"muon must be a dict of entries .*got 'soap' \(str\)"),
+        ({"muon": {"base": "Soap"}}, ValueError, "the base in muon must be .*you mean 'soap'"),
     ],
 )
 def test_bad_entries_are_named(options, error, message):
     with pytest.raises(error, match=message):
         split_params(Model(), verbose=False, **options)
-
-
-def test_a_rule_cannot_send_a_vector_to_muon():
-    groups = split_params(Model(), {"norm": "muon"}, verbose=False)
-    with pytest.raises(ValueError, match=r"norm.weight.* has shape \(8,\): only real matrices"):
-        Muon(groups)
 
 
 # ---- one optimizer for a whole model ------------------------------------------------------------

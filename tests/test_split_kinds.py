@@ -118,8 +118,13 @@ LAYERS = {
         },
     ),
     "norms of images": (
-        lambda: module(norm=nn.LayerNorm((4, 4)), rms=nn.RMSNorm((4, 4))),
-        {"norm.weight": ELEMENT, "norm.bias": ("adamw", "bias"), "rms.weight": ELEMENT},
+        lambda: module(norm=nn.LayerNorm((4, 4)), rms=nn.RMSNorm((4, 4)), mix=linear(4, 4)),
+        {
+            "norm.weight": ELEMENT,
+            "norm.bias": ("adamw", "bias"),
+            "rms.weight": ELEMENT,
+            "mix.weight": MATRIX,
+        },
     ),
     "recurrent layers": (
         lambda: module(

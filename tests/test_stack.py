@@ -339,6 +339,7 @@ class FSDPBilinear(nn.Bilinear):
     __module__ = "torch.distributed.fsdp"
 
 
+@pytest.mark.filterwarnings("ignore:emanest. no parameter of the model goes to an optimizer of mat")
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

@@ -4,7 +4,7 @@
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ def create(
     rules: Mapping[str, Any] | None = None,
     adamw: Mapping[str, Any] | None = None,
     vectors: Mapping[str, Any] | None = None,
-    verbose: bool = True,
+    verbose: bool | Literal["all"] = True,
     **options: Any,
 ) -> Optimizer:
     """Make the optimizer of a name for a model: ``create(model, "muon+ema_nesterov", lr=2e-2)``.
@@ -46,7 +46,7 @@ def create(
             not know it, is as None. It does not change the learning rate.
         rules, adamw, vectors: for ``split_params``, of a module and an optimizer of matrices:
             ``adamw={"lr": 3e-4}``.
-        verbose: print the table of ``split_params``.
+        verbose: print the table of ``split_params``; ``"all"``: a line for each parameter.
         options: the optimizer's own, ``lookahead`` among them where ``name`` has none; and settings
             of the method that is named, as in ``lookahead_stepsize=0.3``.
 
@@ -57,6 +57,7 @@ def create(
     if isinstance(model, str):
         raise TypeError(f"the model comes first: create(model, {model!r})")
     optimizer, named = _parsed(name)
+    choice("verbose", verbose, (True, False, "all"))
     steps = None if total_steps is None else length_of(total_steps)
     method = _method(name, named, options, steps)
     own = {k: v for k, v in options.items() if k != "lookahead" and not k.startswith(_SETTING)}
@@ -137,7 +138,7 @@ def _refuse_settings(own: dict[str, Any], optimizer: type[Optimizer], method: Me
 
 
 def _params(
-    optimizer: type[Optimizer], model: Any, split: dict[str, Any], verbose: bool
+    optimizer: type[Optimizer], model: Any, split: dict[str, Any], verbose: bool | Literal["all"]
 ) -> Iterable[Any]:
     """What an optimizer is given of a model."""
     own, *others = optimizer.bases

@@ -7,6 +7,11 @@ import re
 EMBEDDING_WORD = re.compile(r"emb.*|.*emb(ed(ding)?s?)?|pos|position.*|tokens?|wte|wpe|cls")
 BIAS_WORD = re.compile(r".*bias(es)?")
 HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|heads\.\d+|classifier|unembed|output_projection)$")
+# of layers that the model itself has, not one of its blocks; those of the second kind if no linear
+# layer comes after them, of the third no layer at all
+TOP_NAME = re.compile(r"\w+_head|head_\w+|(to_)?logits")
+LAST_NAME = re.compile(r"fc|fc_?out|out|output|out_proj")
+LAST_CONVOLUTION = re.compile(r"conv_?out|out_?conv|outc?|output")
 # what acts on values one by one though it has two dimensions: Mamba's and S4's A, RWKV's time
 ELEMENT_WORD = re.compile(
     r"A_logs?|log_A(_real|_imag)?|A_(real|imag)|(log|inv)_dt|dt_bias"

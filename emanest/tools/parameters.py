@@ -2,31 +2,21 @@
 """What a parameter of a model is, by its module, its shape and its name; and where that goes."""
 
 import re
-from collections import Counter
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from . import names
+from .layers import COLOURS, CONVOLUTIONS, LAST, NAMED, WIDE, Layers
 
 MUON, ADAMW = "muon", "adamw"
 
 _CONTAINERS = nn.ParameterDict, nn.ParameterList
-_CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-# a convolution that reads so many channels reads the input: colours, and perhaps a mask
-_COLOURS = 4
 # smaller sides belong to kernels, adapters, a number for each head
 _EXPERT_SIDE = 16
 _NORMS = nn.LayerNorm, nn.RMSNorm
 # torch's recurrent layers -> matrices below each other, one for each gate
 _GATES = ((nn.LSTM, nn.LSTMCell), 4), ((nn.GRU, nn.GRUCell), 3)
-# what modules, and the configurations of models, call their numbers of heads
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
-_HEAD_SIZE = ("head_dim", "head_size")
 # where classes are from that torch makes of a module's own: with parametrizations, by fully_shard
 _MADE_BY_TORCH = "torch.nn.utils.parametrize", "torch.distributed."
 
@@ -37,7 +27,7 @@ class _Facts:
     Args:
         known: all names that it goes by.
         p: the parameter.
-        model: what the modules of the model tell.
+        model: its ``Layers``.
     """
 
     def __init__(self, known, p, model):
@@ -70,16 +60,19 @@ class _Facts:
         name = self.owner.rpartition(".")[2] if self.last.isdigit() else self.last
         return any(map(word.fullmatch, re.split(r"[_\d]+", name.lower())))
 
+    def tied(self):
+        """Whether different modules, or attributes, hold it; not a shared module alone."""
+        return len(self.model.owners(self.names)) > 1
+
     def output(self):
-        return isinstance(self.module, nn.Linear) and (
-            bool(names.HEAD_NAME.search(self.owner)) or self.owner in self.model.outputs
-        )
+        """Why its layer is taken for one that gives the output; None: it is not."""
+        return self.model.outputs.get(self.module)
 
     def convolution(self):
-        return isinstance(self.module, _CONVOLUTIONS) and self.p.dim() > 2
+        return isinstance(self.module, CONVOLUTIONS) and self.p.dim() > 2
 
     def input(self):
-        return self.convolution() and self.module.in_channels <= _COLOURS
+        return self.convolution() and self.module.in_channels <= COLOURS
 
     def depthwise(self):
         return self.convolution() and self.module.groups > 1 and self.p.shape[1] == 1
@@ -111,14 +104,7 @@ class _Facts:
             return 1 if rows % 2 else 2
         if not names.QKV_NAME.fullmatch(self._layer()):
             return 1
-        return 3 if rows == 3 * columns else self._heads(rows)
-
-    def _heads(self, rows):
-        """Rows of queries, keys and values where the module around tells them, else 1."""
-        around = self.model.modules[self.owner.rpartition(".")[0]]
-        heads, groups, size = (_number(around, each) for each in (_HEADS, _GROUPS, _HEAD_SIZE))
-        queries, keys = heads * size, groups * size
-        return (queries, keys, keys) if keys and queries + 2 * keys == rows else 1
+        return self.model.heads(self.owner, rows, columns)
 
     def _layer(self):
         """What the layer is called that it belongs to."""
@@ -141,30 +127,22 @@ class _Facts:
         return self.p.shape[0] < self.p.shape[1] and bool(names.ROUTER_NAME.fullmatch(called))
 
 
-def _number(module, keys):
-    """A positive integer that a module, or its configuration, has under one of some names; or 0."""
-    for where in (module, getattr(module, "config", None)):
-        for name in keys:
-            value = getattr(where, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return 0
-
-
 _TO_MUON, _TO_ADAMW = {"base": MUON}, {"base": ADAMW}
 _KERNEL, _STACK = {**_TO_MUON, "stack": False}, {**_TO_MUON, "stack": True}
 # reason, condition, entries of the group (None: left out); the first that holds decides
 TABLE = (
     ("frozen", lambda f: not f.p.requires_grad, None),
-    ("tied", lambda f: len(f.names) > 1, _TO_ADAMW),
+    ("tied", _Facts.tied, _TO_ADAMW),
     ("vector", _Facts.thin, _TO_ADAMW),
     ("complex", lambda f: f.p.is_complex(), _TO_ADAMW),
     ("embedding", _Facts.embedding, _TO_ADAMW),
     ("bias", _Facts.bias, _TO_ADAMW),
     ("per element", _Facts.per_element, _TO_ADAMW),
-    ("output layer", _Facts.output, _TO_ADAMW),
+    (NAMED, lambda f: f.output() == NAMED, _TO_ADAMW),
     ("input layer", _Facts.input, _TO_ADAMW),
     ("depthwise", _Facts.depthwise, _TO_ADAMW),
+    (WIDE, lambda f: f.output() == WIDE, _TO_ADAMW),
+    (LAST, lambda f: f.output() == LAST, _TO_ADAMW),
     ("kernel", _Facts.convolution, _KERNEL),
     ("experts, fused?", lambda f: f.experts() and f.maybe_fused(), _STACK),
     ("experts", _Facts.experts, _STACK),
@@ -176,35 +154,6 @@ TABLE = (
     ("matrix, router?", _Facts.router, _TO_MUON),
     ("matrix", lambda f: True, _TO_MUON),
 )
-
-
-class _Model:
-    """What the modules of a model tell about each other."""
-
-    def __init__(self, model):
-        once = dict(model.named_modules())
-        # a shared module is found by any of its names, and counts once
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.kinds = Counter(map(type, once.values()))
-        tables = [m for m in once.values() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-        lengths = {table.num_embeddings for table in tables}
-        linear = {name: m for name, m in once.items() if isinstance(m, nn.Linear)}
-        self.outputs = {
-            name
-            for name, m in linear.items()
-            if not self._in_block(name) and (m.out_features in lengths or name == [*linear][-1])
-        }
-
-    def _in_block(self, name):
-        while name:
-            name = name.rpartition(".")[0]
-            module = self.modules[name]
-            if isinstance(module, nn.ModuleList):
-                return True
-            # containers occur often without being blocks
-            if self.kinds[type(module)] > 1 and not isinstance(module, nn.Sequential):
-                return True
-        return False
 
 
 class Found(NamedTuple):
@@ -230,7 +179,7 @@ def classified(model):
     every = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         every.setdefault(p, []).append(name)
-    about = _Model(model)
+    about = Layers(model)
     for p, known in every.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"{known[0]!r} is not initialised yet: run one forward pass first")
