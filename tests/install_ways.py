@@ -81,7 +81,7 @@ RELEASED = ("sdist", "pure wheel", "wheel of this platform")
 README = (
     "python3 -m venv .env",
     ".env/bin/pip install torch=={torch}",
-    ".env/bin/pip install .",
+    ".env/bin/pip install -e .",
     ".env/bin/python -m emanest.build",
     ".env/bin/python examples/minimal.py",
 )
