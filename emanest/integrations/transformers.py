@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+# where transformers is not installed, pyright takes this file for it
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 """Hugging Face Trainer: optimizers by name; evaluate, save and end at x."""
 
 import warnings
@@ -53,8 +55,7 @@ def _make() -> Any:
     return create
 
 
-# without transformers, pyright takes this file for it
-class EvalAtIterate(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
+class EvalAtIterate(TrainerCallback):
     """Have ``transformers.Trainer`` save the model at x, and end with the model at x.
 
         Trainer(..., callbacks=[EvalAtIterate()])        the last of them, if others decide to save
