@@ -12,8 +12,9 @@ from torch.optim.optimizer import (
 )
 
 from emanest import NALA, EMANesterov, Wrap
+from emanest.optimizers import inner
 from helpers import METHODS, content, differing, parameters, params_of, set_gradients, values
-from optimizer_database import Problem, each_entry, train
+from optimizer_database import DATABASE, Problem, each_entry, train
 
 LOOKAHEAD = METHODS["ema"]
 
@@ -71,6 +72,15 @@ def test_step_hooks_run_once_around_a_step_in_torchs_order(entry):
         assert seen == expected
     optimizer.step()
     assert seen == expected
+
+
+def test_a_step_that_was_cut_off_takes_no_hooks_from_others():
+    """As by an interrupt between a line and its ``finally``."""
+    token = inner._STEPPING.set(made(DATABASE["Wrap SGD"]))
+    try:
+        test_step_hooks_run_once_around_a_step_in_torchs_order(DATABASE["Wrap SGD"])
+    finally:
+        inner._STEPPING.reset(token)
 
 
 class Doubled(torch.optim.SGD):

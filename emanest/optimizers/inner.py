@@ -161,8 +161,11 @@ class _NotInside:
     def __init__(self, hook):
         self._hook = hook
 
-    def __call__(self, *args):
-        return None if _STEPPING.get() else self._hook(*args)
+    def __call__(self, optimizer, *args):
+        wrapper = _STEPPING.get()
+        # of others it is not asked, so that a step which was interrupted in between leaves them be
+        inside = wrapper is not None and any(each is optimizer for each in wrapper.optimizers)
+        return None if inside else self._hook(optimizer, *args)
 
 
 @contextlib.contextmanager
@@ -175,11 +178,13 @@ def _no_global_hooks(wrapper):
         for key, hook in list(hooks.items()):
             if not isinstance(hook, _NotInside):
                 hooks[key] = _NotInside(hook)
-    token = _STEPPING.set(wrapper)
+    token = None
     try:
+        token = _STEPPING.set(wrapper)
         yield
     finally:
-        _STEPPING.reset(token)
+        if token is not None:
+            _STEPPING.reset(token)
 
 
 def shared_out(optimizers, param_groups):
