@@ -136,7 +136,9 @@ def without_compiler(folder):
 
 def environment_of(folder, path, cache):
     """Environment variables with an environment of Python in a folder, and a cache of its own."""
-    others = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "CC")}
+    # as a user has them: without those of this project, of make, and of a compiler
+    ours = ("PYTHONPATH", "CXX", "CC", "EMANEST_", "MAKE")
+    others = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     home = Path.home() / ".cache"
     return {
         **others,
@@ -226,7 +228,7 @@ def table(rows):
 
 def check_metadata(dist):
     """What a package index would refuse in the distributions of a folder; they are three."""
-    files = sorted(dist.iterdir())
+    files = sorted(dist.glob("emanest-*"))
     if len(files) != len(RELEASED):
         sys.exit(f"{dist} must hold {len(RELEASED)} distributions, got {[f.name for f in files]}")
     for file in files:
