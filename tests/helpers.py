@@ -3,6 +3,8 @@
 
 import collections
 import collections.abc
+import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +15,20 @@ import emanest
 import textbook
 import textbook_bases
 from emanest import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree, Wrap
+
+
+@contextlib.contextmanager
+def host_never_waits():
+    """What waits for the GPU inside is an error; tests that follow may wait again."""
+    with warnings.catch_warnings():
+        # torch says that it does not see all of them yet
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
 
 LR = 0.05
 SHAPES = [(3, 5), (7,), ()]

@@ -12,6 +12,7 @@ from bench.stages import ROOT, train
 from bench.timed_run import TimedRun
 from bench.train_settings import METHODS, Planned, Sizes, settings_of
 from examples.lab.parallel import World
+from helpers import host_never_waits
 from test_gpu_run import settings_in
 
 LRS = {"adamw": (0.003, 0.02), "muon": (0.01, 0.04)}
@@ -186,12 +187,9 @@ def test_on_a_gpu_no_step_waits():
     # what the first ones make
     run.take_step()
     run.take_step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_never_waits():
         run.take_step()
         run.take_step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def line(method, at_x):
