@@ -17,7 +17,10 @@ FUNCTIONS = ("apply_", "nonfinite")
 MISSING = Backend("emanest.no_such_module", ())
 ELSEWHERE = Backend("emanest.backends.eager", ("cuda",))
 ANYWHERE = Backend("emanest.backends.eager", ())
-REASON = "No module named 'emanest.no_such_module'"
+REASON = (
+    "No module named 'emanest.no_such_module'; emanest is not installed: run `pip install -e .` in "
+    "its source tree"
+)
 
 
 @pytest.fixture(autouse=True)

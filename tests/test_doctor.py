@@ -58,7 +58,7 @@ BROKEN = {
     "partial": ({"apply_": None}, "fails when it runs: TypeError: .*"),
     "elsewhere": ({"DEVICES": ("cuda",)}, "serves only 'cuda' tensors as it is here"),
 }
-MISSING = Backend("emanest.no_such_module", ())
+MISSING = Backend("no_such_package.backend", ())
 WORKING = {"eager": Backend("emanest.backends.eager", ())}
 
 
@@ -102,7 +102,7 @@ def test_a_back_end_that_loads_and_does_not_work_is_found_out(table, name):
 def test_a_back_end_that_does_not_load_says_why(table):
     table(missing=MISSING, **WORKING)
     reason = examine()["backends"]["missing"]["reason"]
-    assert reason == "cannot be loaded: No module named 'emanest.no_such_module'"
+    assert reason == "cannot be loaded: No module named 'no_such_package'"
 
 
 STATUS = [
@@ -153,7 +153,7 @@ def test_text_has_one_short_line_for_each_fact(table):
     assert device.splitlines() == [
         "cpu: a processor",
         "  fails    no     fails when it runs: RuntimeError: no image for this device",
-        "  missing  no     cannot be loaded: No module named 'emanest.no_such_module'",
+        "  missing  no     cannot be loaded: No module named 'no_such_package'",
         "  eager    works  chosen",
     ]
 

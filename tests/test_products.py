@@ -45,7 +45,9 @@ class OnGpu:
             if out is None:
                 found = function(*there)
             else:
-                to = next(t for here, t in zip(args, there, strict=True) if here is out)
+                # it may be an operand, or none of them
+                among = [t for here, t in zip(args, there, strict=True) if here is out]
+                to = among[0] if among else moved(out, self.device)
                 assert function(*there, out=to) is to
                 memory(out).copy_(memory(to))
                 found = out

@@ -168,6 +168,9 @@ def find(name, device_type):
 
 def explain(error):
     """An exception in words."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("emanest."):
+        # of a source tree, where kernels/ lies beside the package
+        return f"{error}; emanest is not installed: run `pip install -e .` in its source tree"
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
