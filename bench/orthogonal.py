@@ -5,7 +5,8 @@ import torch
 
 import emanest
 from emanest.matrix.coefficients import polynomials
-from emanest.matrix.newton_schulz import cheapest, flops, working_dtype
+from emanest.matrix.forms import cheapest, flops
+from emanest.matrix.newton_schulz import working_dtype
 
 from . import newton_schulz
 from .models import hidden

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from emanest.matrix import newton_schulz
+from emanest.matrix import forms
 from emanest.matrix.coefficients import polynomials
 
 from .assumed import FORMS, GAP, LAUNCH, MACHINES, MUONS, PASSES, UNITS
@@ -93,7 +93,7 @@ def _iteration(how, batch, shape, machine):
     """Seconds of symmetric products, of wide ones and of the rest of an iteration on a batch."""
     n, m = sorted(shape)
     form = how.form or _cheapest(n, m)
-    wide, small = newton_schulz.costs(form, ROWS, torch.float16)
+    wide, small = forms.costs(form, ROWS, torch.float16)
 
     def product(tiles, columns, depth, half, added):
         busy = _tiled(tiles, batch, n, columns, depth, half, machine)
@@ -108,14 +108,14 @@ def _iteration(how, batch, shape, machine):
 
 
 def _cheapest(n, m):
-    return newton_schulz.cheapest(n, m, ROWS, torch.float16, 0.5)
+    return forms.cheapest(n, m, ROWS, torch.float16, 0.5)
 
 
 def _floor(case, machine):
     """Operations of ours, half of a product where it is symmetric, at cuBLAS' rate."""
     work = VARIANTS[case.ours].work
     shapes = [sorted(case.shapes[i]) for i in work.matrices(case.shapes)]
-    flops = sum(newton_schulz.flops(_cheapest(n, m), n, m, ROWS, torch.float16) for n, m in shapes)
+    flops = sum(forms.flops(_cheapest(n, m), n, m, ROWS, torch.float16) for n, m in shapes)
     return f"{flops / 1e12:.3g} TFLOP", flops / machine.dense
 
 

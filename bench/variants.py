@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from emanest import backends
-from emanest.matrix import newton_schulz
+from emanest.matrix import forms
 from emanest.matrix.coefficients import polynomials
 
 from .reference import NS_COEFFICIENTS, NS_STEPS, TwoPhase
@@ -64,7 +64,7 @@ class Work(NamedTuple):
         """
         rows, _ = polynomials(NS_COEFFICIENTS, NS_STEPS)
         return sum(
-            newton_schulz.flops(
+            forms.flops(
                 self.form or _cheapest(n, m, rows, device, dtype), n, m, rows, dtype, self.share
             )
             for n, m in (sorted(shapes[i]) for i in self.matrices(shapes))
@@ -75,7 +75,7 @@ def _cheapest(n, m, rows, device, dtype):
     def share(backend):
         return backend.products(device).SYMMETRIC_SHARE
 
-    return newton_schulz.cheapest(n, m, rows, dtype, backends.run(share, device, None))
+    return forms.cheapest(n, m, rows, dtype, backends.run(share, device, None))
 
 
 class Variant(NamedTuple):

@@ -61,8 +61,8 @@ def sym_baddbmm(c, a, b, beta, alpha, out=None):
     return _computed(_symmetric, (a, b, c), (beta, alpha), out)
 
 
-def mm_add(x, a, beta, alpha):
-    """As ``Products.mm_add``, in one pass; if beta is 0, x is read for the product only.
+def mm_add(x, a, beta, alpha, out_dtype=None):
+    """As ``Products.mm_add``, in one pass, rounded once; if beta is 0, x is read for A X only.
 
     Where the columns of x are contiguous and its rows are not, it is computed as (X^T A)^T: the
     same sums, with tiles that lie the other way.
@@ -71,7 +71,7 @@ def mm_add(x, a, beta, alpha):
         ValueError: shapes or dtypes do not fit.
         RuntimeError: as ``mm``.
     """
-    return _computed(_times, (a, x, x), (beta, alpha))
+    return _computed(_times, (a, x, x), (beta, alpha), dtype=out_dtype)
 
 
 # rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
@@ -153,9 +153,10 @@ class Product:
         arch: where it runs, as ``tiles`` calls it.
         tile: for whoever compares tiles; None takes that of the table.
         swapped: whether calls give b before a and want the result transposed.
+        dtype: of the result; None: the operands'.
     """
 
-    def __init__(self, kind, operands, beta, arch, tile=None, swapped=False):
+    def __init__(self, kind, operands, beta, arch, tile=None, swapped=False, dtype=None):
         self.kernel, dimension, sides = KINDS[kind]
         a, b, c = operands
         (batch, m, k), n = a.shape, b.shape[dimension]
@@ -164,7 +165,7 @@ class Product:
             shape = batch, m, k, n
             tile = tile_for(arch, a.dtype, kind, shape, a.device, _aligned(operands))
         self.programs = programs(tile, kind, batch, m, n)
-        out = torch.empty(batch, m, n, dtype=a.dtype, device="meta")
+        out = torch.empty(batch, m, n, device="meta")
         block = max(tile.rows, tile.columns, tile.depth)
         reach = max(block * sum(map(abs, _strides(t)[1:])) for t in (*operands, out))
         strides = [s for t in operands for s in _strides(t)]
@@ -181,7 +182,7 @@ class Product:
         warps, stages = tile.warps, tile.stages
         self.options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
         # no operand is kept: it would never be freed
-        self.device, self.dtype = a.device, a.dtype
+        self.device, self.dtype = a.device, dtype or a.dtype
         self.swapped, self.addend = swapped, operands[2] is not None
         out = out.mT if swapped else out
         self.shape, self.strides = out.shape, out.stride()
@@ -211,19 +212,23 @@ class Product:
         return out
 
 
-def _computed(make, operands, numbers, out=None):
-    """A product: ``make`` is asked once for each layout of operands, and checks them.
+def _computed(arrange, operands, numbers, out=None, dtype=None):
+    """A product: ``arrange`` is asked once for each layout of operands, and checks them.
 
     Args:
-        make: takes operands and numbers, and returns a ``Product``.
+        arrange: takes the operands and whether the last is added, and returns the kind of a
+            ``Product``, its operands, and whether it is swapped.
         operands: the two factors, and what is added.
-        numbers: the kernel's; which of them are zero decides what is compiled.
+        numbers: the kernel's, beta and alpha; whether beta is zero decides what is compiled.
         out: receives a symmetric product; None: a new tensor does.
+        dtype: of the result; None: the operands'.
     """
-    zeros = [number == 0 for number in numbers]
-    known = _known(make, *zeros, *_each(operands, _layout))
+    beta = numbers[0]
+    known = _known(arrange, beta == 0, dtype, *_each(operands, _layout))
     if not known:
-        known.append(make(*operands, *numbers))
+        kind, its, swapped = arrange(*operands, beta != 0)
+        arch = arch_of(operands[0].device)
+        known.append(Product(kind, its, beta, arch, swapped=swapped, dtype=dtype))
     product, numbers = known[0], map(float, numbers)
     if out is None:
         return product(operands, numbers)
@@ -257,35 +262,34 @@ def forget():
     _known.cache_clear()
 
 
-def _general(a, b, c, beta, alpha):
+def _general(a, b, c, added):
     _matrices(a=a, b=b)
     if (len(a), a.shape[2]) != tuple(b.shape[:2]):
         raise ValueError(f"a must be (batch, n, k) and b (batch, k, m), got {_shapes(a, b)}")
-    return Product("product", (a, b, b), 0.0, arch_of(a.device))
+    return "product", (a, b, b), False
 
 
-def _gram(x, y, c, beta, alpha):
+def _gram(x, y, c, added):
     _matrices(x=x, c=c)
-    if beta != 0 and c.shape != (*x.shape[:2], x.shape[1]):
+    if added and c.shape != (*x.shape[:2], x.shape[1]):
         raise ValueError(f"x must be (batch, n, m) and c (batch, n, n), got {_shapes(x, c)}")
-    return Product("symmetric", (x, x, _by_rows(c)), beta, arch_of(x.device))
+    return "symmetric", (x, x, _by_rows(c)), False
 
 
-def _symmetric(a, b, c, beta, alpha):
+def _symmetric(a, b, c, added):
     _matrices(a=a, b=b, c=c)
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
         raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
-    return Product("symmetric", (a, b, _by_rows(c)), beta, arch_of(a.device))
+    return "symmetric", (a, b, _by_rows(c)), False
 
 
-def _times(a, x, y, beta, alpha):
+def _times(a, x, y, added):
     _matrices(a=a, x=x)
     if a.shape != (len(x), x.shape[1], x.shape[1]):
         raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
     swapped = _transposed(x)
-    operands = (x.mT, a, x.mT) if swapped else (a, x, x)
-    return Product("product", operands, beta, arch_of(x.device), swapped=swapped)
+    return "product", ((x.mT, a, x.mT) if swapped else (a, x, x)), swapped
 
 
 def _strides(t):

@@ -108,35 +108,39 @@ def _product(
 
 
 @inline
-def _half(total, alpha, beta, c, i, j, rows, columns, c_row, c_column,
-          EVEN: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
-    mask = (i[:, None] < rows) & (j[None, :] < columns)
-    more = _load(c + _offsets(i, c_row, j, c_column, INDEX), mask, EVEN)
-    return total * alpha + beta * _widened(more, DTYPE)
+def _parts(total, c, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile in parts, side by side, that are finished one after another: halves if c is added.
+
+    Both parts of a whole one in registers leave room for one program only, and a result of 32 bits
+    has not even that.
+    """
+    if c is None:
+        return (total,)
+    else:  # noqa: RET505 (a branch not taken must not be compiled)
+        return tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@inline
+def _whole(parts, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    if len(parts) == 1:
+        return parts[0]
+    else:  # noqa: RET505
+        both = tl.join(parts[0], parts[1])
+        return tl.reshape(tl.permute(both, (0, 2, 1)), (BLOCK_M, BLOCK_N))
 
 
 @inline
 def _result(
-    total, alpha, beta, c, rows, columns, c_row, c_column,
+    total, alpha, beta, c, i, j, rows, columns, c_row, c_column,
     EVEN: tl.constexpr, INDEX: tl.constexpr, DTYPE: tl.constexpr, TYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Alpha times the total, and beta c unless c is None, rounded; c points to its tile."""
-    alpha = tl.full((), alpha, DTYPE)
-    if c is None:
-        return _narrowed(total * alpha, TYPE)
-    else:  # noqa: RET505 (a branch not taken must not be compiled)
-        # in halves: both parts of a whole tile in registers leave room for one program only
-        HALF: tl.constexpr = BLOCK_N // 2
-        i, j = tl.arange(0, BLOCK_M), tl.arange(0, HALF)
-        beta = tl.full((), beta, DTYPE)
-        left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-        left = _half(left, alpha, beta, c, i, j, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE)
-        right = _half(
-            right, alpha, beta, c, i, j + HALF, rows, columns, c_row, c_column, EVEN, INDEX, DTYPE
-        )
-        both = tl.join(_narrowed(left, TYPE), _narrowed(right, TYPE))
-        return tl.reshape(tl.permute(both, (0, 2, 1)), (BLOCK_M, BLOCK_N))
+    """Alpha times a part, and beta c unless c is None, rounded; c points to the tile."""
+    total = total * tl.full((), alpha, DTYPE)
+    if c is not None:
+        mask = (i[:, None] < rows) & (j[None, :] < columns)
+        more = _load(c + _offsets(i, c_row, j, c_column, INDEX), mask, EVEN)
+        total += tl.full((), beta, DTYPE) * _widened(more, DTYPE)
+    return _narrowed(total, TYPE)
 
 
 @inline
@@ -174,11 +178,16 @@ def symmetric_kernel(
     )  # fmt: skip
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column
-    value = _result(
-        total, alpha, beta, c, rows, columns, c_row, c_column,
-        EVEN, INDEX, DTYPE, out.dtype.element_ty, BLOCK, BLOCK,
-    )  # fmt: skip
     i, j = tl.arange(0, BLOCK), tl.arange(0, BLOCK)
+    parts, values = _parts(total, c, BLOCK, BLOCK), ()
+    WIDTH: tl.constexpr = BLOCK // len(parts)
+    for part in tl.static_range(len(parts)):
+        value = _result(
+            parts[part], alpha, beta, c, i, part * WIDTH + tl.arange(0, WIDTH), rows, columns,
+            c_row, c_column, EVEN, INDEX, DTYPE, out.dtype.element_ty,
+        )  # fmt: skip
+        values = values + (value,)  # noqa: RUF005
+    value = _whole(values, BLOCK, BLOCK)
     if row == column:
         value = tl.where(i[:, None] >= j[None, :], value, tl.trans(value))
     out += matrix.to(tl.int64) * n * n
@@ -211,11 +220,14 @@ def product_kernel(
     )  # fmt: skip
     if c is not None:
         c = _origin(c, matrix, c_batch, first_row, c_row) + first_column.to(tl.int64) * c_column
-    value = _result(
-        total, alpha, beta, c, rows, columns, c_row, c_column,
-        EVEN, INDEX, DTYPE, out.dtype.element_ty, BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     out += matrix.to(tl.int64) * m * n + first_row.to(tl.int64) * n + first_column
-    mask = (i[:, None] < rows) & (j[None, :] < columns)
-    _store(out + _offsets(i, n, j, 1, INDEX), value, mask, EVEN)
+    i, parts = tl.arange(0, BLOCK_M), _parts(total, c, BLOCK_M, BLOCK_N)
+    WIDTH: tl.constexpr = BLOCK_N // len(parts)
+    for part in tl.static_range(len(parts)):
+        j = part * WIDTH + tl.arange(0, WIDTH)
+        value = _result(
+            parts[part], alpha, beta, c, i, j, rows, columns, c_row, c_column,
+            EVEN, INDEX, DTYPE, out.dtype.element_ty,
+        )  # fmt: skip
+        mask = (i[:, None] < rows) & (j[None, :] < columns)
+        _store(out + _offsets(i, n, j, 1, INDEX), value, mask, EVEN)

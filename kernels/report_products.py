@@ -21,14 +21,18 @@ class Product(NamedTuple):
     row: int | None = None  # of those of its kind in the table; None: whichever is taken
 
 
-# call -> kind of its tiles; its operands, without values, and the factor of the last
+# call -> kind of its tiles; its operands, without values, and the factor of the last; the result's
+# dtype, None for that of the operands
 PRODUCTS = {
-    "mm": ("product", lambda n, m, like: (like(m, n).mT, like(m, n), None, 0.0)),
-    "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0)),
-    "sym_baddbmm": ("symmetric", lambda n, m, like: (*(like(n, n) for _ in range(3)), 1.0)),
-    "mm_add": ("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0)),
+    "mm": ("product", lambda n, m, like: (like(m, n).mT, like(m, n), None, 0.0), None),
+    "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0), None),
+    "sym_baddbmm": ("symmetric", lambda n, m, like: (*(like(n, n) for _ in range(3)), 1.0), None),
+    "mm_add": ("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0), None),
+    "mm_add to float32": (
+        *("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0), torch.float32),
+    ),
     "transposed sym_mm": (
-        *("symmetric", lambda n, m, like: (like(m, n).mT, like(m, n).mT, None, 0.0)),
+        *("symmetric", lambda n, m, like: (like(m, n).mT, like(m, n).mT, None, 0.0), None),
     ),
 }
 DTYPES = "float16", "bfloat16", "float32", "float64"
@@ -73,6 +77,9 @@ def products(everything=False):
     ]
     others = [Product("sym_mm", dtype) for dtype in ("float32", "float64")]
     others.append(Product("mm", "float32"))
+    # the largest tiles of all, which are the first
+    widest = [Product("mm_add to float32", target=target, row=0) for target in TARGETS]
+    others += [] if everything else widest
     odd = [Product(call, side=ODD[0]) for call in HEAVIEST.values()]
     even = Product("mm_add", side=ODD[1]), Product("transposed sym_mm", "bfloat16", side=ODD[1])
     beside = [Product(call) for call in BESIDE]
@@ -99,7 +106,7 @@ def _beside(case):
 
 
 def _product(case):
-    (kind, operands), dtype = PRODUCTS[case.call], getattr(torch, case.dtype)
+    (kind, operands, out_dtype), dtype = PRODUCTS[case.call], getattr(torch, case.dtype)
     rows = tiles.TABLE.get((case.target, dtype.itemsize, kind))
 
     def like(n, m):
@@ -109,7 +116,7 @@ def _product(case):
     tile = None if case.row is None else rows[case.row]
     ready = newton_schulz.Product(kind, (a, b, c), beta, case.target, tile)
     # the result, beta and alpha
-    arguments = a, b, c, a, 1.0, 1.0, *ready.rest
+    arguments = a, b, c, a.to(out_dtype or dtype), 1.0, 1.0, *ready.rest
     return _compiled(ready.kernel, arguments, dict(ready.constants), case.target, ready.options)
 
 

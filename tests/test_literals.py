@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from emanest import EMANesterov, backends, optimizers, schedules
-from emanest.matrix import coefficients, newton_schulz, norms, shapes
+from emanest.matrix import coefficients, forms, newton_schulz, norms, shapes
 from emanest.optimizers import soap
 from emanest.options import CHECKS, Nonfinite
 
@@ -15,7 +15,7 @@ TABLES = {
     "backend": (backends.BackendName, backends.BACKENDS),
     "init": (schedules.Init, schedules.INITS),
     "ns_coefficients": (coefficients.CoefficientsName, coefficients.COEFFICIENTS),
-    "ns_form": (newton_schulz.FormName, newton_schulz.FORMS),
+    "ns_form": (forms.FormName, forms.FORMS),
     "ns_norm": (norms.NormName, norms.NORMS),
     "adjust_lr_fn": (shapes.ScaleName, shapes.SCALES),
 }

@@ -11,14 +11,8 @@ import torch
 from emanest import backends, orthogonalize
 from emanest.backends import products
 from emanest.matrix.coefficients import COEFFICIENTS, polynomials
-from emanest.matrix.newton_schulz import (
-    FORMS,
-    RESTART,
-    cheapest,
-    flops,
-    iterate,
-    orthogonal,
-)
+from emanest.matrix.forms import FORMS, RESTART, apply, cheapest, flops
+from emanest.matrix.newton_schulz import iterate, orthogonal
 from emanest.matrix.norms import NORMS, inverses
 
 BACKENDS = [name for name in ("cpp", "eager") if backends.find(name, "cpu")[0]]
@@ -390,7 +384,7 @@ def test_operations_are_those_that_are_asked_for(form, steps, coefficients, dtyp
 
     namespace = SimpleNamespace(**{n: counted(n) for n in ("sym_mm", "sym_baddbmm", "mm_add")})
     rows, _ = polynomials(coefficients, steps)
-    FORMS[form](gaussian(1, 8, 20, dtype=dtype) / 20, rows, namespace)
+    apply(form, gaussian(1, 8, 20, dtype=dtype) / 20, rows, namespace)
     assert sum(asked) == flops(form, 8, 20, rows, dtype, 0.25)
 
 

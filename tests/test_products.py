@@ -184,6 +184,34 @@ def test_products_are_those_of_float64(products, name, dtype, layout, size):
         assert transposed(found) == (kind == "like x" and transposed(given[0]))
 
 
+# dtypes of operands and of a result: of an update in float32 that is orthogonalised in 16 bits, say
+OTHERS = [
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.float64),
+]
+
+
+@pytest.mark.parametrize(("dtype", "out_dtype"), OTHERS, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("size", [SIZES[0], EMPTY[0]], ids=str)
+def test_a_product_may_have_another_dtype(products, size, beta, layout, dtype, out_dtype):
+    x, a, _ = operands(size, dtype, layout)
+    found = products.mm_add(x, a, beta, 2.0, out_dtype)
+    plain = products.mm_add(x, a, beta, 2.0)
+    assert (found.dtype, found.shape) == (out_dtype, plain.shape)
+    assert transposed(found) == transposed(plain)
+    # rounded once, or first to the operands' dtype
+    expected = beta * x.double() + 2 * a.double() @ x.double()
+    unit = max(torch.finfo(each).eps for each in (dtype, out_dtype))
+    assert (found.double() - expected).norm() <= 4 * unit * expected.norm()
+    if torch.finfo(out_dtype).eps < torch.finfo(dtype).eps:
+        assert torch.equal(found.to(dtype), plain)
+
+
 @each_call
 @pytest.mark.parametrize("size", EMPTY, ids=str)
 def test_empty_products_are_empty_or_zero(products, name, size):

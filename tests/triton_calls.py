@@ -142,6 +142,7 @@ CASES = {
     },
     "no addend": lambda: product("sym_baddbmm", 0.0, 2.0),
     "no addend, x": lambda: product("mm_add", 0, 2.0),
+    "another dtype": lambda: product("mm_add", 1, 3, torch.float32),
     "step": stepped,
     "another lookahead": lambda: stepped(look="nag"),
     "another base": lambda: stepped(base="sgd"),

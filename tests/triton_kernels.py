@@ -31,6 +31,7 @@ from emanest.backends import eager, guards
 from emanest.backends.per_tensor import PerTensor
 from emanest.kernels import backend, newton_schulz, passes, table, tiles
 from emanest.kernels.targets import TARGETS
+from emanest.matrix import forms
 from emanest.matrix.norms import NORMS
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from optimizer_database import DATABASE
@@ -801,6 +802,23 @@ def test_rows_know_a_pending_negation(negated):
         return state, factor
 
     assert same(found(lambda t: torch._neg_view(-t)), found(torch.clone))
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("shape", [(2, 20, 33), (2, 33, 20)], ids=str)
+def test_what_is_orthogonalized_is_rounded_once(form, shape):
+    """To the matrix's dtype, by the last product: a cast would be one more pass over it."""
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    options = {"form": form, "dtype": "float16", "backend": "triton"}
+    found = emanest.orthogonalize(g, 2, **options)
+    rounded = found.half()
+    assert found.is_contiguous()
+    assert (found != rounded.float()).float().mean() > 0.9
+    # all before is the same whatever comes out
+    assert torch.equal(
+        emanest.orthogonalize(g.half().float(), 2, **options).half(),
+        emanest.orthogonalize(g.half(), 2, **options),
+    )
 
 
 # the interpreter's, of NumPy

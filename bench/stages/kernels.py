@@ -39,7 +39,9 @@ def iteration(n, m, batch, dtype, form):
     """Newton-Schulz on a batch of matrices without values."""
     rows, _ = polynomials(NS_COEFFICIENTS, NS_STEPS)
     x = torch.empty(batch, n, m, dtype=dtype)
-    newton_schulz.iterate(x, rows, form)
+    # as Muon takes it, and as ``orthogonalize`` returns it
+    for out_dtype in (None, torch.float32):
+        newton_schulz.iterate(x, rows, form, out_dtype=out_dtype)
 
 
 def chunks(dtype, size, warps):

@@ -3,9 +3,9 @@
 
 Other back ends have namespaces of the same names (``cpu_products``, ``kernels.newton_schulz``).
 Matrices come in batches, (batch, rows, columns), with any strides. Results of products are of the
-operands' dtype, and new unless the caller says where; operands are never written. All that is found
-of a matrix depends on its own operands alone, bit for bit: a batch gives what its matrices give one
-by one. Symmetric results are exactly symmetric.
+operands' dtype unless the caller names another one, and new unless the caller says where; operands
+are never written. All that is found of a matrix depends on its own operands alone, bit for bit: a
+batch gives what its matrices give one by one. Symmetric results are exactly symmetric.
 """
 
 import math
@@ -90,16 +90,24 @@ class Products:
         r = r.tril_().add_(r.tril(-1).mT)
         return r if out is None else out.copy_(r)
 
-    def mm_add(self, x, a, beta, alpha):
+    def mm_add(self, x, a, beta, alpha, out_dtype=None):
         """Beta X + alpha A X, of symmetric (batch, n, n) and (batch, n, m).
 
         Columns are contiguous if X's are.
+
+        Args:
+            x: (batch, n, m).
+            a: (batch, n, n), symmetric.
+            beta, alpha: floats.
+            out_dtype: of the result, which some back ends round to the operands' dtype first; None:
+                theirs.
         """
-        if transposed(x):
-            # (X^T A)^T: the result is laid out as X is
-            x = x.mT
-            return self.product(x, x, a, beta, alpha).mT
-        return self.product(x, a, x, beta, alpha)
+        swapped = transposed(x)
+        # (X^T A)^T: the result is laid out as X is
+        x = x.mT if swapped else x
+        factors = (x, a) if swapped else (a, x)
+        found = self.product(x, *factors, beta, alpha).to(out_dtype or x.dtype)
+        return found.mT if swapped else found
 
     def product(self, c, a, b, beta, alpha):
         """Beta C + alpha A B, by rows; C is not read if beta is 0."""

@@ -5,12 +5,6 @@ One step replaces each singular value s of X by ``a s + b s**3 + c s**5`` and le
 vectors as they are. Polynomials that lift small values first and settle near 1 turn X into nearly
 U V^T within a few steps. The singular values must not exceed 1 in the beginning, so X is divided by
 a norm of it (``norms.py``).
-
-The iteration is written twice, as two forms of one product of polynomials, each against a namespace
-of functions (``emanest.backends.products`` documents it), so that it does not know where it runs.
-
-Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (standard
-form); Dao-AILab, "Gram Newton-Schulz" (Gram form).
 """
 
 import functools
@@ -26,115 +20,8 @@ from ..backends.products import padded
 from ..backends.storage import check, waited
 from ..values import choice, real
 from .coefficients import CoefficientsName, polynomials
+from .forms import FORMS, RESTART, FormName, apply, cheapest
 from .norms import NORMS, NormName, frobenius, norms_of, with_products
-
-# ---- the two forms ------------------------------------------------------------------------------
-
-
-def standard(x, rows, products, start=frobenius):
-    """X <- (a + b R + c R^2) X with R = X X^T, step by step.
-
-    Args:
-        x: (batch, n, m), n <= m.
-        rows: (a, b, c) of each step.
-        products: a namespace.
-        start: (x, products) -> x and R of the first step.
-    """
-    for a, b, c in rows:
-        x, r = start(x, products)
-        start = frobenius
-        if c == 0:
-            x = products.mm_add(x, r, a, b)
-        else:
-            x = products.mm_add(x, products.sym_baddbmm(r, r, r, b, c), a, 1.0)
-    return x
-
-
-def gram(x, rows, products, start=frobenius):
-    """The same on the Gram matrix R: several steps together multiply X by one polynomial Q of R.
-
-    Products with X, which is wider than R, are then needed at the ends only. Rounding errors of R
-    grow with the conditioning of Q; a restart (X <- Q X) after ``RESTART`` steps bounds it.
-
-    Args:
-        x, rows, products, start: as in ``standard``; not in bfloat16.
-    """
-    for some in _segments("gram", rows, x.dtype):
-        x, q = _polynomial(x, some, products, start)
-        start = frobenius
-        x = products.mm_add(x, q, 0.0, 1.0)
-    return x
-
-
-# steps of the Gram form between restarts. Over 5 steps without one, float32 stays as close to
-# float64 as the standard form does (1e-5 on decaying columns, 1e-4 on a spectrum down to 1e-6);
-# float16 with one after the third has 5e-3 where after the second it has 2e-2; bfloat16 has none
-# that would do.
-RESTART = {torch.float16: 3, torch.float32: 5, torch.float64: 5}
-
-
-def _segments(form, rows, dtype):
-    """The steps that multiply X together: in the standard form each by itself."""
-    length = RESTART[dtype] if form == "gram" else 1
-    return [rows[begin : begin + length] for begin in range(0, len(rows), length)]
-
-
-def _polynomial(x, rows, products, start):
-    """X at the start, and Q with Q X the result of some steps on it."""
-    (x, r), q = start(x, products), None
-    for i, (a, b, c) in enumerate(rows):
-        # one step is multiplication by a + z
-        z = b * r if c == 0 else products.sym_baddbmm(r, r, r, b, c)
-        if i + 1 < len(rows):
-            rh = products.sym_baddbmm(r, r, z, a, 1.0)
-            r = products.sym_baddbmm(rh, rh, z, a, 1.0)
-        if q is None:
-            # nothing else needs z now. An r found from a + z would have lost digits of a small z
-            z.diagonal(dim1=-2, dim2=-1).add_(a)
-            q = z
-        else:
-            q = products.sym_baddbmm(q, q, z, a, 1.0)
-    return x, q
-
-
-# the rows of the table below, for annotations
-FormName = Literal["standard", "gram"]
-
-FORMS = {"standard": standard, "gram": gram}
-
-# ---- which form is cheaper ----------------------------------------------------------------------
-
-
-def costs(form, rows, dtype):
-    """How many products X X^T, and as many A X, a form takes; and how many of n x n matrices."""
-    segments = _segments(form, rows, dtype)
-    # z and q at every step but a segment's first, which has no q; r twice at every step but its
-    # last
-    small = sum(4 * len(some) - 3 - sum(c == 0 for _, _, c in some) for some in segments)
-    return len(segments), small
-
-
-def flops(form, n, m, rows, dtype, share=0.5):
-    """Floating-point operations of a form, a multiplication and an addition counted as two.
-
-    Args:
-        form: a row of ``FORMS``.
-        n, m: sizes of the matrix, n <= m.
-        rows: (a, b, c) of each step.
-        dtype: of the iteration; the Gram form restarts by it.
-        share: cost of a symmetric product relative to a full one.
-    """
-    wide, small = costs(form, rows, dtype)
-    return 2 * n * n * (wide * m * share + small * n * share + wide * m)
-
-
-def cheapest(n, m, rows, dtype, share):
-    """The form with the fewest operations; the standard one at equality, and in bfloat16."""
-    allowed = [form for form in FORMS if form != "gram" or dtype in RESTART]
-    return min(allowed, key=lambda form: flops(form, n, m, rows, dtype, share))
-
-
-# ---- what callers use ---------------------------------------------------------------------------
 
 # dtypes of the iteration
 DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
@@ -201,8 +88,10 @@ def orthogonalize(
     # float16 and bfloat16 have too small a range, or too few digits, for factors
     factors = divisor.factors(norms, eps, margin, torch.promote_types(g.dtype, torch.float32))
     start = functools.partial(divisor.start, factors=factors, eps=eps, margin=margin)
-    found = orthogonal(matrices, factors, rows, working, form, backend, start=start)
-    return found.to(g.dtype).view(g.shape)
+    how = working, form, backend
+    # rounded by the last product: a cast is a pass over the result, at half the rate of memory
+    found = orthogonal(matrices, factors, rows, *how, start=start, out_dtype=g.dtype)
+    return found.view(g.shape)
 
 
 def check_dtype(name, value):
@@ -243,7 +132,9 @@ def _on_cpu(form):
 _FASTEST = {"cpu": _on_cpu, "cuda": lambda form: torch.float16}
 
 
-def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None, start=frobenius):
+def orthogonal(
+    u, factors, rows, dtype, form=None, backend=None, spare=None, start=frobenius, out_dtype=None
+):
     """Apply polynomials to the singular values of matrices over their norms.
 
     Args:
@@ -254,9 +145,10 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None, sta
         form: a row of ``FORMS``, or None for the cheaper one.
         dtype: of the iteration, which has sides of its own: see ``products.padded``.
         spare: memory like u that may be written, u itself for one; or None.
+        out_dtype: of the result; None: that of the iteration.
 
     Returns:
-        A contiguous tensor like u, of the dtype.
+        A contiguous tensor like u, of ``out_dtype``.
     """
     (_, m, n), device = u.shape, u.device
     products = backends.pick(device.type, backend).products(device.type)
@@ -267,11 +159,11 @@ def orthogonal(u, factors, rows, dtype, form=None, backend=None, spare=None, sta
     u, to = (u, to) if tall else (u.mT, to.mT)
     with_products("scale", device, backend, u, factors, to)
     form = form or cheapest(min(m, n), max(m, n), rows, dtype, products.SYMMETRIC_SHARE)
-    found = iterate(x.mT if tall else x, rows, form, backend, start)
+    found = iterate(x.mT if tall else x, rows, form, backend, start, out_dtype)
     return (found.mT if tall else found)[:, :m, :n].contiguous()
 
 
-def iterate(x, rows, form, backend=None, start=frobenius):
+def iterate(x, rows, form, backend=None, start=frobenius, out_dtype=None):
     """Apply polynomials to the singular values of matrices.
 
     Args:
@@ -280,16 +172,18 @@ def iterate(x, rows, form, backend=None, start=frobenius):
         form: a row of ``FORMS``.
         backend: the choice of a group.
         start: as in ``standard``.
+        out_dtype: of the result; None: that of x.
 
     Returns:
         A tensor like x, whose columns are contiguous if those of x are, else its rows. Zero rows
         and columns of x stay zero.
     """
     if x.numel() == 0:
-        return x
+        return x.to(out_dtype or x.dtype)
 
     def work(module):
-        return FORMS[form](x, rows, module.products(x.device.type), start)
+        products = module.products(x.device.type)
+        return apply(form, x, rows, products, start, out_dtype)
 
     # autocast would give some of the products another dtype
     with torch.autocast(x.device.type, enabled=False):

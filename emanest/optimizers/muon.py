@@ -12,7 +12,8 @@ from torch.optim.optimizer import ParamsT
 from ..backends import BackendName, shards
 from ..matrix.coefficients import CoefficientsName, check_coefficients
 from ..matrix.directions import Numbers
-from ..matrix.newton_schulz import FORMS, DtypeName, FormName, check_dtype
+from ..matrix.forms import FORMS, FormName
+from ..matrix.newton_schulz import DtypeName, check_dtype
 from ..matrix.norms import NORMS, NormName
 from ..matrix.polar import Polar
 from ..matrix.shapes import SCALES, ScaleName, check_split, is_stack, rows
