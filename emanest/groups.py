@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from . import backends, rules
 from .backends import shards
-from .methods.method import NO_LOOKAHEAD, Method, group_entries, method_of
+from .methods.given import group_entries, method_of
+from .methods.method import NO_LOOKAHEAD, Method
 from .options import CHECKS
 from .state.clock import CLOCK, settle_memory
 from .values import check_parameter, choice, learning_rate, warn, warn_of_typos

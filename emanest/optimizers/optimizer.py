@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of
-from ..methods.method import MethodLike, group_entries
+from ..methods.given import group_entries
+from ..methods.method import MethodLike
 from ..state import modes
 from ..state.clock import CLOCK
 from ..state.edits import restart_edited

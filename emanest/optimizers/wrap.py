@@ -9,7 +9,8 @@ import torch
 
 from ..backends import storage
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
-from ..methods.method import MethodLike, group_entries
+from ..methods.given import group_entries
+from ..methods.method import MethodLike
 from ..state.clock import CLOCK
 from ..values import learning_rate, suggesting, warn_of_typos
 from . import checkpoint
