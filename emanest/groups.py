@@ -10,10 +10,11 @@ from torch.nn.parameter import is_lazy
 
 from . import backends, rules
 from .backends import shards
-from .methods.method import NO_LOOKAHEAD, Method, group_entries, method_of
-from .options import CHECKS
+from .methods.given import group_entries, method_of
+from .methods.method import NO_LOOKAHEAD, Method
+from .options import CHECKS, warn_of_typos
 from .state.clock import CLOCK, settle_memory
-from .values import check_parameter, choice, learning_rate, warn, warn_of_typos
+from .values import check_parameter, choice, learning_rate, warn
 
 
 def parameter_name(group, index, j):

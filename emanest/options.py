@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The options of a parameter group: how each is checked."""
+"""The options of a parameter group: how each is checked, and which a misspelt one meant."""
 
+import difflib
 import functools
 import inspect
-from collections.abc import Sequence
-from typing import Annotated, Literal, get_args, get_origin
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import torch
 
-from .values import betas, by, choice, flag, learning_rate, optional, real
+from .values import betas, by, choice, flag, learning_rate, optional, real, warn
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def at_least_zero(name, value):
@@ -104,3 +107,45 @@ def check_group(checks, check_together, group):
     for check in check_together:
         check(group)
     return group
+
+
+def _did_you_mean(key, known):
+    """A question for the option that a key nearly is; empty where there is none.
+
+    More has to agree than in ``values.meant``: other keys of a group are the user's own.
+    """
+    spelt = {str(each).lower(): each for each in known}
+    near = [spelt[n] for n in difflib.get_close_matches(str(key).lower(), spelt, 1, cutoff=0.8)]
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def warn_of_typos(name, keys, known, internal=()):
+    """Warn of a key that is no option but nearly one; other unknown keys are the user's own.
+
+    Keys in ``internal`` are known too, and never meant.
+    """
+    for key in sorted(set(keys) - set(known) - set(internal), key=str):
+        question = _did_you_mean(key, [each for each in known if each not in internal])
+        if question:
+            warn(f"{name} has the unknown key {key!r}{question}")
+
+
+def suggesting(init: Init) -> Init:
+    """Let a constructor answer an unknown keyword argument with the one that is nearest to it."""
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        for key in kwargs:
+            if key not in known:
+                name = type(self).__name__
+                setting = key.removeprefix("lookahead_")
+                fix = (
+                    f': pass lookahead={{"name": ..., "{setting}": ...}}, or set it in a group'
+                    if setting != key
+                    else _did_you_mean(key, known)
+                )
+                raise TypeError(f"{name}() got an unexpected keyword argument {key!r}{fix}")
+        init(self, *args, **kwargs)
+
+    return checked  # pyright: ignore[reportReturnType]

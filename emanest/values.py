@@ -3,22 +3,18 @@
 
 import contextlib
 import difflib
-import functools
-import inspect
 import math
 import numbers
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Set
-from typing import Any, TypeVar
+from collections.abc import Mapping, Set
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from .backends import shards, storage
-
-Init = TypeVar("Init", bound=Callable[..., None])
 
 # where code lies that is not the user's: ours, torch's, what enters and leaves ``with`` blocks
 _LIBRARIES = (
@@ -178,46 +174,6 @@ def betas(name, value):
         except ValueError as error:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta} ({error})") from None
     return tuple(checked)
-
-
-def _did_you_mean(key, known):
-    """A question, or nothing where no option is near."""
-    # by its letters, whatever their case
-    spelt = {str(each).lower(): each for each in known}
-    near = [spelt[n] for n in difflib.get_close_matches(str(key).lower(), spelt, 1, cutoff=0.8)]
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def warn_of_typos(name, keys, known, internal=()):
-    """Warn of a key that is no option but nearly one; other unknown keys are the user's own.
-
-    Keys in ``internal`` are known too, and never meant.
-    """
-    for key in sorted(set(keys) - set(known) - set(internal), key=str):
-        question = _did_you_mean(key, [each for each in known if each not in internal])
-        if question:
-            warn(f"{name} has the unknown key {key!r}{question}")
-
-
-def suggesting(init: Init) -> Init:
-    """Let a constructor answer an unknown keyword argument with the one that is nearest to it."""
-    known = list(inspect.signature(init).parameters)[1:]
-
-    @functools.wraps(init)
-    def checked(self, *args, **kwargs):
-        for key in kwargs:
-            if key not in known:
-                name = type(self).__name__
-                setting = key.removeprefix("lookahead_")
-                fix = (
-                    f': pass lookahead={{"name": ..., "{setting}": ...}}, or set it in a group'
-                    if setting != key
-                    else _did_you_mean(key, known)
-                )
-                raise TypeError(f"{name}() got an unexpected keyword argument {key!r}{fix}")
-        init(self, *args, **kwargs)
-
-    return checked  # pyright: ignore[reportReturnType]
 
 
 def check_params(params: Any) -> Any:

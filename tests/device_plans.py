@@ -12,7 +12,8 @@ import torch
 
 import helpers
 from emanest import EMANesterov, ScheduleFree, rules
-from emanest.methods.method import NO_LOOKAHEAD, group_entries
+from emanest.methods.given import group_entries
+from emanest.methods.method import NO_LOOKAHEAD
 from emanest.optimizers.adamw import ADAMW
 from emanest.optimizers.sgd import BASE as SGD
 from emanest.state.clock import Clock, planned

@@ -14,7 +14,8 @@ from torch import nn
 
 import emanest
 from emanest import GPA, NAG, NALA, SNOO, EMANesterov, LongHorizon, Lookahead, ScheduleFree, Wrap
-from emanest.methods.method import METHODS, as_method
+from emanest.methods.given import as_method
+from emanest.methods.method import METHODS
 from emanest.tools import analysis
 from helpers import LR, content, differing, parameters, run
 

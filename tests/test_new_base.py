@@ -21,9 +21,9 @@ from emanest import backends
 from emanest.matrix.shapes import rows
 from emanest.optimizers.base import Base
 from emanest.optimizers.optimizer import Optimizer
-from emanest.options import LearningRate, options_of, own_options
+from emanest.options import LearningRate, options_of, own_options, suggesting
 from emanest.rules import State
-from emanest.values import by, real, suggesting
+from emanest.values import by, real
 from helpers import METHODS, content, differing, parameters, run, set_gradients
 from ranks import ranks
 from test_shards import give_gradients, spread, whole

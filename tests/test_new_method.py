@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import emanest
-from emanest.methods import method
+from emanest.methods import given, method
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -129,4 +129,4 @@ def test_what_one_method_remembers_may_be_called_as_a_setting_of_another(monkeyp
     p.grad = torch.ones(2)
     optimizer = emanest.SGD([p], lookahead=emanest.EMANesterov(decay=0.5))
     optimizer.step()
-    assert method.method_of(optimizer.param_groups[0]).decay == 0.5
+    assert given.method_of(optimizer.param_groups[0]).decay == 0.5

@@ -12,7 +12,7 @@ from torch import nn
 import emanest
 import helpers
 from emanest import Wrap
-from emanest.methods.method import group_entries
+from emanest.methods.given import group_entries
 from helpers import LR, METHODS, bits, params_of, run, values
 
 # without momentum, for Schedule-Free

@@ -14,7 +14,7 @@ import helpers
 from bad_input import EVERY, make, matrices
 from emanest import backends
 from emanest.backends import eager
-from emanest.methods import method
+from emanest.methods import given
 from helpers import METHODS, content, differing, run
 
 THREADS = 8
@@ -29,7 +29,7 @@ def fresh(monkeypatch):
     """No back end chosen, no method built yet, and threads that interrupt each other often."""
     monkeypatch.delenv("EMANEST_BACKEND", raising=False)
     monkeypatch.setattr(backends, "_picked", {})
-    method._cached.cache_clear()
+    given._cached.cache_clear()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -69,7 +69,7 @@ def test_threads_change_no_bit(backend, monkeypatch):
     expected = [trained(*case) for case in cases]
     for start in range(0, len(cases) - THREADS + 1, THREADS):
         backends._picked.clear()
-        method._cached.cache_clear()
+        given._cached.cache_clear()
         some = slice(start, start + THREADS)
         found = at_once([lambda case=case: trained(*case) for case in cases[some]])
         assert [differing(*pair) for pair in zip(found, expected[some], strict=True)] == [

@@ -6,7 +6,6 @@ A method is a small frozen dataclass. A group holds its name (``lookahead``) and
 ``state_dict`` saves them; the dataclass is their template and their validator.
 """
 
-import functools
 from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
@@ -54,9 +53,19 @@ METHODS: dict[str, type["Method"]] = {}  # name in a group -> method
 MEMORY: dict[str, None] = {}  # the names of all that methods remember from step to step
 
 
+def named(name, what="lookahead"):
+    """The class of the method that goes by a name; ValueError, which lists them, without one."""
+    return METHODS[choice(what, name, METHODS)]
+
+
 def checked(check, *arguments):
     """Metadata of a setting: it is what ``check(name, value, *arguments)`` returns."""
     return {"check": by(check, *arguments)}
+
+
+def needed(cls):
+    """The settings of a method that have no default."""
+    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Method:
                 raise TypeError(
                     f"lookahead {cls.name!r} has no setting {name!r} (it has {known}){question}"
                 )
-        missing = [name for name in _needed(cls) if name not in settings]
+        missing = [name for name in needed(cls) if name not in settings]
         if missing:
             entries = "".join(f', "{name}": ...' for name in missing)
             beside = ", ".join(f"lookahead_{name}=..." for name in missing)
@@ -204,87 +213,3 @@ NO_LOOKAHEAD = NoLookahead()
 # what stands for a method wherever one is taken: itself, its name, a mapping of its "name" and
 # settings (as YAML and JSON have them), or None
 MethodLike: TypeAlias = Method | str | Mapping[str, Any] | None
-
-
-def as_method(given: MethodLike, what: str = "lookahead") -> Method:
-    """The method that a user means.
-
-    Args:
-        given: a method; its name in ``METHODS``, for its defaults; a mapping of "name" and of
-            settings; or None, for none.
-        what: what messages call it.
-
-    Raises:
-        TypeError: something else, or a setting is unknown, missing or of the wrong kind.
-        ValueError: no method has that name, or a setting is out of range.
-    """
-    if given is None:
-        return NO_LOOKAHEAD
-    if isinstance(given, Method):
-        return given
-    if isinstance(given, str):
-        given = {"name": given}
-    if isinstance(given, Mapping) and "name" in given:
-        settings = {key: value for key, value in given.items() if key != "name"}
-        return METHODS[choice(what, given["name"], METHODS)].with_settings(settings)
-    raise TypeError(
-        f"{what} must be a method such as emanest.EMANesterov(), the name of one, a mapping of its "
-        f'"name" and settings, or None, got {_instead(given)}'
-    )
-
-
-def _instead(given):
-    """What was given in place of a method, and what was meant by it."""
-    if not (isinstance(given, type) and issubclass(given, Method)):
-        return repr(given)
-    package = "emanest." if given.__module__.startswith(__name__.partition(".")[0] + ".") else ""
-    needed = ", ".join(f"{name}=..." for name in _needed(given))
-    return f"the class: write {package}{given.__qualname__}({needed})"
-
-
-def _needed(cls):
-    """The settings of a method that have no default."""
-    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-
-
-def group_entries(method, base=None):
-    """The entries that a method puts into a parameter group.
-
-    Args:
-        method: as ``as_method`` takes it.
-        base: the options of the base as it was made, where the group has one already.
-
-    Raises:
-        TypeError, ValueError: as in ``as_method``.
-    """
-    method = as_method(method)
-    memory = zip(method.memory_entries, method.memory.values(), strict=True)
-    notes = {} if base is None else method.note_base(base)
-    return {"lookahead": method.name, **method.settings(), **dict(memory), **notes}
-
-
-def method_of(group):
-    """The method that a group's entries describe, validated."""
-    name = group.get("lookahead")
-    if name is None:
-        return NO_LOOKAHEAD
-    if isinstance(name, (Method, Mapping)):
-        raise TypeError(
-            f"lookahead of a group that is there is a name, with its settings beside it, got "
-            f'{name!r}: group.update({{"lookahead": "snoo", "lookahead_every": 5}})'
-        )
-    cls = METHODS[choice("lookahead", name, METHODS)]
-    settings = [group.get(f"lookahead_{f.name}", f.default) for f in fields(cls)]
-    # a function may not be hashable, and would be kept alive
-    return (_build if any(map(callable, settings)) else _cached)(cls, *settings)
-
-
-def _build(cls, *settings):
-    for field, value in zip(fields(cls), settings, strict=True):
-        if value is MISSING:
-            raise ValueError(f"lookahead={cls.name!r} needs the entry 'lookahead_{field.name}'")
-    return cls(*settings)
-
-
-# typed: 1, 1.0 and True are equal but not equally valid
-_cached = functools.lru_cache(maxsize=1024, typed=True)(_build)

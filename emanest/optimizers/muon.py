@@ -19,9 +19,17 @@ from ..matrix.polar import Polar
 from ..matrix.shapes import SCALES, ScaleName, check_split, is_stack, rows
 from ..matrix.sharded import alike, divided
 from ..methods.method import MethodLike
-from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of, own_options
+from ..options import (
+    AtLeastZero,
+    Flag,
+    LearningRate,
+    Nonfinite,
+    options_of,
+    own_options,
+    suggesting,
+)
 from ..rules import MOMENTA, ROWS, State
-from ..values import by, choice, count, flag, optional, suggesting
+from ..values import by, choice, count, flag, optional
 from .adamw import ADAMW
 from .base import Base
 from .optimizer import Optimizer

@@ -7,8 +7,8 @@ from torch.optim.optimizer import ParamsT
 
 from ..backends import BackendName
 from ..methods.method import MethodLike
-from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of
-from ..values import by, real, suggesting
+from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of, suggesting
+from ..values import by, real
 from .adamw import ADAMW
 from .muon import Coefficients, Count, Dtype, Form, Norm, Scale, Split, Stack, base_of
 from .optimizer import Optimizer

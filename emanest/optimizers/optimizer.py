@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The optimizer: one step from gradients to passes, the modes, and what torch asks of it."""
+"""The optimizer: one step from gradients to passes, the modes, and what torch asks of it.
+
+Here is the order of a step. All else is a few lines that hand the work on: to ``state/modes.py``
+between x and y, to ``groups.py`` for a new group, to ``checkpoint.py`` for state that is loaded.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,7 +14,8 @@ from torch.optim.optimizer import ParamsT
 
 from ..backends.guards import gradients
 from ..groups import check_fit, check_params_of, completed, defaults_of
-from ..methods.method import MethodLike, group_entries
+from ..methods.given import group_entries
+from ..methods.method import MethodLike
 from ..state import modes
 from ..state.clock import CLOCK
 from ..state.edits import restart_edited

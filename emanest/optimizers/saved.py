@@ -7,7 +7,8 @@ import torch
 
 from ..backends import shards, storage
 from ..groups import check_fit, check_method, is_lookahead_entry, state_names
-from ..methods.method import NO_LOOKAHEAD, group_entries, method_of
+from ..methods.given import group_entries, method_of
+from ..methods.method import NO_LOOKAHEAD
 from ..state.bucket import forget_others, kind_of, shaped
 from ..state.clock import CLOCK
 from ..values import flag, real

@@ -7,8 +7,16 @@ from torch.optim.optimizer import ParamsT
 
 from ..backends import BackendName
 from ..methods.method import MethodLike
-from ..options import AtLeastZero, Flag, LearningRate, Nonfinite, options_of, own_options
-from ..values import real, suggesting
+from ..options import (
+    AtLeastZero,
+    Flag,
+    LearningRate,
+    Nonfinite,
+    options_of,
+    own_options,
+    suggesting,
+)
+from ..values import real
 from .base import Base
 from .optimizer import Optimizer
 

@@ -18,9 +18,18 @@ from ..matrix.eigenbasis import (
 )
 from ..matrix.shapes import is_stack, square
 from ..methods.method import MethodLike
-from ..options import AtLeastZero, Betas, Flag, LearningRate, Nonfinite, options_of, own_options
+from ..options import (
+    AtLeastZero,
+    Betas,
+    Flag,
+    LearningRate,
+    Nonfinite,
+    options_of,
+    own_options,
+    suggesting,
+)
 from ..rules import MOMENTA, State
-from ..values import by, choice, count, optional, real, suggesting
+from ..values import by, choice, count, optional, real
 from .adamw import ADAMW
 from .base import Base
 from .muon import Count, Split, Stack, check_layout

@@ -9,9 +9,11 @@ import torch
 
 from ..backends import storage
 from ..groups import check_method, check_params_of, completed_entries, shared_clock
-from ..methods.method import MethodLike, group_entries
+from ..methods.given import group_entries
+from ..methods.method import MethodLike
+from ..options import suggesting, warn_of_typos
 from ..state.clock import CLOCK
-from ..values import learning_rate, suggesting, warn_of_typos
+from ..values import learning_rate
 from . import checkpoint
 from .base import Base
 from .inner import (

@@ -8,7 +8,7 @@ import torch
 from ..backends import capture, shards, storage
 from ..backends.guards import Guard
 from ..groups import Setup, parameter_name, setups, state_names
-from ..methods.method import method_of
+from ..methods.given import method_of
 from ..state.bucket import Bucket
 from ..state.buckets import Buckets, all_fake, check_overlap
 from ..state.joint import Joint, Part

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..methods.method import MethodLike, Plan, StepInfo, as_method
+from ..methods.given import as_method
+from ..methods.method import MethodLike, Plan, StepInfo
 from ..optimizers.sgd import BASE as SGD
 from ..rules import BASES, LOOKAHEADS, POINTS, step
 from ..values import count, real

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..methods.method import Method, as_method
+from ..methods.given import as_method
+from ..methods.method import Method
 from ..optimizers import OPTIMIZERS, Optimizer
 from ..values import choice
 from .split import ADAMW, split_params

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..methods.method import method_of
+from ..methods.given import method_of
 from ..optimizers import Optimizer
 from ..state.modes import by_ahead, copies_of, move, put_back
 from ..values import real

@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from ..methods.method import method_of
+from ..methods.given import method_of
 from ..values import count, warn
 from .find import find_all
 
