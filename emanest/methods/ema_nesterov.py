@@ -115,6 +115,18 @@ class EMANesterov(Method):
             )
         return ""
 
+    def misses_later(self, begun: int, total_steps: int) -> str:
+        """Say whether it rests in the whole of a run that it begins at a later step."""
+        if self.rest is None or self.rest > begun:
+            return ""
+        warmup, rest = _published(total_steps - begun)
+        windows = f"lookahead_warmup={begun + warmup}, lookahead_rest={rest and begun + rest}"
+        name = f"{type(self).__name__}(warmup={self.warmup}, rest={self.rest})"
+        return (
+            f"{name} rests in the whole of a run that is its steps {begun} to {total_steps - 1}: "
+            f"make a new optimizer for it, or set {windows} in the groups"
+        )
+
     @property
     def capturable(self) -> bool:
         """A callable of t cannot be evaluated on a device."""

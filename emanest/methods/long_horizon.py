@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..values import count, real
 from .method import Method, Plan, State, StepInfo, checked
-from .syncs import is_sync, never_syncs
+from .syncs import is_sync, never_syncs, never_syncs_later
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class LongHorizon(Method):
     def misses(self, total_steps: int) -> str:
         """Say whether no gradient comes after a sync, at which x is still y."""
         return never_syncs(self, self.every + 1, total_steps)
+
+    def misses_later(self, begun: int, total_steps: int) -> str:
+        """Say whether no gradient comes after a sync in a run that begins later."""
+        return never_syncs_later(self, begun, total_steps, self.every, after=1)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate at a sync."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..values import count, real
 from .method import Method, Plan, State, StepInfo, checked
-from .syncs import never_syncs
+from .syncs import never_syncs, never_syncs_later
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class NALA(Method):
     def misses(self, total_steps: int) -> str:
         """Say whether no gradient moves the slow weights."""
         return never_syncs(self, self.every + 1, total_steps)
+
+    def misses_later(self, begun: int, total_steps: int) -> str:
+        """Say whether no gradient moves the slow weights in a run that begins later."""
+        return never_syncs_later(self, begun, total_steps, self.every + 1)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..values import count, real
 from .method import Method, Plan, State, StepInfo, checked
-from .syncs import is_sync, never_syncs
+from .syncs import is_sync, never_syncs, never_syncs_later
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class SNOO(Method):
     def misses(self, total_steps: int) -> str:
         """Say whether there is no sync."""
         return never_syncs(self, self.every, total_steps)
+
+    def misses_later(self, begun: int, total_steps: int) -> str:
+        """Say whether there is no sync in a run that begins later."""
+        return never_syncs_later(self, begun, total_steps, self.every)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Take the outer step at a sync."""

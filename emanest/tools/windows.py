@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from ..methods.method import method_of
+from ..methods.method import Method, method_of
 from ..values import count, warn
 from .find import find_all
 
@@ -24,6 +24,9 @@ def length_of(total_steps: float) -> int | None:
 
 def warn_of_windows(holder: Any, total_steps: float, done: int | None = None) -> None:
     """Warn of lookaheads that will never begin, or never rest, in a run of a known length.
+
+    A second run with the same optimizer goes on where the first has ended, as its windows count:
+    there is a warning if it rests for the whole of it, or if no sync comes.
 
     For callbacks and scripts that learn the length when a run begins; ``create`` and
     ``Method.for_run`` ask by themselves. There is a warning for each method that misses something,
@@ -47,12 +50,25 @@ def warn_of_windows(holder: Any, total_steps: float, done: int | None = None) ->
     for optimizer in optimizers:
         missed: dict[str, list[int]] = {}
         for index, group in enumerate(optimizer.param_groups):
-            sentence = method_of(group).misses(_counted(group, steps, done))
-            missed.setdefault(sentence, []).append(index)
+            begun, end = _begun(group, done), _counted(group, steps, done)
+            missed.setdefault(_missed(method_of(group), begun, end), []).append(index)
         all_alike = len(missed) == 1
         for sentence, indices in missed.items():
             if sentence:
                 warn(sentence if all_alike else f"{sentence} (groups {indices})")
+
+
+def _missed(method: Method, begun: int, total_steps: int) -> str:
+    """What a method misses in its steps from one on, in a sentence; else empty."""
+    missed = method.misses(total_steps)
+    # only a method that tells a later run from a first one has this
+    later = getattr(method, "misses_later", None)
+    return later(begun, total_steps) if begun and later and not missed else missed
+
+
+def _begun(group: dict[str, Any], done: int | None) -> int:
+    """How many steps a group has taken that were in no run, or in another."""
+    return 0 if done is None else max(0, int(group["lookahead_t"]) - count("done", done, 0))
 
 
 def _counted(group: dict[str, Any], total_steps: int, done: int | None) -> int:
