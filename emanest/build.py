@@ -5,7 +5,8 @@ It goes to a cache of the user, $XDG_CACHE_HOME/emanest/HASH/ (by default ~/.cac
 where emanest finds it: the package itself may be anywhere, and need not be writable. It takes one
 to two minutes of all cores, and a C++ compiler. Exit status 0: there is an extension; 1: there is
 none, for the reason given. EMANEST_CUDA: 1 demands CUDA, 0 leaves it out; else it is in where torch
-has it and nvcc is there.
+has it and nvcc is there. What is built for another torch or Python, or of other sources, lies
+beside it, for environments that use it, until --clean removes it.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 
 import torch
 
-from .extension import compiling, cuda, places, sources
+from .extension import cleaning, compiling, cuda, places, sources
 from .extension.running import BuildError
 
 LOG, OBJECTS, NEW = "build.log", "objects", "new"
@@ -32,8 +33,21 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
 def main(arguments=None):
     """Build the extension if there is none that fits; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m emanest.build", description=__doc__)
-    parser.add_argument("--force", action="store_true", help="build it even if there is one")
-    force = parser.parse_args(arguments).force
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--force", action="store_true", help="build it even if there is one")
+    what.add_argument(
+        "--clean", action="store_true", help="build nothing; remove all others from the cache"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        return _clean() if given.clean else _provide(given.force)
+    except BuildError as error:
+        print(f"emanest: {error}", file=sys.stderr)
+        return 1
+
+
+def _provide(force):
+    """Build the extension if there is none that fits, or by force; return the exit status."""
     there, reason = _loaded()
     if there and cuda.required() and not _has_cuda():
         reason = f"EMANEST_CUDA is 1, and {there} has no CUDA"
@@ -42,13 +56,32 @@ def main(arguments=None):
     elif not force:
         _say(f"already built: {there}")
         return 0
-    try:
-        path = build(_say)
-    except BuildError as error:
-        print(f"emanest: {error}", file=sys.stderr)
-        return 1
+    path = build(_say)
     if there and there != str(path):
         _say(f"as long as {there} fits, that is used, not this one")
+    if left := cleaning.others(path):
+        _say(
+            f"{len(left)} of other sources, or for another torch or Python, take "
+            f"{cleaning.megabytes(left)} beside it: `python -m emanest.build --clean` removes them"
+        )
+    return 0
+
+
+def _clean():
+    """Remove from the cache all builds but the one that is wanted here; return the exit status."""
+    current = _target()
+    left = cleaning.others(current)
+    if not left:
+        _say(f"nothing to remove in {current.parents[1]}")
+    for each in left:
+        try:
+            # once it is gone nothing is known of it
+            what, removed = str(each), cleaning.remove(each)
+        except OSError as error:
+            raise BuildError(
+                f"cannot remove {each.folder} ({error.strerror or error}): remove it by hand"
+            ) from error
+        _say(f"removed {what}" if removed else f"left {what}: another process is building it")
     return 0
 
 
@@ -58,17 +91,12 @@ def build(say):
     Raises:
         BuildError: it cannot be built, or what was built cannot be loaded.
     """
-    fitting = sources.wanted(str(torch.__version__))
-    if fitting is None:
-        raise BuildError(sources.MISSING)
-    target = places.cached(fitting)
-    if target is None:
-        raise BuildError("this user has no home: set XDG_CACHE_HOME to the path of a folder")
+    target = _target()
     before = _state(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with places.locked(target.parent, say):
-            if _state(target) != before:
+            # none, where there was one: it was removed
+            if _state(target) not in (None, before):
                 say(f"another process has built it: {target}")
             else:
                 _build(target, say)
@@ -77,6 +105,17 @@ def build(say):
             f"cannot write to {target.parent} ({error.strerror or error}): set XDG_CACHE_HOME to a "
             "folder that can be written, here and wherever emanest is used"
         ) from error
+    return target
+
+
+def _target():
+    """Path in the cache of the extension that is wanted here; it need not exist."""
+    fitting = sources.wanted(str(torch.__version__))
+    if fitting is None:
+        raise BuildError(sources.MISSING)
+    target = places.cached(fitting)
+    if target is None:
+        raise BuildError("this user has no home: set XDG_CACHE_HOME to the path of a folder")
     return target
 
 

@@ -11,7 +11,7 @@ import torch
 
 import emanest
 from emanest import build, extension
-from emanest.extension import compiling, places, running, sources
+from emanest.extension import cleaning, compiling, places, running, sources
 
 COMMAND = "run `python -m emanest.build`"
 
@@ -193,6 +193,7 @@ def test_without_a_home_there_is_no_cache(tiny, capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "emanest: this user has no home: set XDG_CACHE_HOME to the path of a folder\n"
     )
+    assert build.main(["--clean"]) == 1
     with pytest.raises(ImportError, match="is not built"):
         load()
 
@@ -221,6 +222,125 @@ def test_without_sources_there_is_nothing_to_build(tiny, capsys):
     (tiny / "csrc" / "bindings.cpp").unlink()
     assert build.main([]) == 1
     assert "there are no sources in" in capsys.readouterr().err
+
+
+# ---- what else lies in the cache ----------------------------------------------------------------
+
+
+def earlier(name, torch_version="2.12.0"):
+    """A folder of the cache as an earlier build has left it, for another Python, of 0.1 MB."""
+    folder = cached().parent.parent / name
+    folder.mkdir(parents=True)
+    mark = f"emanest-build:{name}:{torch_version}:".encode()
+    (folder / "_C.cpython-39-x86_64-linux-gnu.so").write_bytes(mark.ljust(100_000))
+    (folder / "lock").write_text("")
+    return folder
+
+
+HASHES = "0123456789abcdef", "00000000000000aa"
+
+
+def test_a_build_says_what_else_lies_there_and_leaves_it(tiny, capsys):
+    folders = [earlier(name) for name in HASHES]
+    assert build.main([]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "emanest: 2 of other sources, or for another torch or Python, take 0.2 MB beside it: "
+        "`python -m emanest.build --clean` removes them"
+    )
+    assert all(folder.exists() for folder in folders)
+
+
+def test_clean_removes_all_builds_but_the_one_that_is_wanted(tiny, capsys):
+    build.main([])
+    second, first = (earlier(name) for name in HASHES)
+    (second / "objects").mkdir()
+    (second / "objects" / "cpu.o").write_text("")
+    failed = cached().parent.parent / ("f" * 16)
+    places.note_failure(failed / places.NAME, "no compiler")
+    elsewhere = cached().parent.parent / "notes"
+    elsewhere.mkdir()
+    before = sorted(cached().parent.iterdir())
+    capsys.readouterr()
+    assert build.main(["--clean"]) == 0
+    what = "torch 2.12.0, _C.cpython-39-x86_64-linux-gnu.so, 0.1 MB"
+    assert capsys.readouterr().out.splitlines() == [
+        f"emanest: removed {first} ({what})",
+        f"emanest: removed {second} ({what})",
+        f"emanest: removed {failed} (no extension, 0.0 MB)",
+    ]
+    assert {*cached().parent.parent.iterdir()} == {cached().parent, elsewhere}
+    assert sorted(cached().parent.iterdir()) == before
+    assert load().__file__ == str(cached())
+    assert build.main(["--clean"]) == 0
+    nothing = f"emanest: nothing to remove in {cached().parent.parent}\n"
+    assert capsys.readouterr().out == nothing
+
+
+def test_clean_builds_nothing(tiny, capsys):
+    folder = earlier(HASHES[0])
+    assert build.main(["--clean"]) == 0
+    assert not folder.exists()
+    assert not cached().parent.exists()
+
+
+def test_clean_leaves_what_another_process_is_building(tiny, capsys):
+    folder = earlier(HASHES[0])
+    with places.locked(folder, lambda line: None):
+        assert build.main(["--clean"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"emanest: left {folder} (")
+        assert line.endswith("MB): another process is building it")
+    assert (folder / "_C.cpython-39-x86_64-linux-gnu.so").exists()
+
+
+def test_a_builder_whose_folder_is_removed_while_it_waits_builds_anew(tiny, monkeypatch):
+    target, waits = cached(), threading.Event()
+    target.parent.mkdir(parents=True)
+    # one was there when it asked, as under --force
+    target.write_bytes(b"an earlier one")
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "waiting" in line:
+            waits.set()
+
+    # another environment, to which this folder is one of the others
+    holds, real = threading.Event(), cleaning.shutil.rmtree
+
+    def slow(path):
+        holds.set()
+        assert waits.wait(20)
+        real(path)
+
+    (target.parent / "objects").mkdir()
+    monkeypatch.setattr(cleaning.shutil, "rmtree", slow)
+    removed = []
+    other = cleaning.Build(target.parent, 0)
+    remover = threading.Thread(target=lambda: removed.append(cleaning.remove(other)))
+    remover.start()
+    assert holds.wait(20)
+    monkeypatch.setattr(cleaning.shutil, "rmtree", real)
+    assert build.build(say) == target
+    remover.join()
+    assert removed == [True]
+    assert said[0] == "another process is building it: waiting"
+    assert said[-1].startswith("built in")
+    assert load().__file__ == str(target)
+
+
+def test_what_cannot_be_removed_is_a_line(tiny, capsys, monkeypatch):
+    folder = earlier(HASHES[0])
+    (folder / "objects").mkdir()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cleaning.shutil, "rmtree", refuse)
+    assert build.main(["--clean"]) == 1
+    assert capsys.readouterr().err == (
+        f"emanest: cannot remove {folder} (Permission denied): remove it by hand\n"
+    )
 
 
 # ---- one builder at a time ----------------------------------------------------------------------

@@ -314,9 +314,9 @@ MISSED = [
     (
         SNOO(500),
         100,
-        r"SNOO\(every=500\) never syncs in a run of 100 steps, and x stays at the fir",
+        r"SNOO\(every=500\) never syncs in a run of 100 steps, and x never moves: it needs 500",
     ),
-    (Lookahead(5), 1, r"Lookahead\(every=5\) never syncs in a run of 1 step, and x stays"),
+    (Lookahead(5), 1, r"Lookahead\(every=5\) never syncs in a run of 1 step, and x never moves"),
     (NALA(5), 5, r"NALA\(every=5\) never syncs in a run of 5 steps, .* it needs 6 steps or more$"),
     (
         LongHorizon(5),

@@ -51,7 +51,6 @@ def build(target, folder, say=print, torch_version=None):
     headers = [path for path in sources.files(csrc) if path.suffix == ".h"]
     flags = [*sources.FLAGS, *of_torch("_C"), *includes()]
     folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     # two that build the same objects would take each other's away
     with places.locked(folder, say):
         _make_all(Path(target), folder, csrc, defined, flags, headers, say)

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import sources
 
 NAME = f"_C{sources.SUFFIX}"
+LOCK = "lock"
 
 
 def installed():
@@ -57,16 +58,42 @@ def _record(path):
 @contextlib.contextmanager
 def locked(folder, say):
     """Hold the lock of a folder, which its holder's death frees; a line says if another has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOCK, "w") as file:
+            if not _taken(file):
+                say("another process is building it: waiting")
+                _taken(file, wait=True)
+            # whoever had it may have removed the folder, and this file with it
+            if _is_there(file, folder / LOCK):
+                yield
+                return
+
+
+@contextlib.contextmanager
+def lock_if_free(folder):
+    """Hold the lock of a folder that exists; what comes is whether it could be had."""
+    with open(folder / LOCK, "w") as file:
+        yield _taken(file) and _is_there(file, folder / LOCK)
+
+
+def _taken(file, wait=False):
+    """Take the lock of an open file; whether it could be had, which it can for whoever waits."""
     try:
         import fcntl
     except ImportError:
         # of Windows, where nothing is built
-        yield
-        return
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is building it: waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_there(file, path):
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -45,8 +45,9 @@ class EvalAtIterate(Callback):
     Callbacks that average weights average y, which they find after each batch. They must come after
     this one, which would otherwise write x over what they leave in the model; it warns of that.
 
-    As training begins it warns of lookaheads that will never begin, or never rest, in the run; not
-    in manual optimization, of which Lightning does not know how many steps there will be.
+    As training begins it warns of lookaheads that will never begin, or never rest, in the run, or
+    that rest for the whole of it; not in manual optimization, of which Lightning does not know how
+    many steps there will be.
 
     Args:
         fit_windows: give lookaheads the published windows of a run of that length, except where

@@ -66,7 +66,8 @@ class EvalAtIterate(TrainerCallback):
     loads x), and at the end of training. The optimizer's state in a checkpoint then holds y: a run
     resumes from it bit for bit.
 
-    As training begins it warns of lookaheads that will never begin, or never rest, in the run.
+    As training begins it warns of lookaheads that will never begin, or never rest, in the run, or
+    that rest for the whole of it, as in a second one with the same optimizer.
 
     After an exception the model is left as it is: ``emanest.find(trainer).eval()``.
 

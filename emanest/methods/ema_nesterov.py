@@ -92,7 +92,7 @@ class EMANesterov(Method):
         first, end = windows.get("warmup", self.warmup), windows.get("rest", self.rest)
         return self if end is not None and end <= first else replace(self, **windows)
 
-    def misses(self, total_steps: int) -> str:
+    def misses(self, total_steps: int, begun: int = 0) -> str:
         """Say whether no gradient is taken ahead, or whether a rest that was asked for never comes.
 
         At the first step m is zero still, and ahead of x is x.
@@ -112,6 +112,13 @@ class EMANesterov(Method):
                 f"{name} never rests {run}: its last gradients are taken ahead, where "
                 f"published runs take them at x; for_run({total_steps}) gives rest={rest}, and "
                 "rest=None says that no rest is wanted"
+            )
+        if self.rest is not None and self.rest <= begun:
+            warmup, rest = _published(total_steps - begun)
+            later = f"lookahead_warmup={begun + warmup}, lookahead_rest={rest and begun + rest}"
+            return (
+                f"{name} rests in the whole of a run that is its steps {begun} to "
+                f"{total_steps - 1}: make a new optimizer for it, or set {later} in the groups"
             )
         return ""
 

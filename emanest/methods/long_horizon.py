@@ -36,9 +36,9 @@ class LongHorizon(Method):
     every: int = field(metadata=checked(count))
     stepsize: float = field(default=0.5, metadata=checked(real, -1, 1, "()"))
 
-    def misses(self, total_steps: int) -> str:
+    def misses(self, total_steps: int, begun: int = 0) -> str:
         """Say whether no gradient comes after a sync, at which x is still y."""
-        return never_syncs(self, self.every + 1, total_steps)
+        return never_syncs(self, total_steps, begun, self.every, after=1)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate at a sync."""

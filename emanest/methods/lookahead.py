@@ -37,9 +37,9 @@ class Lookahead(Method):
     every: int = field(default=5, metadata=checked(count))
     alpha: float = field(default=0.5, metadata=checked(real, 0, 2, "[)"))
 
-    def misses(self, total_steps: int) -> str:
+    def misses(self, total_steps: int, begun: int = 0) -> str:
         """Say whether there is no sync."""
-        return never_syncs(self, self.every, total_steps)
+        return never_syncs(self, total_steps, begun, self.every)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Pull at a sync, else leave the fast weights alone."""

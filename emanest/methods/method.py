@@ -171,8 +171,13 @@ class Method:
         """The method with windows by the length of a run, but for the settings named in given."""
         return self
 
-    def misses(self, total_steps: int) -> str:
-        """What of the method never happens in a run of so many steps, in a sentence; else empty."""
+    def misses(self, total_steps: int, begun: int = 0) -> str:
+        """What of the method never happens in a run, in a sentence; else empty.
+
+        Args:
+            total_steps: how many steps there will have been at its end.
+            begun: how many there were before it, as in a second run with the same optimizer.
+        """
         return ""
 
     def settings(self) -> dict[str, Any]:

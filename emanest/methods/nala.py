@@ -45,9 +45,9 @@ class NALA(Method):
     lr: float = field(default=1e-3, metadata=checked(real, 0))
     mu: float = field(default=-0.5, metadata=checked(real, -1, 1, "()"))
 
-    def misses(self, total_steps: int) -> str:
+    def misses(self, total_steps: int, begun: int = 0) -> str:
         """Say whether no gradient moves the slow weights."""
-        return never_syncs(self, self.every + 1, total_steps)
+        return never_syncs(self, total_steps, begun, self.every + 1)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Extrapolate after k base steps; the parameter's next gradient moves the slow weights."""

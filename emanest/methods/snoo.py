@@ -42,9 +42,9 @@ class SNOO(Method):
     lr: float = field(default=0.7, metadata=checked(real, 0, 2, "()"))
     momentum: float = field(default=0.5, metadata=checked(real, 0, 1, "[)"))
 
-    def misses(self, total_steps: int) -> str:
+    def misses(self, total_steps: int, begun: int = 0) -> str:
         """Say whether there is no sync."""
-        return never_syncs(self, self.every, total_steps)
+        return never_syncs(self, total_steps, begun, self.every)
 
     def plan(self, info: StepInfo, memory: dict[str, Any]) -> Plan:
         """Take the outer step at a sync."""

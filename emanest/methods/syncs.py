@@ -7,13 +7,23 @@ def is_sync(t, every):
     return (t + 1) % every == 0
 
 
-def never_syncs(method, needed, total_steps):
-    """What ``misses`` says of a method that does something in runs of ``needed`` steps or more."""
-    if needed <= total_steps:
+def never_syncs(method, total_steps, begun, period, after=0):
+    """What ``misses`` says of a method that does something at every ``period``-th step.
+
+    Args:
+        method: the method.
+        total_steps, begun: as in ``misses``.
+        period: steps from one time to the next.
+        after: how many steps later what it did has an effect.
+    """
+    before, end = (max(0, steps - after) // period for steps in (begun, total_steps))
+    if before < end:
         return ""
     # slow weights are x; LongHorizon's x is y until its first sync
-    left = "x stays at the first weights" if method.x_is_state else "its base is left alone"
+    left = "x never moves" if method.x_is_state else "its base is left alone"
+    run = f"a run of {total_steps} step{'s' * (total_steps > 1)}"
+    run = f"a run that is its steps {begun} to {total_steps - 1}" if begun else run
     return (
-        f"{type(method).__name__}(every={method.every}) never syncs in a run of {total_steps} "
-        f"step{'s' * (total_steps > 1)}, and {left}: it needs {needed} steps or more"
+        f"{type(method).__name__}(every={method.every}) never syncs in {run}, and {left}: "
+        f"it needs {(before + 1) * period + after - begun} steps or more"
     )

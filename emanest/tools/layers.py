@@ -20,6 +20,8 @@ _GROUPS = (
     *("num_query_groups", "n_query_groups"),
 )
 _HEAD_SIZE = ("head_dim", "head_size", "dim_head", "d_head")
+# under which torch keeps the module that it compiles, checkpoints or shards by FSDP1
+_WRAPPED = "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"
 # what puts modules together, and has no attributes of its own
 _CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 # why a layer is taken for one that gives the output: its name; its width; its place
@@ -27,19 +29,28 @@ NAMED, WIDE, LAST = "output layer", "wide, output?", "last, output?"
 
 
 class Layers:
-    """The modules of a model.
+    """The modules of a model, by names that are the same whatever torch has wrapped them in.
 
     Attributes:
         modules: name -> module, for all names that a module goes by.
         names: module -> all its names; a shared one counts once.
+        places: parameter -> all names that it has as attributes of modules. The model itself may
+            call it otherwise, or leave it out.
         outputs: layer that gives, or may give, the output -> why: ``NAMED``, ``WIDE``, ``LAST``.
     """
 
     def __init__(self, model):
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.names = {}
-        for name, module in self.modules.items():
-            self.names.setdefault(module, []).append(name)
+        self.modules, self.names, self.places = {}, {}, {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            own = _unwrapped(name)
+            # what is wrapped comes after its wrapper, and has the name then
+            self.modules[own] = module
+            self.names.setdefault(module, []).append(own)
+            # not by a method that the module may have in place of this one
+            for attribute, p in nn.Module.named_parameters(
+                module, recurse=False, remove_duplicate=False
+            ):
+                self.places.setdefault(p, []).append(f"{own}.{attribute}" if own else attribute)
         self._kinds = Counter(map(type, self.names))
         self._top = _top(model)
         self.outputs = dict(self._outputs())
@@ -101,10 +112,10 @@ class Layers:
                 return True
         return False
 
-    def owners(self, known):
-        """The different (module, attribute) that hold a parameter, by all names it goes by."""
-        parts = (name.rpartition(".") for name in known)
-        return {(self.modules[owner], attribute) for owner, _, attribute in parts}
+    def owners(self, places):
+        """The different (module, attribute) that hold a parameter; a name where no module is."""
+        parts = (name.rpartition(".") for name in places)
+        return {(self.modules.get(owner, owner), attribute) for owner, _, attribute in parts}
 
     def heads(self, owner, rows, columns):
         """How a fused projection comes apart.
@@ -147,16 +158,21 @@ def _last(modules):
     return layers[-1] if layers else None
 
 
+def _unwrapped(name):
+    """A name of a module without the parts that stand for wrappers of torch's."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
 def _top(model):
     """How names begin in the model that others, such as DDP, are wrapped around."""
     top = ""
-    while next(model.parameters(recurse=False), None) is None:
+    while next(nn.Module.named_parameters(model, recurse=False), None) is None:
         children = [*model.named_children()]
         # a list of blocks is a part of the model, and no model
         if len(children) != 1 or isinstance(children[0][1], (nn.ModuleList, nn.ModuleDict)):
             break
         ((name, model),) = children
-        top += f"{name}."
+        top += "" if name in _WRAPPED else f"{name}."
     # a layer alone is the model: nothing is wrapped around it
     return top if next(model.children(), None) is not None else ""
 

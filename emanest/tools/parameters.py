@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a parameter of a model is, by its module, its shape and its name; and where that goes."""
 
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -21,19 +22,27 @@ _GATES = ((nn.LSTM, nn.LSTMCell), 4), ((nn.GRU, nn.GRUCell), 3)
 _MADE_BY_TORCH = "torch.nn.utils.parametrize", "torch.distributed."
 
 
+class _Unknown(nn.Module):
+    """What stands for the module of a parameter that none holds: one of a user's, bare."""
+
+
+_UNKNOWN = _Unknown()
+
+
 class _Facts:
     """What decides about a parameter.
 
     Args:
-        known: all names that it goes by.
+        places: all names that it has as an attribute of modules; if no module holds it, all that
+            its model calls it.
         p: the parameter.
         model: its ``Layers``.
     """
 
-    def __init__(self, known, p, model):
-        self.names, self.p, self.model = known, p, model
-        self.owner, _, self.last = names.PARAMETRIZED.sub(r"\1\2", known[0]).rpartition(".")
-        self.module = model.modules[self.owner]
+    def __init__(self, places, p, model):
+        self.places, self.p, self.model = places, p, model
+        self.owner, _, self.last = names.PARAMETRIZED.sub(r"\1\2", places[0]).rpartition(".")
+        self.module = model.modules.get(self.owner, _UNKNOWN)
 
     def thin(self):
         # a single row is as large as the whole, a single column as long
@@ -62,7 +71,7 @@ class _Facts:
 
     def tied(self):
         """Whether different modules, or attributes, hold it; not a shared module alone."""
-        return len(self.model.owners(self.names)) > 1
+        return len(self.model.owners(self.places)) > 1
 
     def output(self):
         """Why its layer is taken for one that gives the output; None: it is not."""
@@ -120,7 +129,7 @@ class _Facts:
         return type(self.module).__name__ == "Conv1D" and self.p.dim() == 2
 
     def adapter(self):
-        return any(map(names.ADAPTER_NAME.fullmatch, self.names[0].split(".")))
+        return any(map(names.ADAPTER_NAME.fullmatch, self.places[0].split(".")))
 
     def router(self):
         called = self._layer() if self.last == "weight" else self.last
@@ -160,7 +169,7 @@ class Found(NamedTuple):
     """What was found about a parameter.
 
     Attributes:
-        names: all that it goes by.
+        names: all that its model calls it.
         p: the parameter.
         reason: a row of ``TABLE``, or more about it.
         to: entries of its group; None: it is left out.
@@ -177,15 +186,26 @@ class Found(NamedTuple):
 def classified(model):
     """What is ``Found`` about each parameter of a model."""
     every = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
+    for name, p in _named(model):
         every.setdefault(p, []).append(name)
     about = Layers(model)
     for p, known in every.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"{known[0]!r} is not initialised yet: run one forward pass first")
-        facts = _Facts(known, p, about)
+        facts = _Facts(about.places.get(p, known), p, about)
         reason, _, to = next(row for row in TABLE if row[1](facts))
         if reason == "fused":
             split = facts.split()
             reason, to = f"fused: split={split}", {**_TO_MUON, "split": split}
         yield Found(known, p, reason, to, facts.vector())
+
+
+def _named(model):
+    """The parameters of a model by all its names for them; by one, if its method gives no more."""
+    every = {"remove_duplicate": False}
+    try:
+        inspect.signature(model.named_parameters).bind(**every)
+    except TypeError:
+        # a method of the model's own, without what torch's has
+        every = {}
+    return model.named_parameters(**every)

@@ -80,6 +80,10 @@ def split_params(
     What a parametrization of torch's (weight normalisation, say) makes a parameter of goes where
     that would go.
 
+    A parameter is what it is in the modules that hold it, whatever the model's own
+    ``named_parameters`` calls it; what that leaves out is nobody's. One that no module holds is
+    told by its name and its shape, as one that a module of a user's own holds.
+
     Entries that no base of their groups has an option for stay there, for schedulers of one's own;
     a warning names them. Another says if nothing is left for an optimizer of matrices, unless a
     rule with a base may have decided that.

@@ -25,6 +25,9 @@ def length_of(total_steps: float) -> int | None:
 def warn_of_windows(holder: Any, total_steps: float, done: int | None = None) -> None:
     """Warn of lookaheads that will never begin, or never rest, in a run of a known length.
 
+    A second run with the same optimizer goes on where the first has ended, as its windows count:
+    there is a warning if it rests for the whole of it, or if no sync comes.
+
     For callbacks and scripts that learn the length when a run begins; ``create`` and
     ``Method.for_run`` ask by themselves. There is a warning for each method that misses something,
     which says what gives it: ``EMANesterov(warmup=300) never looks ahead in a run of 200 steps:
@@ -47,12 +50,17 @@ def warn_of_windows(holder: Any, total_steps: float, done: int | None = None) ->
     for optimizer in optimizers:
         missed: dict[str, list[int]] = {}
         for index, group in enumerate(optimizer.param_groups):
-            sentence = method_of(group).misses(_counted(group, steps, done))
-            missed.setdefault(sentence, []).append(index)
+            end, begun = _counted(group, steps, done), _begun(group, done)
+            missed.setdefault(method_of(group).misses(end, begun), []).append(index)
         all_alike = len(missed) == 1
         for sentence, indices in missed.items():
             if sentence:
                 warn(sentence if all_alike else f"{sentence} (groups {indices})")
+
+
+def _begun(group: dict[str, Any], done: int | None) -> int:
+    """How many steps a group has taken that were in no run, or in another."""
+    return 0 if done is None else max(0, int(group["lookahead_t"]) - count("done", done, 0))
 
 
 def _counted(group: dict[str, Any], total_steps: int, done: int | None) -> int:

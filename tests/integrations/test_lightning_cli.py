@@ -173,6 +173,20 @@ def test_windows_that_miss_the_run_are_warned_of_once_as_it_begins(tmp_path):
     assert "EMANesterov(warmup=300) never looks ahead in a run of 10 steps" in message
 
 
+@pytest.mark.parametrize("fit_windows", [True, False])
+def test_a_second_fit_whose_lookahead_rests_throughout_is_warned_of_once(fit_windows, tmp_path):
+    """Of a module that gives the same optimizer to both."""
+    module = lightning_runs.Module("adamw", "ema")
+    method = emanest.EMANesterov(warmup=2, rest=6)
+    optimizer = emanest.AdamW(module.parameters(), lookahead=method)
+    module.configure_optimizers = lambda: optimizer
+    # a warning is an error here
+    lightning_runs.fit(module, tmp_path, [EvalAtIterate(fit_windows)])
+    with pytest.warns(UserWarning, match=r"rests in the whole of .* its steps 10 to 19:") as told:
+        lightning_runs.fit(module, tmp_path, [EvalAtIterate(fit_windows)])
+    assert len([each for each in told if "emanest" in str(each.message)]) == 1
+
+
 def test_of_a_run_without_an_end_nothing_is_said(tmp_path, monkeypatch):
     """Its length is infinite until something else ends it."""
     seen = []

@@ -177,6 +177,28 @@ def test_windows_that_miss_the_run_are_warned_of_once_as_it_begins(tmp_path):
     assert said.startswith("emanest: EMANesterov(warmup=300) never looks ahead in a run of 6 steps")
 
 
+@pytest.mark.parametrize("fit_windows", [True, False])
+def test_a_second_run_whose_lookahead_rests_throughout_is_warned_of_once(fit_windows, tmp_path):
+    """The Trainer keeps its optimizer, and counts its steps from 0 again."""
+    given = {} if fit_windows else {"lookahead_warmup": 2, "lookahead_rest": 5}
+    # a warning is an error here
+    run = trained(tmp_path, "muon+ema_nesterov", [EvalAtIterate(fit_windows)], given)
+    first = emanest.find(run)
+    for begun in (STEPS, 2 * STEPS):
+        rests = (
+            rf"EMANesterov\(warmup=2, rest=5\) rests .* its steps {begun} to {begun + STEPS - 1}:"
+        )
+        with pytest.warns(UserWarning, match=rests) as told:
+            run.train()
+        assert len([each for each in told if "emanest" in str(each.message)]) == 1
+        assert windows(run) == {(2, 5)}
+    assert emanest.find(run) is first
+    # as the message has it, a new optimizer begins anew
+    run.optimizer = None
+    run.train()
+    assert emanest.find(run).param_groups[0]["lookahead_t"] == STEPS
+
+
 def test_without_the_option_windows_stay(tmp_path):
     assert windows(trained(tmp_path, "muon+ema_nesterov")) == {(0, None)}
 

@@ -5,6 +5,8 @@ Both find emanest on PYTHONPATH, as in site-packages: by its annotations alone, 
 py.typed, and without errors of its own.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 from pages import ROOT
 
-FOLDER = ROOT / "build" / "typing"  # the same at every run, for mypy's cache
+CACHE = ROOT / "build" / "mypy"  # of all runs: without it mypy takes three times as long
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
@@ -61,23 +63,29 @@ class Finding(NamedTuple):
     text: str
 
 
-def write(files):
-    """Write modules, name -> text, and the checkers' configurations."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for path in FOLDER.glob("*.py"):
-        path.unlink()
+def write(folder, files):
+    """Write modules, name -> text, and the checkers' configurations, to a folder of this run."""
     for name, text in files.items():
-        (FOLDER / f"{name}.py").write_text(text)
-    cache, modules = ROOT / "build" / "mypy", ", ".join(["torch", *files])
-    (FOLDER / "mypy.ini").write_text(MYPY.format(cache=cache, modules=modules))
-    (FOLDER / "pyrightconfig.json").write_text(json.dumps(PYRIGHT))
+        (folder / f"{name}.py").write_text(text)
+    modules = ", ".join(["torch", *files])
+    (folder / "mypy.ini").write_text(MYPY.format(cache=CACHE, modules=modules))
+    (folder / "pyrightconfig.json").write_text(json.dumps(PYRIGHT))
 
 
-def _output(*command):
+@contextlib.contextmanager
+def cache_of_ones_own():
+    """Hold mypy's cache, a database which two that write it at once may spoil, or wait for it."""
+    CACHE.parent.mkdir(exist_ok=True)
+    with open(CACHE.with_name("mypy.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _output(folder, *command):
     """What a checker writes; 0 is no error, 1 is errors in the files, others are its own."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=FOLDER,
+        cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -87,19 +95,22 @@ def _output(*command):
     return done.stdout
 
 
-def mypy():
-    """What mypy reports of the files that ``write`` wrote."""
-    files = [path.name for path in FOLDER.glob("*.py")]
-    lines = [line for line in _output("mypy", *files).splitlines() if ": error: " in line]
+def mypy(folder):
+    """What mypy reports of the files that ``write`` wrote to a folder."""
+    # by their names alone: where the folder is, is nothing to the cache
+    files = [path.name for path in folder.glob("*.py")]
+    with cache_of_ones_own():
+        output = _output(folder, "mypy", *files)
+    lines = [line for line in output.splitlines() if ": error: " in line]
     matches = [SAID.match(line) for line in lines]
     if None in matches:
         raise RuntimeError("mypy reports an error elsewhere:\n" + "\n".join(lines))
     return [Finding(m["file"], int(m["line"]), m["code"], m["text"]) for m in matches if m]
 
 
-def pyright():
+def pyright(folder):
     """What pyright reports of them."""
-    found = json.loads(_output("pyright", "--outputjson"))["generalDiagnostics"]
+    found = json.loads(_output(folder, "pyright", "--outputjson"))["generalDiagnostics"]
     return [
         Finding(
             Path(each["file"]).stem,
@@ -112,10 +123,10 @@ def pyright():
     ]
 
 
-def completeness():
-    """How much of emanest has annotations, as pyright finds it: its report."""
+def completeness(folder):
+    """How much of emanest has annotations, as pyright finds it from a folder."""
     command = ("pyright", "--verifytypes", "emanest", "--ignoreexternal", "--outputjson")
-    return json.loads(_output(*command))["typeCompleteness"]
+    return json.loads(_output(folder, *command))["typeCompleteness"]
 
 
 CHECKERS = {"mypy": mypy, "pyright": pyright}

@@ -41,8 +41,8 @@ def public():
 
 
 @pytest.fixture(scope="module")
-def report():
-    return checkers.completeness()
+def report(tmp_path_factory):
+    return checkers.completeness(tmp_path_factory.mktemp("completeness"))
 
 
 @pytest.mark.parametrize("name", public())
