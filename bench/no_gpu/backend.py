@@ -25,9 +25,13 @@ def both(launching, computing):
     """A function that launches, and returns what another computes."""
 
     @functools.wraps(computing)
-    def run(*args, **kwargs):
-        launching(*args, **kwargs)
-        return computing(*args, **kwargs)
+    def run(*args, out=None, **kwargs):
+        if out is None:
+            launching(*args, **kwargs)
+            return computing(*args, **kwargs)
+        # what is copied there when nothing has been launched is whatever memory held
+        launching(*args, **kwargs, out=out.clone())
+        return computing(*args, **kwargs, out=out)
 
     return run
 

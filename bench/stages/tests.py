@@ -42,7 +42,7 @@ SETS = {
 # of C++ kernels, and numbers that a device draws
 UNREAL = (
     "test_under_a_gpu_scaler_the_host_never_waits or (test_bad_input and another) or "
-    "test_every_device_that_is_present or (test_captures or test_a_graph_can) and cpp or "
+    "test_every_device_that_is_present or (test_captures or test_a_graph) and cpp or "
     "test_runs_on_a_device_have_the_same_dropout"
 )
 # one
