@@ -47,11 +47,25 @@ def claims(file):
 CLAIMS = [(file, claim) for file in FILES for claim in claims(file)]
 
 
+# as ``python -m pytest``. The interpreter works out for all integers whether they overflow, which
+# takes it a third of its time, and drops what it finds unless it debugs
+INTERPRETER = """
+import dataclasses, sys
+import pytest
+from triton.runtime.interpreter import interpreter_builder as builder
+builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
 def interpreted(file, *arguments, **options):
     """Run pytest on a file, with the interpreter on unless it is ``CALLS``."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, *arguments]
     interpret = Path(file).name != CALLS
-    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret))}
+    python = [sys.executable, *(("-c", INTERPRETER) if interpret else ("-m", "pytest"))]
+    command = [*python, "-q", "-p", "no:cacheprovider", file, *arguments]
+    # threads of NumPy's that wait for each other take time from the other tests
+    more = {"TRITON_INTERPRET": str(int(interpret)), "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **more}
     for name in ("PYTEST_ADDOPTS", "EMANEST_BACKEND"):
         environment.pop(name, None)
     return subprocess.run(
