@@ -34,7 +34,9 @@ class Row(NamedTuple):
 
 def make(name, params, lookahead=EMA, inner=torch.optim.AdamW, **options):
     """An optimizer by its name."""
-    options = {"lr": LR, **options}
+    # what is bad is so whatever the number of iterations, which take the most time
+    few = {"ns_steps": 2} if name in MATRICES else {}
+    options = {"lr": LR, **few, **options}
     if name == "Wrap":
         return emanest.Wrap(inner(params, **options), lookahead)
     return getattr(emanest, name)(params, lookahead=lookahead, **options)
