@@ -29,6 +29,16 @@ hypothesis.settings.register_profile("emanest", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("emanest")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without the garbage collector, which looks through all that stays over and over."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}

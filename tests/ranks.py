@@ -18,6 +18,13 @@ PRELOADED = ["emanest", "torch.distributed.checkpoint.state_dict", "torch.distri
 PATIENCE = timedelta(seconds=30)
 
 
+def context():
+    """A way to start processes, each a fork of one that has imported ``PRELOADED``."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOADED)
+    return found
+
+
 class Ranks:
     """Processes that stay alive between calls: each takes seconds to import torch.
 
@@ -25,8 +32,7 @@ class Ranks:
     """
 
     def __init__(self):
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
+        self._context = context()
         self._workers = []
         atexit.register(self.close)
 

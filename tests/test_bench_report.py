@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import fresh
 from bench import check, core, gpu, peers, predict, report, train_report
 from bench.cases import CPU, CUDA
 
@@ -257,11 +258,11 @@ def test_the_notes_have_the_predictions_of_today():
         assert lines == notes[notes.index(lines[0]) :][: len(lines)]
 
 
-def subprocess_run(arguments, folder=ROOT, **environment):
-    """Run Python in a folder; what it printed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+def subprocess_run(arguments):
+    """Run Python; what it printed."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -286,8 +287,8 @@ def test_the_source_tree_needs_no_installation(tmp_path):
     for folder in ("emanest", "kernels", "bench"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so"))
     code = "import bench.source_tree, emanest.kernels; print(emanest.kernels.__file__)"
-    printed = subprocess_run(["-c", code], tmp_path, PYTHONPATH=str(tmp_path))
-    assert printed.strip() == str(tmp_path / "kernels" / "__init__.py")
+    done = fresh.python(code, tmp_path)
+    assert done.stdout.strip() == str(tmp_path / "kernels" / "__init__.py")
 
 
 def test_the_page_of_speed_is_what_was_measured():

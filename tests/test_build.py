@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import torch
 
 import emanest
+import fresh
 from emanest import build, extension
 from emanest.extension import cleaning, compiling, places, running, sources
 
@@ -66,6 +68,13 @@ def trying(tiny, monkeypatch):
     """The same, and what was built is tried in a process of its own."""
     monkeypatch.setattr(build, "_try", TRY)
     return tiny
+
+
+def in_a_fork(command, **options):
+    """``subprocess.run`` of what ``build`` tries, in a process that need not import torch."""
+    python, flag, code, path = command
+    assert (python, flag) == (sys.executable, "-c")
+    return fresh.python(f"import sys; sys.argv = ['-c', {path!r}]\n{code}")
 
 
 def forget(monkeypatch):
@@ -167,6 +176,7 @@ def test_a_failure_is_forgotten_once_it_works(tiny, capsys, monkeypatch):
 def test_what_was_built_and_does_not_load_is_a_failure(trying, capsys, monkeypatch):
     assert build.main([]) == 0
     good = cached().read_bytes()
+    monkeypatch.setattr(build, "subprocess", types.SimpleNamespace(run=in_a_fork))
     forget(monkeypatch)
     text = BINDINGS.replace("PyModule_Create(&module)", "nullptr").replace("nullptr;", "missing();")
     (trying / "csrc" / "bindings.cpp").write_text(

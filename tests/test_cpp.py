@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The C++ back end against the eager one, bit for bit, and the memory that it is given."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +8,12 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import emanest
+import fresh
 from emanest import EMANesterov
 from emanest.backends import cpp, eager, layout
 from emanest.rules import BASES, LOOKAHEADS, POINTS
 from helpers import bits, flat, parameters, run, values
 from test_rules import SCALE, TOLERANCES, columns, numbers, tensors, wide
-
-ROOT = Path(__file__).parents[1]
 
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 NARROW = [torch.bfloat16, torch.float16]
@@ -353,7 +350,5 @@ STARTS = """if True:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc/self/task")
 def test_only_work_that_is_worth_it_starts_threads():
     """As many values as one small matrix has start none, be they those of one tensor or of 465."""
-    done = subprocess.run(
-        [sys.executable, "-c", STARTS], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = fresh.python(STARTS)
     assert list(map(int, done.stdout.split())) == [0] * 8 + [1]

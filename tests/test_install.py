@@ -17,6 +17,7 @@ import pytest
 from packaging.version import Version
 
 import emanest
+import fresh
 from emanest.extension import places, sources
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +39,9 @@ print(p.tolist())
 """
 
 
-def python(code, **options):
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
 def test_without_the_extension_one_warning_says_how_to_build_it():
     with_, without = (
-        python(prefix + TRAIN.format("")) for prefix in ("", WITHOUT.format("emanest._C"))
+        fresh.python(prefix + TRAIN.format("")) for prefix in ("", WITHOUT.format("emanest._C"))
     )
     *news, parameter = without.stdout.splitlines()
     assert parameter == with_.stdout.splitlines()[-1]
@@ -56,7 +52,7 @@ def test_without_the_extension_one_warning_says_how_to_build_it():
 
 def test_without_the_extension_an_explicit_choice_is_an_error():
     code = WITHOUT.format("emanest._C") + TRAIN.format(", backend='cpp'")
-    error = python(code).stderr.splitlines()[-1]
+    error = fresh.python(code).stderr.splitlines()[-1]
     assert error.startswith("RuntimeError: backend='cpp' cannot be loaded: ")
     assert error.endswith(": run `python -m emanest.build`; backend=None chooses one")
 
@@ -65,7 +61,8 @@ def test_the_warning_has_the_reason_of_a_build_that_failed(tree):
     """As setup.py leaves it."""
     reason = "no C++ compiler was found: looked for c++ " + "and others " * 30 + "on PATH"
     (tree / "emanest" / "_C.failed").write_text(reason)
-    warning, _ = python(TRAIN.format(""), cwd=tree, env=nothing_cached(tree)).stdout.splitlines()
+    done = fresh.python(TRAIN.format(""), cwd=tree, env=nothing_cached(tree))
+    warning, _ = done.stdout.splitlines()
     said = f"the extension could not be built ({reason}): run `python -m emanest.build`;"
     assert said in warning
 
@@ -75,7 +72,7 @@ def test_the_loops_of_a_step_have_a_python_form():
         WITHOUT.format("emanest._C")
         + "from emanest.backends import guards; print(guards.Guard.__name__)"
     )
-    assert python(WITHOUT.format("emanest._C") + code).stdout.strip() == "_Guard"
+    assert fresh.python(code).stdout.strip() == "_Guard"
 
 
 # that integrations import from
@@ -142,8 +139,14 @@ def setup(tree, *command, without="no_such_module", **variables):
     """Run setup.py where a module cannot be imported: torch, as under pip's build isolation."""
     code = f"import runpy; sys.argv = ['setup.py', *{list(command)}]; "
     code += "runpy.run_path('setup.py', run_name='__main__')"
-    environment = nothing_cached(tree, **variables)
-    return python(WITHOUT.format(without) + code, cwd=tree, env=environment)
+    python = without_torch if without == "torch" else fresh.python
+    return python(WITHOUT.format(without) + code, cwd=tree, env=nothing_cached(tree, **variables))
+
+
+def without_torch(code, **options):
+    """Run code in a process that has never imported torch."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def wheel_of(tree, **how):
@@ -232,9 +235,10 @@ def test_a_source_distribution_has_all_that_a_clone_has(tree):
     for name in ("tests", "docs", "examples", "bench", ".ci"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-    # what lies at the top of a clone, whatever it is called, but for what editors and tools leave
+    # what lies at the top of a clone, whatever it is called, but for what editors and tools leave,
+    # and the file that a worktree of git's has
     for path in ROOT.iterdir():
-        if path.is_file() and (path.suffix in KEPT or not path.suffix):
+        if path.is_file() and (path.suffix in KEPT or not path.suffix) and path.name != ".git":
             shutil.copy(path, tree / path.name)
     here = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
     done = setup(tree, "-q", "sdist", without="torch")
@@ -324,5 +328,5 @@ def test_a_tree_that_is_not_installed_says_a_version_too(tree):
     hide = "import importlib.metadata as m; real = m.version\n"
     hide += "def version(name):\n if name == 'emanest': raise m.PackageNotFoundError\n"
     hide += " return real(name)\nm.version = version\n"
-    done = python(hide + code, cwd=tree, env=nothing_cached(tree))
+    done = fresh.python(hide + code, cwd=tree, env=nothing_cached(tree))
     assert done.stdout.split() == [str(tree / "emanest" / "__init__.py"), "0.1.0.dev0"]

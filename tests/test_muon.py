@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Muon and NorMuon against torch's and against the textbook."""
 
+import functools
 import inspect
 import itertools
 import re
@@ -118,17 +119,24 @@ def test_torchs_checkpoint_continues_here():
 # ---- the textbook -------------------------------------------------------------------------------
 
 
+@functools.cache
+def by_the_book(name, **options):
+    """The parameters after 20 steps of a textbook form; the same for every back end."""
+    base, params = getattr(textbook_bases, name)(**options), [p.detach() for p in matrices()]
+    for t in range(20):
+        pairs = zip(params, gradients(params, t), strict=True)
+        params = [base.update(i, p, g, LR) for i, (p, g) in enumerate(pairs)]
+    return params
+
+
 @each_backend
 @of_muon
 @pytest.mark.parametrize("scale", [None, *SCALES])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_float64_is_the_textbooks(name, backend, scale, nesterov):
     options = {"adjust_lr_fn": scale, "nesterov": nesterov, "weight_decay": 0.2}
-    base, params = getattr(textbook_bases, name)(**options), [p.detach() for p in matrices()]
-    for t in range(20):
-        pairs = zip(params, gradients(params, t), strict=True)
-        params = [base.update(i, p, g, LR) for i, (p, g) in enumerate(pairs)]
-    close(run(lambda p: CLASSES[name](p, LR, **options, backend=backend)), params)
+    found = run(lambda p: CLASSES[name](p, LR, **options, backend=backend))
+    close(found, by_the_book(name, **options))
 
 
 @each_class

@@ -3,14 +3,13 @@
 
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import emanest
+import fresh
 from emanest.methods import given, method
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +90,7 @@ def tree(tmp_path):
 
 
 def test_a_new_lookahead_is_a_rule_and_a_file(tree):
-    command = [sys.executable, "-W", "ignore", "-c", RUN]
-    found = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    found = fresh.python(RUN, tree)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == str(tree / "emanest" / "__init__.py")
     header = (tree / "csrc" / "rules.h").read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from device_plans import METHODS, PAIRS, programs
+from shared import kernel_cache, once
 
 # importing Triton here would settle for every other test whether it interprets
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
@@ -63,8 +64,13 @@ def check(assembly, text):
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Assembly of a part of the programs, and Triton's own representation."""
-    cache = str(tmp_path_factory.mktemp("triton"))
-    return result("compile", "some", TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
+
+    def make(path):
+        cache = kernel_cache("plan_kernel")
+        found = result("compile", "some", TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
+        path.write_text(json.dumps(found))
+
+    return json.loads(once(tmp_path_factory, "plan_kernel", make).read_text())
 
 
 @pytest.fixture(scope="module")

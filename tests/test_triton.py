@@ -21,14 +21,16 @@ from shared import once
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 
 HERE = Path(__file__).parent
-# file -> which of its tests
-FILES = {
-    "triton_kernels.py": (),
-    "test_passes.py": ("-k", "triton"),
-    "test_products.py": ("-k", "triton"),
-}
+KERNELS = "triton_kernels.py"
+# tests of every back end, of which Triton's are run
+SHARED = ("test_passes.py", "test_products.py")
 # calls kernels as on a GPU, of which none runs
 CALLS = "triton_calls.py"
+# file -> arguments of the process that runs it, with others if they are the same
+PROCESSES = {
+    **{file: (file,) for file in (KERNELS, CALLS)},
+    **dict.fromkeys(SHARED, (*SHARED, "-k", "triton")),
+}
 
 
 def claims(file):
@@ -39,23 +41,37 @@ def claims(file):
     for function in functions:
         taken = {argument.arg for argument in function.args.args}
         if function.name.startswith("test_") and (
-            not FILES.get(file) or taken & {"backend", "products"}
+            file not in SHARED or taken & {"backend", "products"}
         ):
             yield function.name
 
 
-CLAIMS = [(file, claim) for file in FILES for claim in claims(file)]
+CLAIMS = [(file, claim) for file in (KERNELS, *SHARED) for claim in claims(file)]
 
 
-def interpreted(file, *arguments, **options):
-    """Run pytest on a file, with the interpreter on unless it is ``CALLS``."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, *arguments]
-    interpret = Path(file).name != CALLS
-    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret))}
+# as ``python -m pytest``. The interpreter works out for all integers whether they overflow, which
+# takes it a third of its time, and drops what it finds unless it debugs
+INTERPRETER = """
+import dataclasses, sys
+import pytest
+from triton.runtime.interpreter import interpreter_builder as builder
+builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def interpreted(file, *arguments):
+    """Run pytest on a file here, with the interpreter on unless it is ``CALLS``."""
+    interpret = file != CALLS
+    python = [sys.executable, *(("-c", INTERPRETER) if interpret else ("-m", "pytest"))]
+    command = [*python, "-q", "-p", "no:cacheprovider", file, *arguments]
+    # threads of NumPy's that wait for each other take time from the other tests
+    more = {"TRITON_INTERPRET": str(int(interpret)), "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **more}
     for name in ("PYTEST_ADDOPTS", "EMANEST_BACKEND"):
         environment.pop(name, None)
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, **options
+        command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -66,24 +82,26 @@ def outcomes(tmp_path_factory):
     @functools.cache
     def of(file):
         def make(report):
-            done = interpreted(HERE / file, *FILES.get(file, ()), "--junitxml", report)
+            done = interpreted(*PROCESSES[file], "--junitxml", report)
             assert report.exists(), done.stdout + done.stderr
 
-        return read(once(tmp_path_factory, f"{file}.xml", make))
+        report = once(tmp_path_factory, f"{PROCESSES[file][0]}.xml", make)
+        return read(report).get(Path(file).stem, {})
 
     return of
 
 
 def read(report):
+    """Module -> claim -> for each of its cases the text of the failure, or None."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         bad = [e for e in case if e.tag in ("failure", "error", "skipped")]
         text = f"{case.get('name')}\n{bad[0].text}" if bad else None
-        found.setdefault(case.get("name").partition("[")[0], []).append(text)
+        module = found.setdefault(case.get("classname").rpartition(".")[2], {})
+        module.setdefault(case.get("name").partition("[")[0], []).append(text)
     return found
 
 
-# one process of pytest for a file
 @pytest.mark.parametrize(("file", "claim"), CLAIMS)
 def test_in_the_interpreter(outcomes, file, claim):
     check(outcomes, file, claim)
@@ -95,15 +113,15 @@ def test_calls_that_skip_the_jit(outcomes, claim):
 
 
 def check(outcomes, file, claim):
-    found = outcomes(file)[claim]
-    assert found
+    found = outcomes(file).get(claim)
+    assert found, "it has not run"
     failures = [text for text in found if text is not None]
     assert not failures, "\n".join(failures)
 
 
 @pytest.mark.slow
 def test_the_interpreter_passes_every_test_of_the_rules():
-    done = interpreted(Path(__file__).with_name("test_rules.py"), "-k", "triton")
+    done = interpreted("test_rules.py", "-k", "triton")
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
 
@@ -112,6 +130,6 @@ def test_the_interpreter_passes_every_test_of_the_rules():
 @pytest.mark.timeout(3600)
 def test_evaluations_change_no_run_of_any_optimizer_in_the_interpreter():
     chosen = "evaluations and triton"
-    done = interpreted(Path(__file__).with_name("test_points.py"), "-k", chosen)
+    done = interpreted("test_points.py", "-k", chosen)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emanest.rules import BASES, LOOKAHEADS, MOMENTA, POINTS
-from shared import once
+from shared import kernel_cache, once
 
 # Triton is imported only by processes of its own: importing it here would settle for every other
 # test whether it interprets
@@ -30,16 +30,18 @@ DTYPES = ["float32", "float64", "bfloat16", "float16", "float32, bfloat16 gradie
 
 def compiled(factory, script, *arguments):
     """Run a file like this one as a script, which writes what it finds as JSON."""
+    name = "-".join((Path(script).stem, *arguments))
 
     def make(path):
-        environment = {**os.environ, "TRITON_INTERPRET": "0"}
-        environment["TRITON_CACHE_DIR"] = str(factory.mktemp("triton"))
+        # all there is would fill the disk
+        cache = factory.mktemp("triton") if arguments else kernel_cache(name)
+        environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
         command = [sys.executable, script, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         path.write_text(done.stdout)
 
-    path = once(factory, "-".join((Path(script).stem, *arguments)), make)
+    path = once(factory, name, make)
     return {tuple(case): found for case, found in json.loads(path.read_text())}
 
 

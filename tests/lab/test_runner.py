@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from shrunk import corpus, small
 
+import ranks
 from examples.lab.experiments import EXPERIMENTS
 from examples.lab.experiments.sweep import Arm, Experiment, Stage, run
 from examples.lab.runner import Progress, side_by_side, work
@@ -98,7 +100,7 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
 
 def killed(few, folder):
     """Do the runs in a process, and kill it once the first of them has been saved on the way."""
-    process = multiprocessing.get_context("spawn").Process(target=saving, args=(few, folder))
+    process = ranks.context().Process(target=saving, args=(few, folder))
     process.start()
     end = time.monotonic() + 60
     while not list((folder / "work").glob("*.pt")):
@@ -145,12 +147,21 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     assert path.read_bytes().count(b"\n") == 7
 
 
+@pytest.fixture
+def forks(monkeypatch):
+    """Workers are forks, which need not import torch; ``test_two_processes...`` has them anew."""
+    found = SimpleNamespace(get_context=lambda how: ranks.context())
+    monkeypatch.setattr("examples.lab.runner.multiprocessing", found)
+
+
+@pytest.mark.usefixtures("forks")
 def test_a_time_that_is_over_begins_no_run(tmp_path):
     few = on_disk(tmp_path, steps=2)
     assert not side_by_side(few, store(tmp_path), workers=1, seconds=0, out=io.StringIO())
     assert not store(tmp_path).lines()
 
 
+@pytest.mark.usefixtures("forks")
 def test_an_interruption_ends_the_workers_and_is_passed_on(tmp_path, monkeypatch):
     few, show = on_disk(tmp_path, steps=100_000), Progress.show
 
