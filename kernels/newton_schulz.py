@@ -12,15 +12,18 @@ run. A result is rounded once.
 """
 
 import functools
-import math
 
 import torch
 import triton.language as tl
 
-from ..backends.products import check_out
-from . import products, scaling
-from .calls import DIRECT, MOST, Call, call, specialised
-from .launch import OPTIONS, check
+from ..backends.products import check_out, transposed
+from . import products
+from .calls import DIRECT, MOST, Call, specialised
+from .launch import check
+from .scaling import by_rows
+from .scaling import norms as norms  # of the namespace, like those below
+from .scaling import row_norms as row_norms
+from .scaling import scale as scale
 from .tiles import arch_of, programs, tile_for
 
 # of the tiles of a full product, with 4 to 16 tiles to a side: half of them and those on the
@@ -72,67 +75,6 @@ def mm_add(x, a, beta, alpha, out_dtype=None):
         RuntimeError: as ``mm``.
     """
     return _computed(_times, (a, x, x), (beta, alpha), dtype=out_dtype)
-
-
-# rows and columns of a tile whose elements are moved, not multiplied: four vectors of a thread
-TILE = {"BLOCK_M": 8, "BLOCK_N": 256}
-# matrices whose sums of tiles torch adds up at once, always as many: their number has a say in the
-# order in which a GPU adds up the numbers of one
-ADDED = 32
-
-
-def norms(x):
-    """As ``Products.norms``, with sums in float64."""
-    check(x.device, x.dtype)
-    x = _by_rows(x)
-    # rows beyond the batch may hold anything
-    high = math.ceil(len(x) / ADDED) * ADDED
-    sums = torch.empty((high, _tiles(x)), dtype=torch.float64, device=x.device)
-    _over_tiles(scaling.tile_squares_kernel, (x, sums), x, x.stride())
-    found = sums.new_empty(high)
-    for some, to in zip(sums.split(ADDED), found.split(ADDED), strict=True):
-        torch.sum(some, 1, out=to)
-    return found[: len(x)].sqrt_()
-
-
-# rows and columns of a tile whose squares are added up along columns, and along rows
-ALONG = {1: TILE, 0: {"BLOCK_M": 64, "BLOCK_N": 32}}
-
-
-def row_norms(x):
-    """As ``Products.row_norms``, with sums in float64."""
-    check(x.device, x.dtype)
-    along = 0 if _transposed(x) else 1
-    sums, x = torch.empty(x.shape[:2], dtype=torch.float64, device=x.device), _by_rows(x)
-    tile = ALONG[along]
-    size = tile["BLOCK_M" if along else "BLOCK_N"]
-    programs = len(x) * math.ceil(sums.shape[1] / size)
-    if programs:
-        arguments = x, sums, *x.shape[1:], *x.stride()
-        constants = {"ALONG": along, **tile}
-        call(scaling.row_squares_kernel, programs, x.device, arguments, constants, OPTIONS)
-    return sums.sqrt_()
-
-
-def scale(u, factors, out):
-    """As ``Products.scale``, of matrices whose dtype is no wider than that of the factors."""
-    check(u.device, u.dtype)
-    of = "row" if factors.dim() > 1 else "matrix"
-    if _transposed(u):
-        u, out, of = u.mT, out.mT, {"row": "column"}.get(of, of)
-    strides = *u.stride(), *out.stride()
-    _over_tiles(scaling.scale_kernel, (u, factors, out), u, strides, OF=of)
-
-
-def _tiles(x):
-    return math.prod(map(math.ceil, (x.shape[1] / TILE["BLOCK_M"], x.shape[2] / TILE["BLOCK_N"])))
-
-
-def _over_tiles(kernel, tensors, x, strides, **constants):
-    programs = len(x) * _tiles(x)
-    if programs:
-        arguments, constants = (*tensors, *x.shape[1:], *strides), {**constants, **TILE}
-        call(kernel, programs, x.device, arguments, constants, OPTIONS)
 
 
 # kind -> its kernel, b's dimension along the columns of the result, and how the kernel calls the
@@ -273,7 +215,7 @@ def _gram(x, y, c, added):
     _matrices(x=x, c=c)
     if added and c.shape != (*x.shape[:2], x.shape[1]):
         raise ValueError(f"x must be (batch, n, m) and c (batch, n, n), got {_shapes(x, c)}")
-    return "symmetric", (x, x, _by_rows(c)), False
+    return "symmetric", (x, x, by_rows(c)), False
 
 
 def _symmetric(a, b, c, added):
@@ -281,14 +223,14 @@ def _symmetric(a, b, c, added):
     if not a.shape == b.shape == c.shape == (*a.shape[:2], a.shape[1]):
         raise ValueError(f"a, b, c must be alike and square, got {_shapes(a, b, c)}")
     # of a symmetric matrix the transpose serves as well, where its columns are contiguous
-    return "symmetric", (a, b, _by_rows(c)), False
+    return "symmetric", (a, b, by_rows(c)), False
 
 
 def _times(a, x, y, added):
     _matrices(a=a, x=x)
     if a.shape != (len(x), x.shape[1], x.shape[1]):
         raise ValueError(f"a must be (batch, n, n) and x (batch, n, m), got {_shapes(a, x)}")
-    swapped = _transposed(x)
+    swapped = transposed(x)
     return "product", ((x.mT, a, x.mT) if swapped else (a, x, x)), swapped
 
 
@@ -301,14 +243,6 @@ def _strides(t):
 
 def _aligned(operands):
     return all(s == 1 or s % 16 == 0 for t in operands for s in _strides(t))
-
-
-def _transposed(t):
-    return t.stride(-2) == 1 != t.stride(-1)
-
-
-def _by_rows(t):
-    return t.mT if _transposed(t) else t
 
 
 def _shapes(*tensors):

@@ -42,14 +42,14 @@ def _factors(of):
     def arguments(wide, out):
         return wide, wide, out, *wide.shape[1:], *wide.stride(), *out.stride()
 
-    return scaling.scale_kernel, arguments, {"OF": of, **newton_schulz.TILE}
+    return scaling.scale_kernel, arguments, {"OF": of, **scaling.TILE}
 
 
 def _norms(along):
     def arguments(wide, x):
         return x, wide.double(), *x.shape[1:], *x.stride()
 
-    return scaling.row_squares_kernel, arguments, {"ALONG": along, **newton_schulz.ALONG[along]}
+    return scaling.row_squares_kernel, arguments, {"ALONG": along, **scaling.ALONG[along]}
 
 
 # call -> kernel; what it takes, of a batch in the arithmetic's dtype and another one; its constants

@@ -10,7 +10,7 @@ import torch
 from emanest import backends
 from emanest.backends import eager
 from emanest.backends.products import PRODUCTS
-from emanest.kernels import backend, launch, tiles
+from emanest.kernels import backend, launch, scaling, tiles
 from emanest.kernels import newton_schulz as kernels
 from emanest.matrix import newton_schulz
 
@@ -59,7 +59,7 @@ def _computing():
 def install(compute):
     # kernels take CPU tensors for those of a GPU of the driver's kind
     arch = f"sm_{TARGET.arch}"
-    for module in (launch, kernels):
+    for module in (launch, kernels, scaling):
         module.check = lambda device, dtype: None
     for module in (tiles, kernels):
         module.arch_of = lambda device: arch
