@@ -21,16 +21,15 @@ class Product(NamedTuple):
     row: int | None = None  # of those of its kind in the table; None: whichever is taken
 
 
+_MM_ADD = "product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0)
 # call -> kind of its tiles; its operands, without values, and the factor of the last; the result's
 # dtype, None for that of the operands
 PRODUCTS = {
     "mm": ("product", lambda n, m, like: (like(m, n).mT, like(m, n), None, 0.0), None),
     "sym_mm": ("symmetric", lambda n, m, like: (like(n, m), like(n, m), None, 0.0), None),
     "sym_baddbmm": ("symmetric", lambda n, m, like: (*(like(n, n) for _ in range(3)), 1.0), None),
-    "mm_add": ("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0), None),
-    "mm_add to float32": (
-        *("product", lambda n, m, like: (like(n, n), like(n, m), like(n, m), 1.0), torch.float32),
-    ),
+    "mm_add": (*_MM_ADD, None),
+    "mm_add to float32": (*_MM_ADD, torch.float32),
     "transposed sym_mm": (
         *("symmetric", lambda n, m, like: (like(m, n).mT, like(m, n).mT, None, 0.0), None),
     ),

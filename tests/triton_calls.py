@@ -13,7 +13,9 @@ import pytest
 import torch
 import triton
 
+import emanest
 from bench.host_time import Kernels, muon
+from bench.no_gpu.backend import both
 from emanest.backends.program import Program
 from emanest.kernels import backend, calls, newton_schulz, plan
 from emanest.kernels.tiles import Tile
@@ -352,3 +354,23 @@ def test_a_muon_step_launches_so_much():
     assert found.pop("copy_", 0) <= 2
     # a segment of the Gram form has an identity to add; and the norms of all matrices
     assert found == {"add_": 6, "sqrt_": 1, "clamp_": 1, "reciprocal": 1}
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 64), (4, 64, 256), (4, 256, 64)], ids=str)
+def test_nothing_follows_the_last_product_of_orthogonalize(shape):
+    """A cast would: of a float32 matrix that is iterated in float16."""
+    g = torch.ones(shape)
+    LAUNCHES.clear()
+    with Kernels() as others:
+        found = emanest.orthogonalize(g, dtype="float16")
+    assert (found.dtype, found.is_contiguous()) == (torch.float32, True)
+    assert LAUNCHES[-1].kernel.name == "product_kernel"
+    assert not {"_to_copy", "copy_", "clone"} & {*others.names}
+
+
+def test_what_a_gpu_that_is_not_there_has_not_launched_spoils_no_operand():
+    """A product in place, say: the result is copied over an addend that is still needed."""
+    c = torch.ones(2)
+    twice = both(lambda c, out: out.fill_(torch.nan), lambda c, out: out.copy_(2 * c))
+    assert twice(c, out=c) is c
+    assert c.tolist() == [2, 2]
